@@ -1,0 +1,71 @@
+"""Batch normalization for arrays: training, inference and exact gradients, without a deep-learning framework.
+
+>>> import numpy as np, nbnorm
+>>> x = np.random.default_rng(0).normal(5, 3, size=(256, 4)).astype(np.float32)
+>>> state = nbnorm.BatchNormState(4)
+>>> y, saved = nbnorm.batch_norm_training(x, state)
+>>> bool(abs(y.mean()) < 1e-6), bool(abs(y.std() - 1) < 1e-5)
+(True, True)
+
+Names are loaded when they are first used: `import nbnorm` itself imports nothing but NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as _numpy  # noqa: F401  the array library nothing here works without
+
+if TYPE_CHECKING:
+    from nbnorm.functional import (
+        Gradients,
+        Saved,
+        batch_norm_backward,
+        batch_norm_inference,
+        batch_norm_training,
+    )
+    from nbnorm.layer import BatchNorm
+    from nbnorm.state import BatchNormState
+    from nbnorm.stats import BatchStats, batch_stats, merge_stats
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BatchNorm": "layer",
+    "BatchNormState": "state",
+    "BatchStats": "stats",
+    "Gradients": "functional",
+    "Saved": "functional",
+    "batch_norm_backward": "functional",
+    "batch_norm_inference": "functional",
+    "batch_norm_training": "functional",
+    "batch_stats": "stats",
+    "merge_stats": "stats",
+}
+
+__all__ = [
+    "BatchNorm",
+    "BatchNormState",
+    "BatchStats",
+    "Gradients",
+    "Saved",
+    "__version__",
+    "batch_norm_backward",
+    "batch_norm_inference",
+    "batch_norm_training",
+    "batch_stats",
+    "merge_stats",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nbnorm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nbnorm.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,155 @@
+"""Arguments: every check of what a user passes in, before anything is computed, allocated or changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm._layout import Axis, channel_axes
+from nbnorm.state import BatchNormState
+
+_EXPECTED = "float16, bfloat16, float32 or float64"
+_native = {np.dtype(kind) for kind in ("float16", "float32", "float64")}  # bfloat16 joins when it is first seen
+
+
+def values(name: str, array: NDArray) -> NDArray:
+    """`array` as a plain, native, aligned ndarray: itself, or one copy of what is none.
+
+    Raises
+    ------
+    TypeError
+        When the dtype is not one of the four.
+    """
+    if type(array) is not np.ndarray:
+        array = np.asarray(array)
+    if array.dtype not in _native:
+        native = array.dtype.newbyteorder("=")
+        if native.name == "bfloat16":
+            _native.add(native)
+        elif native not in _native:
+            raise TypeError(
+                f"{name} has dtype {array.dtype}; expected {_EXPECTED} ({name}.astype(np.float32) converts)"
+            )
+        array = array.astype(native, order="K", copy=False)
+    if not array.flags.aligned:
+        array = array.copy(order="K")
+    return array
+
+
+def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
+    """The channel axes of x, non-negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When x has fewer than 2 dimensions or `axis` does not fit it.
+    """
+    if x.ndim < 2:
+        raise ValueError(
+            f"x has {x.ndim} dimensions (x.shape={x.shape}); expected at least 2, such as (samples, channels)"
+        )
+    try:
+        return channel_axes(axis, x.ndim)
+    except TypeError:
+        raise TypeError(f"axis is {_short(axis)}; expected an int or a tuple of ints") from None
+
+
+def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | tuple[int, ...]) -> None:
+    """x has the channels of the state."""
+    found = tuple(x.shape[i] for i in axes)
+    expected = num_features if isinstance(num_features, tuple) else (num_features,)
+    if found != expected:
+        shown = found[0] if len(found) == 1 else found
+        raise ValueError(
+            f"x has {shown} channels on axis {axis} (x.shape={x.shape}), but the state has {num_features} features"
+        )
+
+
+def enough_values(x: NDArray, count: int) -> None:
+    """The variance of the batch exists."""
+    if count < 2:
+        raise ValueError(
+            f"training needs at least 2 values per channel, got {count} (x.shape={x.shape}); "
+            "use batch_norm_inference or use_running=True"
+        )
+
+
+def enough_values_to_update(x: NDArray, count: int) -> None:
+    """The unbiased variance of the batch, which goes into the running variance, exists."""
+    if count < 2:
+        raise ValueError(
+            f"updating running_var needs at least 2 values per channel, got {count} (x.shape={x.shape}); "
+            "use update_running=False"
+        )
+
+
+def state(value: Any) -> None:
+    """`state` is one."""
+    if not isinstance(value, BatchNormState):
+        raise TypeError(f"state is a {type(value).__qualname__}; expected a nbnorm.BatchNormState")
+
+
+def gradient(dy: NDArray, x: NDArray) -> None:
+    """dy fits the x of the forward pass."""
+    if dy.shape != x.shape:
+        raise ValueError(f"dy has shape {dy.shape}; expected that of the forward pass's x, {x.shape}")
+    if dy.dtype != x.dtype:
+        raise TypeError(f"dy has dtype {dy.dtype}; expected that of x (dy.astype(np.{x.dtype.name}) converts)")
+
+
+def output(out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...]) -> None:
+    """`out` can take the result: an array like x, apart from every input or, where allowed, one of them itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        TypeError when it is no ndarray, ValueError for all else.
+    """
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray | np.matrix):
+        raise TypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; expected a numpy.ndarray")
+    if out.shape != x.shape:
+        raise ValueError(f"out has shape {out.shape}; expected that of x, {x.shape}")
+    if out.dtype != x.dtype:
+        raise ValueError(f"out has dtype {out.dtype}; expected {x.dtype} in native byte order, as x")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; pass a writable array, such as np.empty_like(x)")
+    if not out.flags.aligned:
+        raise ValueError("out is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
+    if _overlaps_itself(out):
+        raise ValueError("out overlaps itself, as a broadcast view does; pass np.empty_like(x)")
+    same = [name for name, array in inputs.items() if _is_same(out, array)]
+    for name, array in inputs.items():
+        if name in same and name not in allowed:
+            raise ValueError(f"out is {name} itself, which the backward pass needs; pass another array")
+        if not same and _shares(out, array):
+            raise ValueError(f"out overlaps {name} in memory; pass an array of its own")
+
+
+def _overlaps_itself(array: NDArray) -> bool:
+    """Whether two indices reach the same memory. Exact where strides nest, else on the safe side."""
+    reach = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return array.size > 0
+        reach += stride * (length - 1)
+    return False
+
+
+def _shares(a: NDArray, b: NDArray) -> bool:
+    if not np.may_share_memory(a, b):  # bounds only: cheap
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _is_same(a: NDArray, b: NDArray) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,145 @@
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7 and 13).
+
+y = scale*(x - k) + shift, or with dy an array dx = a*dy + scale*(x - k) + shift. One read of each input, one write,
+in float64 between them. Walked back to front: what reduce read last is still in cache.
+
+`streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries.
+"""
+
+from __future__ import annotations
+
+from numba import njit, prange
+
+from nbnorm._cpu.finalize import A, SCALE, SHIFT
+from nbnorm._cpu.launch import Kernel
+from nbnorm._cpu.plan import CHUNK, PANEL
+from nbnorm._cpu.reduce import chunk_bounds, share, spread
+from nbnorm._cpu.vector import (
+    LANES,
+    fence,
+    lanes,
+    load,
+    load_part,
+    routine,
+    store,
+    store_part,
+    stream,
+    until_line,
+)
+from nbnorm._formulas import ORIGIN, affine, affine_of_two
+
+
+@routine
+def mapped(x, dy, i, k, a, scale, shift, t):
+    u = load(x, i) - lanes(k, t)
+    if dy is None:
+        return affine(u, lanes(scale, t), lanes(shift, t))
+    return affine_of_two(load(dy, i), lanes(a, t), u, lanes(scale, t), lanes(shift, t))
+
+
+@routine
+def mapped_part(x, dy, i, n, k, a, scale, shift, t):
+    u = load_part(x, i, n) - lanes(k, t)
+    if dy is None:
+        return affine(u, lanes(scale, t), lanes(shift, t))
+    return affine_of_two(load_part(dy, i, n), lanes(a, t), u, lanes(scale, t), lanes(shift, t))
+
+
+@routine
+def run(x, dy, y, i, end, k, a, scale, shift, t, streaming):
+    """y[i:end]; coefficients are numbers, or tables read from position t on."""
+    if streaming:
+        n = min(end - i, until_line(y, i))
+        if n > 0:
+            store_part(y, i, n, mapped_part(x, dy, i, n, k, a, scale, shift, t))
+            i += n
+            t += n
+        while i + LANES <= end:
+            stream(y, i, mapped(x, dy, i, k, a, scale, shift, t))
+            i += LANES
+            t += LANES
+    else:
+        while i + LANES <= end:
+            store(y, i, mapped(x, dy, i, k, a, scale, shift, t))
+            i += LANES
+            t += LANES
+    if i < end:
+        store_part(y, i, end - i, mapped_part(x, dy, i, end - i, k, a, scale, shift, t))
+
+
+# ---- segments
+
+
+@njit
+def segment(x, dy, y, c, i, end, stats, coef, streaming):
+    """A run of values of channel c."""
+    run(x, dy, y, i, end, stats[ORIGIN, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c], 0, streaming)
+
+
+@routine
+def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
+    n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
+    for n in range(n1 - 1, n0 - 1, -1):
+        b = (n * C + c) * S
+        segment(x, dy, y, c, b + i0, b + i1, stats, coef, streaming)
+
+
+@Kernel
+def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
+    piece = min(S, CHUNK)
+    pieces = (S + piece - 1) // piece
+    for w in prange(workers):
+        first, last = share(w, workers, N * C * pieces)
+        for j in range(last - 1, first - 1, -1):
+            b, i = j // pieces, j % pieces * piece
+            segment(x, dy, y, b % C, b * S + i, b * S + min(S, i + piece), stats, coef, streaming)
+        if streaming:
+            fence()
+
+
+# ---- columns
+
+
+@routine
+def line_start(y, i, size, streaming):
+    """The next i on a line boundary of y: where one run ends and the next begins."""
+    if streaming and 0 < i < size:
+        i = min(size, i + until_line(y, i))
+    return min(i, size)
+
+
+@njit
+def columns(x, dy, y, r0, r1, j0, j1, K, size, k, a, scale, shift, streaming):
+    """Columns j0:j1 of rows r0:r1, a group of rows at a time from the last to the first, forwards in a group."""
+    group = max(1, 65_536 // K)
+    while r1 > r0:
+        for r in range(max(r0, r1 - group), r1):
+            i = line_start(y, r * K + j0, size, streaming)
+            end = line_start(y, r * K + j1, size, streaming)
+            run(x, dy, y, i, end, k, a, scale, shift, i - r * K, streaming)
+        r1 -= group
+
+
+@Kernel
+def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers):
+    """K = C * S * a number of rows; tables (4, K + 4 * LANES) is scratch, it repeats behind the last column."""
+    size = N * C * S
+    rows, panels = (size + K - 1) // K, (K + PANEL - 1) // PANEL
+    length = K + 2 * LANES
+    spread(tables[0], stats[ORIGIN], C, S, C * S, length)
+    spread(tables[1], coef[SCALE], C, S, C * S, length)
+    spread(tables[2], coef[SHIFT], C, S, C * S, length)
+    if dy is not None:
+        spread(tables[3], coef[A], C, S, C * S, length)
+    pieces = min(rows, workers)
+    for w in prange(workers):
+        first, last = share(w, workers, panels * pieces)
+        for task in range(last - 1, first - 1, -1):
+            r0, r1 = share(task // panels, pieces, rows)
+            j = task % panels * PANEL
+            columns(
+                x, dy, y, r0, r1, j, min(K, j + PANEL), K, size,
+                tables[0], tables[3], tables[1], tables[2], streaming,
+            )  # fmt: skip
+        if streaming:
+            fence()

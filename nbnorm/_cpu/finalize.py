@@ -1,0 +1,83 @@
+"""Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), float64.
+
+`stats` (4, C) is what a forward pass knows of each channel (_formulas.py names its rows); `sums` (2, C) what reduce found; `coef` (3, C)
+what apply needs: dx = a*dy + scale*(x - k) + shift, and without dy y = scale*(x - k) + shift.
+"""
+
+from __future__ import annotations
+
+from nbnorm._cpu.launch import compiled
+from nbnorm._cpu.vector import routine
+from nbnorm._formulas import (
+    DEVIATION,
+    INV_STD,
+    M2,
+    ORIGIN,
+    centred_product,
+    gradient_map,
+    inverse_std,
+    merge,
+    moments,
+    moving_average,
+    normalizing_map,
+)
+
+A, SCALE, SHIFT = range(3)  # rows of coef
+
+
+@routine
+def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
+    """Eq. 4 to 6 when dy is None, Eq. 11 and 12 (sums become sum_dy, sum_dy_xmu) when it is an array."""
+    if dy is None:
+        d, m2 = moments(sums[0, c], sums[1, c], count)
+        inv_std = inverse_std(m2 / count, eps)
+        stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c] = d, m2, inv_std
+        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(d, inv_std, gamma[c], beta[c])
+    else:
+        d = stats[DEVIATION, c]
+        sums[1, c] = centred_product(sums[0, c], sums[1, c], d)
+        coef[A, c], coef[SCALE, c], coef[SHIFT, c] = gradient_map(
+            sums[0, c], sums[1, c], d, count, gamma[c], stats[INV_STD, c]
+        )
+
+
+@compiled
+def finalize(dy, stats, sums, gamma, beta, eps, count, coef):
+    for c in range(gamma.size):
+        finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef)
+
+
+@compiled
+def finalize_running(mean, var, gamma, beta, eps, stats, coef):
+    """The running statistics in the place of a batch's: k is the mean itself, d is 0."""
+    for c in range(gamma.size):
+        stats[ORIGIN, c], stats[DEVIATION, c] = mean[c], 0.0
+        stats[INV_STD, c] = inverse_std(var[c], eps)
+        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(0.0, stats[INV_STD, c], gamma[c], beta[c])
+
+
+@compiled
+def commit_running(stats, count, momentum, mean, var, counters):
+    """Fold a batch into the running statistics and count it, Eq. 9.
+
+    One call that cannot fail: a signal arrives before it or after it, never in between.
+    """
+    for c in range(mean.size):
+        mean[c] = moving_average(mean[c], stats[ORIGIN, c] + stats[DEVIATION, c], momentum)
+        var[c] = moving_average(var[c], stats[M2, c] / (count - 1.0), momentum)
+    counters[0] += 1
+    counters[1] += int(count)
+
+
+@compiled
+def commit_pooled(stats, count, mean, var, counters):
+    """The same with exact pooling of everything seen, Eq. 8; the variance stays as it is below two values."""
+    seen = float(counters[1])
+    for c in range(mean.size):
+        new = stats[ORIGIN, c] + stats[DEVIATION, c]
+        old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
+        total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, stats[M2, c])
+        if total > 1.0:
+            var[c] = m2 / (total - 1.0)
+    counters[0] += 1
+    counters[1] += int(count)

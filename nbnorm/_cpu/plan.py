@@ -1,0 +1,76 @@
+"""Plan: how the work on an (N, C, S) view is cut, from its shape alone.
+
+Whatever decides the order of a sum (chunks, blocks of rows, folding) depends on nothing else, above all not on
+the number of threads or the size of an element: every run gives the same bits. docs/kernels.md has the measurements
+behind the numbers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+LANES = 32  # vector.LANES; this module does not load Numba
+SHORT = 64  # segments shorter than this are treated as columns
+CHUNK = 32_768  # values of a channel in one partial sum
+PANEL = 2_048  # columns whose accumulators and tables stay in cache together
+BLOCK = 131_072  # values of a block of rows
+CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
+L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
+CACHE_BYTES = 32 << 20  # last-level cache
+
+
+class Segments(NamedTuple):
+    """A chunk is `piece` values of `per` segments."""
+
+    per: int
+    piece: int
+    chunks: int  # per channel
+
+
+class Columns(NamedTuple):
+    """`tile` rows of N side by side make a row of K columns, so that short rows fill whole vectors."""
+
+    tile: int
+    block: int  # rows of a partial sum
+    blocks: int
+    K: int
+    width: int  # K rounded up to whole vectors
+    map_tile: int  # the same as tile, for apply
+    map_K: int
+    channels: int  # of a block that stays in cache between reduce and apply; 0: none would
+
+
+def up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+@lru_cache(1024)
+def segments(N: int, S: int) -> Segments:
+    per = min(N, 8 * max(1, CHUNK // (8 * S)))
+    piece = min(S, CHUNK)
+    return Segments(per, piece, -(-N // per) * -(-S // piece))
+
+
+@lru_cache(1024)
+def columns(N: int, C: int, S: int) -> Columns:
+    base = C * S
+    whole = LANES // gcd(base, LANES)  # rows until columns fill whole vectors
+    tile = whole if whole * base <= 1024 else 1
+    tile = max(1, min(N, tile * max(1, SHORT // (tile * base))))
+    K = base * tile
+    rows = -(-N // tile)
+    # Partial sums take 16 K bytes a block; wide rows get long blocks, so that they stay below 1 % of x.
+    block = max(64 if K <= PANEL else 1024, BLOCK // min(K, PANEL), -(-rows // 128))
+    # Apply prefers runs of 1,024 columns and more, unless the tables would cost more than the map.
+    map_tile = tile * max(1, 1024 // K) if N * base > 16_384 else tile
+    channels = min(C, L2_BYTES // (4 * N * S))
+    if tile > 1 or channels * S < min(128, base) or N * base <= 65_536:
+        channels = 0
+    return Columns(tile, block, -(-rows // block), K, up(K, LANES), map_tile, base * map_tile, channels)
+
+
+def streams(nbytes: int) -> bool:
+    """Whether stores should go past the caches: what is read and written does not stay in them anyway."""
+    return nbytes > 1.4 * CACHE_BYTES

@@ -1,0 +1,311 @@
+"""The vector value: 32 float64 lanes that behave like one number inside a kernel.
+
+`load` widens whatever the array stores, `store` rounds once on the way back, and `+ - *` and `fma` work lane by
+lane. LLVM splits the value into as many registers as the CPU has use for, so one accumulator is several
+independent chains, and every CPU does the same IEEE operations in the same order: no fastmath, no contraction.
+
+Numba has no 16-bit floats on the CPU, so those arrays come in as integers that stand for them:
+uint16 holds float16, int16 holds bfloat16.
+
+Indices count elements of a contiguous 1-d array; nothing here checks a bound.
+"""
+
+from __future__ import annotations
+
+import operator
+import platform
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.datamodel import PrimitiveModel
+from numba.extending import intrinsic, overload, register_model
+
+from nbnorm import _formulas
+
+LANES = 32
+LINE = 64  # bytes of a cache line, and the alignment of a streaming store
+
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+LANES_OF_DOUBLE = ir.VectorType(DOUBLE, LANES)
+MEMORY = {types.float64: DOUBLE, types.float32: FLOAT, types.uint16: I16, types.int16: I16}
+
+routine = njit(forceinline=True)
+
+
+class Vector(types.Type):
+    """Numba's type of the vector value."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Vector")
+
+
+vector = Vector()
+
+
+@register_model(Vector)
+class VectorModel(PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, LANES_OF_DOUBLE)
+
+
+# ---- arithmetic
+
+
+def _register(op, instruction):
+    @intrinsic
+    def lane_by_lane(typingctx, a, b):
+        return a(a, b), lambda ctx, b, sig, args: getattr(b, instruction)(*args)
+
+    @overload(op, inline="always")
+    def _(a, b):
+        if isinstance(a, Vector) and isinstance(b, Vector):
+            return lambda a, b: lane_by_lane(a, b)
+
+
+for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    _register(_op, _instruction)
+
+
+@intrinsic
+def _fma(typingctx, a, b, c):
+    def emit(ctx, builder, sig, args):
+        kind = args[0].type
+        name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+        return builder.call(function, args)
+
+    return a(a, b, c), emit
+
+
+@overload(_formulas.fma, inline="always")
+def _(a, b, c):
+    return lambda a, b, c: _fma(a, b, c)
+
+
+def _splat(builder, value):
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, value, I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+
+
+@intrinsic
+def zeros(typingctx):
+    """0 in every lane."""
+    return vector(), lambda ctx, builder, sig, args: ir.Constant(LANES_OF_DOUBLE, [0.0] * LANES)
+
+
+@intrinsic
+def fold(typingctx, v):
+    """Sum of the lanes, by halves: a fixed tree."""
+
+    def emit(ctx, builder, sig, args):
+        (value,) = args
+        width = LANES
+        while width > 1:
+            width //= 2
+            halves = []
+            for start in (0, width):
+                picks = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
+                halves.append(builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picks))
+            value = builder.fadd(*halves)
+        return builder.extract_element(value, I32(0))
+
+    return types.float64(v), emit
+
+
+def _first(builder, n):
+    """<LANES x i1> whose first n lanes are set."""
+    indices = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
+    return builder.icmp_signed("<", indices, _splat(builder, builder.trunc(n, I32)))
+
+
+@intrinsic
+def keep(typingctx, v, n):
+    """The first n lanes of v, 0 in the others."""
+
+    def emit(ctx, builder, sig, args):
+        zero = ir.Constant(LANES_OF_DOUBLE, [0.0] * LANES)
+        return builder.select(_first(builder, args[1]), args[0], zero)
+
+    return v(v, types.int64), emit
+
+
+# ---- what lies in memory against what lies in a register
+
+
+def _like(kind, element):
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def _number(kind, value):
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def _widen(builder, raw, dtype):
+    """float64 of a raw scalar or vector of `dtype`: exact."""
+    single, word = _like(raw.type, FLOAT), _like(raw.type, I32)
+    if dtype == types.float64:
+        return raw
+    if dtype == types.uint16:
+        raw = builder.fpext(builder.bitcast(raw, _like(raw.type, HALF)), single)
+    elif dtype == types.int16:
+        raw = builder.bitcast(builder.shl(builder.zext(raw, word), _number(word, 16)), single)
+    return builder.fpext(raw, _like(raw.type, DOUBLE))
+
+
+def _narrow(builder, value, dtype):
+    """The raw form of float64 values, rounded to nearest even (16-bit types through float32)."""
+    if dtype == types.float64:
+        return value
+    single = builder.fptrunc(value, _like(value.type, FLOAT))
+    if dtype == types.float32:
+        return single
+    short, word = _like(value.type, I16), _like(value.type, I32)
+    if dtype == types.uint16:
+        return builder.bitcast(builder.fptrunc(single, _like(value.type, HALF)), short)
+    bits = builder.bitcast(single, word)
+    odd = builder.and_(builder.lshr(bits, _number(word, 16)), _number(word, 1))
+    rounded = builder.add(bits, builder.add(odd, _number(word, 0x7FFF)))
+    is_nan = builder.fcmp_unordered("uno", single, single)
+    rounded = builder.select(is_nan, _number(word, 0x7FC00000), rounded)
+    return builder.trunc(builder.lshr(rounded, _number(word, 16)), short)
+
+
+def _address(ctx, builder, array_type, array, index, kind):
+    data = ctx.make_array(array_type)(ctx, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+
+def _memory(array_type):
+    """LLVM type of LANES elements, and the size of one in bytes."""
+    return ir.VectorType(MEMORY[array_type.dtype], LANES), array_type.dtype.bitwidth // 8
+
+
+@intrinsic
+def element(typingctx, array, i):
+    """array[i] as a float64."""
+
+    def emit(ctx, builder, sig, args):
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], MEMORY[array.dtype])
+        return _widen(builder, builder.load(pointer), array.dtype)
+
+    return types.float64(array, types.int64), emit
+
+
+@intrinsic
+def load(typingctx, array, i):
+    """array[i : i + LANES]."""
+
+    def emit(ctx, builder, sig, args):
+        kind, size = _memory(array)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        return _widen(builder, builder.load(pointer, align=size), array.dtype)
+
+    return vector(array, types.int64), emit
+
+
+def _masked(builder, verb, kind, result, arguments):
+    element = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[kind.element]
+    name = f"llvm.masked.{verb}.v{LANES}{element}.p0"
+    function_type = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+
+@intrinsic
+def load_part(typingctx, array, i, n):
+    """array[i : i + n] in the first n lanes, 0 in the others; nothing behind it is touched."""
+
+    def emit(ctx, builder, sig, args):
+        kind, size = _memory(array)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        arguments = [pointer, I32(size), _first(builder, args[2]), _number(kind, 0)]
+        return _widen(builder, _masked(builder, "load", kind, kind, arguments), array.dtype)
+
+    return vector(array, types.int64, types.int64), emit
+
+
+@intrinsic
+def store(typingctx, array, i, v):
+    """array[i : i + LANES] = v."""
+
+    def emit(ctx, builder, sig, args):
+        kind, size = _memory(array)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        builder.store(_narrow(builder, args[2], array.dtype), pointer, align=size)
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.int64, v), emit
+
+
+@intrinsic
+def store_part(typingctx, array, i, n, v):
+    """array[i : i + n] = the first n lanes of v."""
+
+    def emit(ctx, builder, sig, args):
+        kind, size = _memory(array)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        raw = _narrow(builder, args[3], array.dtype)
+        _masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), _first(builder, args[2])])
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, v), emit
+
+
+@intrinsic
+def stream(typingctx, array, i, v):
+    """Like `store`, past the caches; the address must be a multiple of LINE bytes."""
+
+    def emit(ctx, builder, sig, args):
+        kind, _ = _memory(array)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        instruction = builder.store(_narrow(builder, args[2], array.dtype), pointer, align=LINE)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.int64, v), emit
+
+
+@intrinsic
+def fence(typingctx):
+    """Order streaming stores before whatever follows. Only x86 needs an instruction for it."""
+
+    def emit(ctx, builder, sig, args):
+        if platform.machine() in ("x86_64", "AMD64"):
+            function_type = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse.sfence"
+            builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
+        return ctx.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def until_line(typingctx, array, i):
+    """How many elements lie between array[i] and the next address that is a multiple of LINE bytes."""
+
+    def emit(ctx, builder, sig, args):
+        kind, size = _memory(array)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        address = builder.ptrtoint(pointer, I64)
+        return builder.udiv(builder.and_(builder.neg(address), I64(LINE - 1)), I64(size))
+
+    return types.int64(array, types.int64), emit
+
+
+@intrinsic
+def _broadcast(typingctx, value):
+    return vector(types.float64), lambda ctx, builder, sig, args: _splat(builder, args[0])
+
+
+def lanes(values, i):
+    """What position i is multiplied with or added to: a slice of a table, or one number in every lane."""
+    return values if isinstance(values, float) else values[i : i + LANES]
+
+
+@overload(lanes, inline="always")
+def _(values, i):
+    if isinstance(values, types.Array):
+        return lambda values, i: load(values, i)
+    return lambda values, i: _broadcast(values)

@@ -1,0 +1,45 @@
+"""Dispatch: which kernels work on an array. The only test of array types in the library."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_WAY_OUT = {
+    "torch": "x.numpy() or numpy.from_dlpack(x)",
+    "jax": "numpy.asarray(x)",
+    "jaxlib": "numpy.asarray(x)",
+    "cupy": "cupy.asnumpy(x), since this version computes on the CPU",
+    "numba": "x.copy_to_host()",
+}
+
+
+def kernels_for(name: str, array: Any) -> ModuleType:
+    """The backend of `array`, the argument called `name`.
+
+    Raises
+    ------
+    TypeError
+        When no backend knows the type, with the way out.
+    """
+    if type(array) is not np.ndarray:
+        _refuse_foreign(name, array)
+    from nbnorm import _cpu
+
+    return _cpu
+
+
+def _refuse_foreign(name: str, array: Any) -> None:
+    """Other ndarray subclasses than these two are plain arrays to us."""
+    kind = type(array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(value)")
+    if isinstance(array, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix; pass numpy.asarray({name})")
+    if not isinstance(array, np.ndarray):
+        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], "numpy.asarray(x)").replace("x", name, 1)
+        raise TypeError(
+            f"{name} is a {kind.__module__}.{kind.__qualname__}; expected a numpy.ndarray: pass {way_out}"
+        )

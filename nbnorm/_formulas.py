@@ -1,0 +1,96 @@
+"""The maths of batch normalization: one function per numbered equation of docs/math.md.
+
+Every function is written for one value and works unchanged on float64 scalars, on the vector values of a
+target (`_cpu/vector.py`), on NumPy arrays and on `fractions.Fraction` through `.py_func`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+
+formula = numba.njit(inline="always")
+
+# Rows of a `stats` array (4, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std.
+ORIGIN, DEVIATION, M2, INV_STD = range(4)
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a*b + c. Each target replaces it by the instruction with one rounding when it compiles."""
+    return a * b + c
+
+
+@formula
+def accumulate(s, q, g, u):
+    """Eq. 3 (with g = u) and Eq. 10: the running sums of g and of g*u, where u = x - k."""
+    return s + g, fma(g, u, q)
+
+
+@formula
+def moments(s, q, count):
+    """Eq. 4: d = mean - k and m2, from the sums of u and u*u.
+
+    Rounding can leave a tiny negative m2: it is 0. An infinite or NaN m2 makes d NaN too, so that a channel
+    with an infinity has no mean rather than half a result.
+    """
+    d = s / count
+    m2 = fma(-d, s, q)
+    if m2 < 0:
+        m2 = m2 * 0
+    return d + (m2 - m2), m2
+
+
+@formula
+def inverse_std(var, eps):
+    """Eq. 5."""
+    return 1.0 / math.sqrt(var + eps)
+
+
+@formula
+def normalizing_map(d, inv_std, gamma, beta):
+    """Eq. 6: scale and shift of y = scale*(x - k) + shift."""
+    scale = gamma * inv_std
+    return scale, fma(-d, scale, beta)
+
+
+@formula
+def affine(u, scale, shift):
+    """Eq. 7: the map of the forward pass, u = x - k."""
+    return fma(u, scale, shift)
+
+
+@formula
+def affine_of_two(g, a, u, scale, shift):
+    """Eq. 13: the map of the backward pass, g = dy and u = x - k."""
+    return fma(g, a, affine(u, scale, shift))
+
+
+@formula
+def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    """Eq. 8 (Chan, Golub and LeVeque): the statistics of two samples together. Counts may be 0."""
+    count = count_a + count_b
+    share = count_b / (count + (count == 0))
+    delta = mean_b - mean_a
+    return count, mean_a + delta * share, m2_a + m2_b + delta * delta * count_a * share
+
+
+@formula
+def moving_average(running, new, momentum):
+    """Eq. 9: momentum is the weight of the new batch."""
+    return running + momentum * (new - running)
+
+
+@formula
+def centred_product(s, q, d):
+    """Eq. 11: the sum of dy*(x - mean) from the sums of dy and dy*(x - k)."""
+    return fma(-d, s, q)
+
+
+@formula
+def gradient_map(sum_dy, sum_dy_xmu, d, count, gamma, inv_std):
+    """Eq. 12: a, scale and shift of dx = a*dy + scale*(x - k) + shift."""
+    a = gamma * inv_std
+    scale = -a * inv_std * inv_std * sum_dy_xmu / count
+    return a, scale, fma(-d, scale, -a * sum_dy / count)

@@ -1,0 +1,395 @@
+"""The state of a batch normalization: parameters, running statistics, counters."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+_ARRAYS = ("gamma", "beta", "running_mean", "running_var")
+_TORCH_NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+
+
+class BatchNormState:
+    """Gamma, beta and the running statistics of one batch normalization.
+
+    Parameters
+    ----------
+    num_features : int or tuple of int
+        Number of channels C. A tuple, when `axis` is one: a normalization per activation, with n-D parameters.
+    eps : float
+        Added to the variance, in the units of x squared.
+    momentum : float or None
+        Weight of the **new** batch in the running statistics, 0 to 1. None: exact pooled statistics of every
+        value seen.
+    use_gamma, use_beta : bool
+        Whether there is a learned scale, a learned shift.
+    track_running : bool
+        Whether there are running statistics.
+    dtype : float32 or float64
+        Of gamma, beta and their gradients; independent of the dtype of x.
+    device : str
+        Where the arrays are: "cpu".
+
+    Attributes
+    ----------
+    gamma, beta : array, shape num_features, or None
+        Learned scale and shift. Assign them or update them in place (``state.gamma -= 0.1 * dgamma``).
+    running_mean, running_var : float64 array, shape num_features, or None
+        Running statistics, in the units of x and of x squared. `running_var` takes the unbiased variance.
+    num_batches, num_samples : int
+        How many batches, and values per channel, are in the running statistics.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or out of range.
+
+    Notes
+    -----
+    Copies and pickles are independent of the original. Several threads may train with one state: each batch is
+    folded in as a whole.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import nbnorm
+    >>> state = nbnorm.BatchNormState(3)
+    >>> state
+    BatchNormState(3, eps=1e-05, momentum=0.1, dtype=float32, device='cpu', num_batches=0)
+    >>> state.gamma *= 2
+    >>> state.gamma
+    array([2., 2., 2.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        num_features: int | tuple[int, ...],
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        use_gamma: bool = True,
+        use_beta: bool = True,
+        track_running: bool = True,
+        dtype: DTypeLike = "float32",
+        device: str = "cpu",
+    ) -> None:
+        self._num_features = _checked_features(num_features)
+        self._dtype = _checked_dtype(dtype)
+        _check_device(device)
+        self.eps = eps
+        self.momentum = momentum
+        shape = self.shape
+        self._gamma = np.ones(shape, self._dtype) if use_gamma else None
+        self._beta = np.zeros(shape, self._dtype) if use_beta else None
+        self._running_mean = np.zeros(shape) if track_running else None
+        self._running_var = np.ones(shape) if track_running else None
+        self._counters = np.zeros(2, np.int64)  # batches, values per channel
+        self._lock = threading.Lock()
+
+    # ---- what it is
+
+    @property
+    def num_features(self) -> int | tuple[int, ...]:
+        return self._num_features
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameters and of the running statistics."""
+        return self._num_features if isinstance(self._num_features, tuple) else (self._num_features,)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def to(self, device: str) -> BatchNormState:
+        """The state with its arrays on `device`; itself, when they are there."""
+        _check_device(device)
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"BatchNormState({self._num_features}, eps={self._eps:g}, momentum={self._momentum}, "
+            f"dtype={self._dtype}, device='{self.device}', num_batches={self.num_batches})"
+        )
+
+    # ---- what can be set
+
+    @property
+    def eps(self) -> float:
+        return self._eps
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        if not _is_real(value) or not 0 < value < math.inf:
+            raise ValueError(f"eps is {value!r:.60}; expected a positive finite number, such as 1e-5")
+        self._eps = float(value)
+
+    @property
+    def momentum(self) -> float | None:
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float | None) -> None:
+        if value is not None and (not _is_real(value) or not 0 <= value <= 1):
+            raise ValueError(
+                f"momentum is {value!r:.60}; expected the weight of the new batch, 0 to 1, or None for exact pooling"
+            )
+        self._momentum = None if value is None else float(value)
+
+    @property
+    def gamma(self) -> NDArray | None:
+        return self._gamma
+
+    @gamma.setter
+    def gamma(self, value: ArrayLike) -> None:
+        self._assign("gamma", value)
+
+    @property
+    def beta(self) -> NDArray | None:
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: ArrayLike) -> None:
+        self._assign("beta", value)
+
+    @property
+    def running_mean(self) -> NDArray[np.float64] | None:
+        return self._running_mean
+
+    @running_mean.setter
+    def running_mean(self, value: ArrayLike) -> None:
+        self._assign("running_mean", value)
+
+    @property
+    def running_var(self) -> NDArray[np.float64] | None:
+        return self._running_var
+
+    @running_var.setter
+    def running_var(self, value: ArrayLike) -> None:
+        self._assign("running_var", value)
+
+    @property
+    def num_batches(self) -> int:
+        return int(self._counters[0])
+
+    @property
+    def num_samples(self) -> int:
+        return int(self._counters[1])
+
+    def _assign(self, name: str, value: ArrayLike) -> None:
+        """Copy `value` into the array `name`; other references to that array see it too."""
+        target = getattr(self, "_" + name)
+        if target is value:  # state.gamma -= ... has worked in place already
+            return
+        if target is None:
+            flag = {"gamma": "use_gamma", "beta": "use_beta"}.get(name, "track_running")
+            raise ValueError(f"the state has no {name}; make it with {flag}=True")
+        array = np.asarray(value)
+        if array.shape != target.shape:
+            raise ValueError(f"{name} has shape {array.shape}; expected {target.shape}")
+        if not np.can_cast(array.dtype, target.dtype, "same_kind"):
+            raise TypeError(f"{name} has dtype {array.dtype}; expected {target.dtype}, or what casts to it safely")
+        target[...] = array
+
+    # ---- running statistics
+
+    def reset_running(self) -> None:
+        """Forget every batch: mean 0, variance 1, counters 0. Gamma and beta stay.
+
+        Examples
+        --------
+        >>> import numpy as np, nbnorm
+        >>> state = nbnorm.BatchNormState(2)
+        >>> y, saved = nbnorm.batch_norm_training(np.ones((4, 2), np.float32), state)
+        >>> state.reset_running()
+        >>> state.running_mean, state.num_batches
+        (array([0., 0.]), 0)
+        """
+        with self._lock:
+            if self._running_mean is not None and self._running_var is not None:
+                self._running_mean[...], self._running_var[...] = 0, 1
+            self._counters[...] = 0
+
+    def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Inference as one map, y = scale*x + shift: for folding into a neighbouring linear map.
+
+        Returns
+        -------
+        scale, shift : float64 array, shape num_features
+
+        Raises
+        ------
+        ValueError
+            When the state has no running statistics.
+
+        Notes
+        -----
+        In this form the mean is subtracted after the scaling: where mean/std is large, y loses as many digits as
+        that ratio has. `batch_norm_inference` does not.
+
+        Examples
+        --------
+        >>> import nbnorm
+        >>> state = nbnorm.BatchNormState(1, eps=1e-12)
+        >>> state.running_mean, state.running_var = [10.0], [4.0]
+        >>> [float(v.round(9)[0]) for v in state.as_affine()]
+        [0.5, -5.0]
+        """
+        mean, var = self._running()
+        scale = 1 / np.sqrt(var + self._eps)
+        if self._gamma is not None:
+            scale *= self._gamma
+        shift = -mean * scale
+        if self._beta is not None:
+            shift += self._beta
+        return scale, shift
+
+    def _running(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A copy of the running statistics, of one moment."""
+        if self._running_mean is None or self._running_var is None:
+            raise ValueError(
+                "the state has no running statistics (track_running=False); "
+                "make it with track_running=True, or use batch_norm_training"
+            )
+        with self._lock:
+            return self._running_mean.copy(), self._running_var.copy()
+
+    def _commit(self, kernels: ModuleType, stats: NDArray[np.float64], count: int) -> None:
+        """Fold the statistics of a batch into the running ones and count it, in one step that cannot fail."""
+        mean, var = self._running_mean, self._running_var
+        assert mean is not None and var is not None
+        with self._lock:
+            if self._momentum is None:
+                kernels.commit_pooled(stats, float(count), mean.reshape(-1), var.reshape(-1), self._counters)
+            else:
+                kernels.commit_running(
+                    stats, float(count), self._momentum, mean.reshape(-1), var.reshape(-1), self._counters
+                )
+
+    # ---- elsewhere
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Copies of the arrays and counters, under PyTorch's names.
+
+        Returns
+        -------
+        dict
+            "weight", "bias", "running_mean", "running_var", "num_batches_tracked", those that the state has, and
+            "num_samples_tracked", which PyTorch does not have.
+
+        Examples
+        --------
+        >>> import nbnorm
+        >>> sorted(nbnorm.BatchNormState(2, use_beta=False).state_dict())
+        ['num_batches_tracked', 'num_samples_tracked', 'running_mean', 'running_var', 'weight']
+        """
+        with self._lock:
+            found = {_TORCH_NAMES[name]: getattr(self, "_" + name) for name in _ARRAYS}
+            result = {key: array.copy() for key, array in found.items() if array is not None}
+            if self._running_mean is not None:
+                result["num_batches_tracked"] = np.array(self._counters[0])
+                result["num_samples_tracked"] = np.array(self._counters[1])
+        return result
+
+    @classmethod
+    def from_state_dict(
+        cls, state_dict: Mapping[str, Any], prefix: str = "", *, eps: float = 1e-5, momentum: float | None = 0.1
+    ) -> BatchNormState:
+        """A state from a dictionary with PyTorch's names: an own one, or a layer's out of a whole network's.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+            As `state_dict` gives it. Whatever `numpy.asarray` understands counts as an array.
+        prefix : str
+            What the names begin with, such as "layer1.0.bn1.".
+        eps, momentum : float
+            As in the constructor; PyTorch does not store them with the arrays.
+
+        Raises
+        ------
+        ValueError
+            When there is nothing under the prefix, a name is unknown, arrays do not fit each other, a running variance
+            is negative, or only one of running_mean and running_var is there.
+
+        Examples
+        --------
+        >>> import numpy as np, nbnorm
+        >>> arrays = {"bn.running_mean": np.zeros(2), "bn.running_var": np.ones(2), "fc.weight": np.ones((2, 2))}
+        >>> nbnorm.BatchNormState.from_state_dict(arrays, "bn.").gamma is None
+        True
+        """
+        found = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
+        arrays = {name: np.asarray(found.pop(key)) for name, key in _TORCH_NAMES.items() if key in found}
+        counters = [int(found.pop(key, 0)) for key in ("num_batches_tracked", "num_samples_tracked")]
+        if found:
+            raise ValueError(f"state_dict has unknown names under {prefix!r:.40}: {', '.join(sorted(found))[:80]}")
+        if not arrays:
+            raise ValueError(f"state_dict has no arrays under {prefix!r:.40}; expected weight, running_mean, ...")
+        if ("running_mean" in arrays) != ("running_var" in arrays):
+            raise ValueError(f"state_dict has only one of running_mean and running_var under {prefix!r:.40}")
+        if min(counters) < 0 or np.any(arrays.get("running_var", np.zeros(1)) < 0):
+            raise ValueError(f"state_dict has a negative running_var or counter under {prefix!r:.40}")
+        shape = next(iter(arrays.values())).shape
+        parameter = arrays.get("gamma", arrays.get("beta"))
+        state = cls(
+            shape if len(shape) != 1 else shape[0],
+            eps=eps,
+            momentum=momentum,
+            use_gamma="gamma" in arrays,
+            use_beta="beta" in arrays,
+            track_running="running_mean" in arrays,
+            dtype="float64" if parameter is not None and parameter.dtype == np.float64 else "float32",
+        )
+        for name, array in arrays.items():
+            state._assign(name, array)
+        state._counters[...] = counters
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            own = {key: value for key, value in vars(self).items() if key != "_lock"}
+            return {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in own.items()}
+
+    def __setstate__(self, own: dict[str, Any]) -> None:
+        vars(self).update(own)
+        self._lock = threading.Lock()
+
+
+def _checked_features(num_features: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    sizes = num_features if isinstance(num_features, tuple) else (num_features,)
+    if not sizes or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes):
+        raise TypeError(f"num_features is {num_features!r:.60}; expected an int or a tuple of ints")
+    if min(sizes) < 0:
+        raise ValueError(f"num_features is {num_features!r:.60}; expected no negative number")
+    whole = tuple(int(n) for n in sizes)
+    return whole if isinstance(num_features, tuple) else whole[0]
+
+
+def _checked_dtype(dtype: DTypeLike) -> np.dtype:
+    found = np.dtype(dtype)
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype is {found}; expected float32 or float64 for gamma and beta")
+    return found.newbyteorder("=")
+
+
+def _check_device(device: str) -> None:
+    if device != "cpu":
+        raise ValueError(f"device is {device!r:.60}; expected 'cpu', the only one in this version")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -1,0 +1,125 @@
+"""Statistics by themselves: of an array, and of several arrays together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm import _arguments
+from nbnorm._dispatch import kernels_for
+from nbnorm._formulas import DEVIATION, M2, ORIGIN, merge
+from nbnorm._layout import Axis, layout_of
+
+
+class BatchStats(NamedTuple):
+    """What is to be known of the values of each channel; the biased variance is m2/count.
+
+    Attributes
+    ----------
+    count : float64 array, shape ()
+        Number of values per channel.
+    mean : float64 array, shape of the channel axes
+    m2 : float64 array, shape of the channel axes
+        Sum of (x - mean)**2, in the units of x squared.
+    """
+
+    count: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+
+
+def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:
+    """Count, mean and sum of squared deviations of each channel.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...)
+        At least 2-D; float16, bfloat16, float32 or float64; any memory layout.
+    axis : int or tuple of int
+        The channel axis of x.
+
+    Returns
+    -------
+    BatchStats
+        Of an empty batch: count 0, mean 0, m2 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When x is of the wrong kind or dtype, or `axis` does not fit it.
+
+    Notes
+    -----
+    One read of x, float64 sums of x - k with k a value of the channel: no digits are lost when the mean is large.
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample variance", The American Statistician
+    37 (1983) 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np, nbnorm
+    >>> nbnorm.batch_stats(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    BatchStats(count=array(2.), mean=array([2., 5.]), m2=array([2., 0.]))
+    """
+    kernels = kernels_for("x", x)
+    x = _arguments.values("x", x)
+    axes = _arguments.channels(x, axis)
+    layout = layout_of(x, axes)
+    N, C, S = layout.shape
+    stats = np.zeros((4, C))
+    if x.size:
+        kernels.batch_statistics(layout.read(x), layout.shape, stats)
+    shape = tuple(x.shape[i] for i in axes)
+    mean = stats[ORIGIN] + stats[DEVIATION]
+    return BatchStats(np.array(float(N * S)), mean.reshape(shape), stats[M2].reshape(shape))
+
+
+def merge_stats(*stats: BatchStats) -> BatchStats:
+    """The statistics of several batches as if they had been one.
+
+    Parameters
+    ----------
+    *stats : BatchStats
+        At least one. Counts may differ and may be 0.
+
+    Returns
+    -------
+    BatchStats
+        Merged from left to right: the same order gives the same bits.
+
+    Raises
+    ------
+    TypeError
+        When there is no argument, or one is not a BatchStats.
+    ValueError
+        When the numbers of channels differ.
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample variance", The American Statistician
+    37 (1983) 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np, nbnorm
+    >>> parts = [nbnorm.batch_stats(np.array(rows)) for rows in ([[1.0], [2.0]], [[6.0]])]
+    >>> nbnorm.merge_stats(*parts)
+    BatchStats(count=array(3.), mean=array([3.]), m2=array([14.]))
+    """
+    if not stats:
+        raise TypeError("merge_stats got no argument; expected at least one BatchStats")
+    for i, one in enumerate(stats):
+        if not isinstance(one, BatchStats):
+            raise TypeError(f"argument {i} is a {type(one).__qualname__}; expected a BatchStats")
+        if np.shape(one.mean) != np.shape(stats[0].mean) or np.shape(one.m2) != np.shape(stats[0].mean):
+            raise ValueError(
+                f"argument {i} has channels of shape {np.shape(one.mean)}, argument 0 {np.shape(stats[0].mean)}"
+            )
+    total = tuple(np.array(part, np.float64) for part in stats[0])
+    for one in stats[1:]:
+        total = merge.py_func(*total, *one)
+    return BatchStats(*(np.asarray(part) for part in total))

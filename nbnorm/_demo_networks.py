@@ -167,6 +167,9 @@ class Run(NamedTuple):
     agreement: float  # share of the test data for which the two modes predict the same digit
 
 
+Results = dict[Setting, list[Run]]  # one run per seed
+
+
 def train(setting: Setting, digits: Digits, *, epochs: int, seed: int) -> Run:
     """Trains one network by plain stochastic gradient descent.
 

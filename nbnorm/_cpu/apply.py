@@ -28,6 +28,8 @@ from nbnorm._cpu.vector import (
 )
 from nbnorm._formulas import ORIGIN, affine, affine_of_two
 
+GROUP = 65_536  # values that are walked forwards before going back
+
 
 @routine
 def mapped(x, dy, i, k, a, scale, shift, t):
@@ -110,36 +112,38 @@ def line_start(y, i, size, streaming):
 
 @njit
 def columns(x, dy, y, r0, r1, j0, j1, K, size, k, a, scale, shift, streaming):
-    """Columns j0:j1 of rows r0:r1, a group of rows at a time from the last to the first, forwards in a group."""
-    group = max(1, 65_536 // K)
+    """Columns j0:j1 of rows r0:r1, a group of rows at a time from the last to the first, forwards in a group.
+
+    The tables begin at column j0.
+    """
+    group = max(1, GROUP // K)
     while r1 > r0:
         for r in range(max(r0, r1 - group), r1):
             i = line_start(y, r * K + j0, size, streaming)
             end = line_start(y, r * K + j1, size, streaming)
-            run(x, dy, y, i, end, k, a, scale, shift, i - r * K, streaming)
+            run(x, dy, y, i, end, k, a, scale, shift, i - r * K - j0, streaming)
         r1 -= group
 
 
 @Kernel
 def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers):
-    """K = C * S * a number of rows; tables (4, K + 4 * LANES) is scratch, it repeats behind the last column."""
+    """K = C * S * a number of rows; tables (workers, 4, PANEL + 2 * LANES) is scratch."""
     size = N * C * S
     rows, panels = (size + K - 1) // K, (K + PANEL - 1) // PANEL
-    length = K + 2 * LANES
-    spread(tables[0], stats[ORIGIN], C, S, C * S, length)
-    spread(tables[1], coef[SCALE], C, S, C * S, length)
-    spread(tables[2], coef[SHIFT], C, S, C * S, length)
-    if dy is not None:
-        spread(tables[3], coef[A], C, S, C * S, length)
     pieces = min(rows, workers)
     for w in prange(workers):
         first, last = share(w, workers, panels * pieces)
+        k, a, scale, shift = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3]
         for task in range(last - 1, first - 1, -1):
-            r0, r1 = share(task // panels, pieces, rows)
-            j = task % panels * PANEL
-            columns(
-                x, dy, y, r0, r1, j, min(K, j + PANEL), K, size,
-                tables[0], tables[3], tables[1], tables[2], streaming,
-            )  # fmt: skip
+            r0, r1 = share(task % pieces, pieces, rows)
+            j = task // pieces * PANEL
+            j1 = min(K, j + PANEL)
+            n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
+            spread(k, stats[ORIGIN], j, n, C, S)
+            spread(scale, coef[SCALE], j, n, C, S)
+            spread(shift, coef[SHIFT], j, n, C, S)
+            if dy is not None:
+                spread(a, coef[A], j, n, C, S)
+            columns(x, dy, y, r0, r1, j, j1, K, size, k, a, scale, shift, streaming)
         if streaming:
             fence()

@@ -120,12 +120,15 @@ def reduce_segments(x, dy, stats, sums, parts, N, C, S, per, piece, chunks, work
 
 
 @routine
-def spread(table, values, C, S, period, length):
-    """table[j] = the value of column j's channel; columns repeat with the period."""
-    for c in range(C):
-        table[c * S : (c + 1) * S] = values[c]
-    for j in range(C * S, length):
-        table[j] = table[j - C * S]
+def spread(table, values, j, n, C, S):
+    """table[:n] = what belongs to columns j : j + n, a value of each column's channel; columns repeat for ever."""
+    c, i = j // S % C, 0
+    end = S - j % S  # of this channel's columns, counted from j
+    while i < n:
+        end = min(end, n)
+        table[i:end] = values[c]
+        i, end = end, end + S
+        c = c + 1 if c + 1 < C else 0
 
 
 @njit
@@ -169,26 +172,29 @@ def channel_total(acc, a, c, C, S, tile):
 
 
 @Kernel
-def reduce_columns(x, dy, stats, sums, acc, table, N, C, S, tile, block, blocks, width, workers):
-    """sums (2, C), and stats[ORIGIN] when dy is None; acc (blocks * 2 * width) and table (width) are scratch."""
+def reduce_columns(x, dy, stats, sums, acc, tables, N, C, S, tile, block, blocks, width, workers):
+    """sums (2, C), and stats[ORIGIN] when dy is None; acc (blocks * 2 * width) and tables (workers, PANEL), scratch."""
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
     if dy is None:
         for c in range(C):
             stats[ORIGIN, c] = origin(x, c, N, C, S)
-    spread(table, stats[ORIGIN], C, S, C * S, K)
-    panels = (K + PANEL - 1) // PANEL
     for w in prange(workers):
-        first, last = share(w, workers, blocks * panels)
+        first, last = share(w, workers, (width + PANEL - 1) // PANEL * blocks)
+        table, filled = tables[w], -1
         for task in range(first, last):
-            b, j = task // panels, task % panels * PANEL
-            a = b * 2 * width + j
+            panel, b = task // blocks, task % blocks
+            j = panel * PANEL
             n, cols = min(block, rows - b * block), min(PANEL, K - j)
+            if filled != panel:
+                spread(table, stats[ORIGIN], j, cols, C, S)
+                filled = panel
+            a = b * 2 * width + j
             acc[a : a + cols] = 0.0
             acc[a + width : a + width + cols] = 0.0
-            column_sums(x, dy, b * block * K + j, n, K, cols, table, j, acc, a, a + width)
+            column_sums(x, dy, b * block * K + j, n, K, cols, table, 0, acc, a, a + width)
             if rest > j and b == blocks - 1:
-                column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), table, j, acc, a, a + width)
+                column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), table, 0, acc, a, a + width)
     for b in range(1, blocks):
         add_vectors(acc, 0, b * 2 * width, 2 * width)
     for c in range(C):

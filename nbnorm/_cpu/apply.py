@@ -127,10 +127,10 @@ def columns(x, dy, y, r0, r1, j0, j1, K, size, k, a, scale, shift, streaming):
 
 @Kernel
 def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 4, PANEL + 2 * LANES) is scratch."""
+    """K = C * S * a number of rows; tables (workers, 4, PANEL + 3 * LANES) is scratch."""
     size = N * C * S
     rows, panels = (size + K - 1) // K, (K + PANEL - 1) // PANEL
-    pieces = min(rows, workers)
+    pieces = 1 if panels >= 4 * workers else min(rows, workers)  # tables are built once a piece
     for w in prange(workers):
         first, last = share(w, workers, panels * pieces)
         k, a, scale, shift = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3]

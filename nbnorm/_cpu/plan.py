@@ -63,8 +63,8 @@ def columns(N: int, C: int, S: int) -> Columns:
     rows = -(-N // tile)
     # Partial sums take 16 K bytes a block; wide rows get long blocks, so that they stay below 1 % of x.
     block = max(64 if K <= PANEL else 1024, BLOCK // min(K, PANEL), -(-rows // 128))
-    # Apply prefers runs of 1,024 columns and more, unless the tables would cost more than the map.
-    map_tile = tile * max(1, 1024 // K) if N * base > 16_384 else tile
+    # Apply prefers runs of 1,024 columns, unless the tables would cost more than the map.
+    map_tile = tile * max(1, min(1024, N * base // 16) // K)
     channels = min(C, L2_BYTES // (4 * N * S))
     if tile > 1 or channels * S < min(128, base) or N * base <= 65_536:
         channels = 0

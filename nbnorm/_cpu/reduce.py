@@ -121,12 +121,23 @@ def reduce_segments(x, dy, stats, sums, parts, N, C, S, per, piece, chunks, work
 
 @routine
 def spread(table, values, j, n, C, S):
-    """table[:n] = what belongs to columns j : j + n, a value of each column's channel; columns repeat for ever."""
+    """table[:n] = what belongs to columns j : j + n, a value of each column's channel; columns repeat for ever.
+
+    Whole vectors are stored, so the table has LANES more places.
+    """
     c, i = j // S % C, 0
+    if S == 1:
+        while i < n:
+            end = min(n, i + C - c)
+            table[i:end] = values[c : c + end - i]
+            i, c = end, 0
+        return
     end = S - j % S  # of this channel's columns, counted from j
     while i < n:
-        end = min(end, n)
-        table[i:end] = values[c]
+        value = lanes(values[c], 0)
+        while i < min(end, n):  # what is stored beyond `end` the next channel overwrites
+            store(table, i, value)
+            i += LANES
         i, end = end, end + S
         c = c + 1 if c + 1 < C else 0
 
@@ -173,7 +184,7 @@ def channel_total(acc, a, c, C, S, tile):
 
 @Kernel
 def reduce_columns(x, dy, stats, sums, acc, tables, N, C, S, tile, block, blocks, width, workers):
-    """sums (2, C), and stats[ORIGIN] when dy is None; acc (blocks * 2 * width) and tables (workers, PANEL), scratch."""
+    """sums (2, C), and stats[ORIGIN] when dy is None; acc (blocks * 2 * width) and tables (workers, PANEL + LANES), scratch."""
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
     if dy is None:

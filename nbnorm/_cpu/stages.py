@@ -111,7 +111,7 @@ def _reduce(x: Array, dy: Array | None, shape: Shape, stats: Array, sums: Array)
         reduce_segments(workers, x, dy, stats, sums, np.empty((C * cut.chunks, 2)), N, C, S, *cut)
     else:
         cols = plan.columns(N, C, S)
-        acc, tables = np.empty(cols.blocks * 2 * cols.width), np.empty((workers, plan.PANEL))
+        acc, tables = np.empty(cols.blocks * 2 * cols.width), np.empty((workers, plan.PANEL + plan.LANES))
         reduce_columns(
             workers, x, dy, stats, sums, acc, tables, N, C, S, cols.tile, cols.block, cols.blocks, cols.width
         )  # fmt: skip
@@ -125,5 +125,5 @@ def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coe
         apply_segments(workers, x, dy, y, stats, coef, N, C, S, streaming)
     else:
         K = plan.columns(N, C, S).map_K
-        tables = np.empty((workers, 4, plan.PANEL + 2 * plan.LANES))
+        tables = np.empty((workers, 4, plan.PANEL + 3 * plan.LANES))
         apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, K, streaming)

@@ -1,0 +1,54 @@
+"""Compile the usual kernels into the cache, so that no first call has to wait, and say what each took."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+DTYPES = ("float16", "float32", "float64")
+# One shape for every way through the kernels: small (serial) and large (parallel).
+SHAPES = {
+    "channels first": ((4, 4, 100), (8, 8, 5_000)),
+    "channels first, one channel of 5 million": ((1, 1, 5_000_000),),
+    "channels last, tables": ((64, 32), (20_000, 32)),
+    "small images": ((64, 512, 7, 7),),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The dtypes to compile for."""
+    parser.add_argument(
+        "dtypes", nargs="*", metavar="DTYPE", default=["float32"], help=f"of {', '.join(DTYPES)}; default float32"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Call every kernel once; 2 when a dtype is unknown."""
+    unknown = set(args.dtypes) - set(DTYPES)
+    if unknown:
+        print(f"unknown dtype {', '.join(sorted(unknown))}; expected some of {', '.join(DTYPES)}")
+        return 2
+    start = time.perf_counter()
+    import nbnorm
+
+    for dtype in args.dtypes:
+        for what, shapes in SHAPES.items():
+            arrays = [np.ones(shape, dtype) for shape in shapes]
+            states = [nbnorm.BatchNormState(array.shape[1]) for array in arrays]
+            begun = time.perf_counter()
+            saved = [nbnorm.batch_norm_training(x, state)[1] for x, state in zip(arrays, states, strict=True)]
+            forward = time.perf_counter()
+            for x, one in zip(arrays, saved, strict=True):
+                nbnorm.batch_norm_backward(x, one)
+            backward = time.perf_counter()
+            for x, state in zip(arrays, states, strict=True):
+                nbnorm.batch_norm_inference(x, state)
+            inference = time.perf_counter()
+            print(
+                f"{dtype:<9}{what:<44}training {forward - begun:5.1f} s   "
+                f"backward {backward - forward:5.1f} s   inference {inference - backward:5.1f} s"
+            )
+    print(f"{time.perf_counter() - start:.1f} s in all; another run takes what loading them takes")
+    return 0

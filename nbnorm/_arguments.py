@@ -141,7 +141,7 @@ def _shares(a: NDArray, b: NDArray) -> bool:
     if not np.may_share_memory(a, b):  # bounds only: cheap
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

@@ -1,7 +1,7 @@
 """The two networks of the demo and their training, in NumPy and nbnorm only: no framework, no autograd.
 
-A layer is a callable with a ``backward(dy)`` that returns dx and leaves the gradients of its parameters on itself.
-`nbnorm.BatchNorm` is such a layer, so it goes into the list like any other.
+A layer is a callable with a ``backward(dy)`` that returns dx and leaves the gradients of its parameters on
+itself. `nbnorm.BatchNorm` is such a layer, so it goes into the list like any other.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ReLU:
 
 
 class Reshape:
-    """Gives every sample another shape."""
+    """Give every sample another shape."""
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape
@@ -101,7 +101,7 @@ class Network:
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
 
-    def parameters(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def parameters(self) -> Iterator[tuple[Any, Any]]:
         """Every parameter with its gradient."""
         for layer in self.layers:
             if isinstance(layer, Dense):
@@ -171,7 +171,7 @@ Results = dict[Setting, list[Run]]  # one run per seed
 
 
 def train(setting: Setting, digits: Digits, *, epochs: int, seed: int) -> Run:
-    """Trains one network by plain stochastic gradient descent.
+    """Train one network by plain stochastic gradient descent.
 
     The initial weights and the order of the batches depend on `seed`, not on normalization or rate, so that
     runs can be compared pair by pair. A run whose outputs are no longer finite stops early.

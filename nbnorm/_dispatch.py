@@ -40,6 +40,4 @@ def _refuse_foreign(name: str, array: Any) -> None:
         raise TypeError(f"{name} is a numpy.matrix; pass numpy.asarray({name})")
     if not isinstance(array, np.ndarray):
         way_out = _WAY_OUT.get(kind.__module__.split(".")[0], "numpy.asarray(x)").replace("x", name, 1)
-        raise TypeError(
-            f"{name} is a {kind.__module__}.{kind.__qualname__}; expected a numpy.ndarray: pass {way_out}"
-        )
+        raise TypeError(f"{name} is a {kind.__module__}.{kind.__qualname__}; expected a numpy.ndarray: pass {way_out}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numba
 
-formula = numba.njit(inline="always")
+formula: Any = numba.njit(inline="always")
 
 # Rows of a `stats` array (4, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std.
 ORIGIN, DEVIATION, M2, INV_STD = range(4)

@@ -88,4 +88,4 @@ def _as_if_writable(array: NDArray) -> NDArray:
     Kernels never write to what they read, but Numba would compile each of them once more for read-only arrays.
     """
     memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
-    return np.frombuffer(memory, array.dtype)
+    return np.ndarray(array.size, array.dtype, memory)  # type: ignore[arg-type]  # any buffer will do

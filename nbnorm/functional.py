@@ -65,9 +65,7 @@ class Saved:
         return self._gamma.reshape(self._shape).copy() if self._with_gamma else None
 
     def __repr__(self) -> str:
-        return (
-            f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, use_running={self.use_running})"
-        )
+        return f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, use_running={self.use_running})"
 
 
 def batch_norm_training(
@@ -173,9 +171,7 @@ def batch_norm_training(
     return y, Saved(x, flat, layout, axis, use_running, state, gamma, stats)
 
 
-def batch_norm_inference(
-    x: NDArray, state: BatchNormState, *, axis: Axis = 1, out: NDArray | None = None
-) -> NDArray:
+def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, out: NDArray | None = None) -> NDArray:
     """Normalize with the running statistics; nothing is updated.
 
     y = gamma*(x - running_mean)/sqrt(running_var + eps) + beta.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,12 +41,13 @@ def report() -> Iterator[tuple[str, str]]:
 
     from nbnorm._cpu.reduce import reduce_segments
 
+    settings: Any = numba.config
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in PACKAGES:
         yield name, _version(name) or "not installed"
-    yield "threads", f"{numba.config.NUMBA_NUM_THREADS} for kernels, {os.cpu_count()} processors"
+    yield "threads", f"{settings.NUMBA_NUM_THREADS} for kernels, {os.cpu_count()} processors"
     built = [layer for layer, module in LAYERS.items() if find_spec(f"numba.np.ufunc.{module}")]
-    yield "threading layer", f"setting {numba.config.THREADING_LAYER!r}; {', '.join(built)} built; not started yet"
+    yield "threading layer", f"setting {settings.THREADING_LAYER!r}; {', '.join(built)} built; not started yet"
     cache = Path(reduce_segments.serial.stats.cache_path or "none")
     yield "kernel cache", f"{cache} ({'writable' if _writable(cache) else 'NOT WRITABLE: set NUMBA_CACHE_DIR'})"
     found = [f"{name} {version}" for name in GPU_PACKAGES if (version := _version(name))]

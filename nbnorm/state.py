@@ -270,7 +270,8 @@ class BatchNormState:
     def _commit(self, kernels: ModuleType, stats: NDArray[np.float64], count: int) -> None:
         """Fold the statistics of a batch into the running ones and count it, in one step that cannot fail."""
         mean, var = self._running_mean, self._running_var
-        assert mean is not None and var is not None
+        assert mean is not None  # the caller has asked
+        assert var is not None
         with self._lock:
             if self._momentum is None:
                 kernels.commit_pooled(stats, float(count), mean.reshape(-1), var.reshape(-1), self._counters)

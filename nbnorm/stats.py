@@ -25,7 +25,7 @@ class BatchStats(NamedTuple):
         Sum of (x - mean)**2, in the units of x squared.
     """
 
-    count: NDArray[np.float64]
+    count: NDArray[np.float64]  # type: ignore[assignment]  # tuple.count, which nobody needs here
     mean: NDArray[np.float64]
     m2: NDArray[np.float64]
 
@@ -119,7 +119,7 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
             raise ValueError(
                 f"argument {i} has channels of shape {np.shape(one.mean)}, argument 0 {np.shape(stats[0].mean)}"
             )
-    total = tuple(np.array(part, np.float64) for part in stats[0])
+    total: tuple[NDArray, ...] = tuple(np.array(part, np.float64) for part in stats[0])
     for one in stats[1:]:
         total = merge.py_func(*total, *one)
     return BatchStats(*(np.asarray(part) for part in total))

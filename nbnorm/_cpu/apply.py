@@ -32,19 +32,18 @@ GROUP = 65_536  # values that are walked forwards before going back
 
 
 @routine
-def mapped(x, dy, i, k, a, scale, shift, t):
-    u = load(x, i) - lanes(k, t)
-    if dy is None:
+def image(v, g, k, a, scale, shift, t):
+    """The map of v = x and g = dy; coefficients are numbers, or tables read at t."""
+    u = v - lanes(k, t)
+    if g is None:
         return affine(u, lanes(scale, t), lanes(shift, t))
-    return affine_of_two(load(dy, i), lanes(a, t), u, lanes(scale, t), lanes(shift, t))
+    return affine_of_two(g, lanes(a, t), u, lanes(scale, t), lanes(shift, t))
 
 
 @routine
-def mapped_part(x, dy, i, n, k, a, scale, shift, t):
-    u = load_part(x, i, n) - lanes(k, t)
-    if dy is None:
-        return affine(u, lanes(scale, t), lanes(shift, t))
-    return affine_of_two(load_part(dy, i, n), lanes(a, t), u, lanes(scale, t), lanes(shift, t))
+def run_part(x, dy, y, i, n, k, a, scale, shift, t):
+    """y[i : i + n], n < LANES."""
+    store_part(y, i, n, image(load_part(x, i, n), load_part(dy, i, n), k, a, scale, shift, t))
 
 
 @routine
@@ -53,20 +52,20 @@ def run(x, dy, y, i, end, k, a, scale, shift, t, streaming):
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            store_part(y, i, n, mapped_part(x, dy, i, n, k, a, scale, shift, t))
+            run_part(x, dy, y, i, n, k, a, scale, shift, t)
             i += n
             t += n
         while i + LANES <= end:
-            stream(y, i, mapped(x, dy, i, k, a, scale, shift, t))
+            stream(y, i, image(load(x, i), load(dy, i), k, a, scale, shift, t))
             i += LANES
             t += LANES
     else:
         while i + LANES <= end:
-            store(y, i, mapped(x, dy, i, k, a, scale, shift, t))
+            store(y, i, image(load(x, i), load(dy, i), k, a, scale, shift, t))
             i += LANES
             t += LANES
     if i < end:
-        store_part(y, i, end - i, mapped_part(x, dy, i, end - i, k, a, scale, shift, t))
+        run_part(x, dy, y, i, end - i, k, a, scale, shift, t)
 
 
 # ---- segments

@@ -1,7 +1,7 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), float64.
 
-`stats` (4, C) is what a forward pass knows of each channel (_formulas.py names its rows); `sums` (2, C) what reduce found; `coef` (3, C)
-what apply needs: dx = a*dy + scale*(x - k) + shift, and without dy y = scale*(x - k) + shift.
+`stats` (4, C) is what a forward pass knows of each channel (_formulas.py names its rows), `sums` (2, C) what reduce
+found, `coef` (3, C) what apply needs: dx = a*dy + scale*(x - k) + shift, and without dy y = scale*(x - k) + shift.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import prange
 
 from nbnorm._cpu.apply import chunk, run
-from nbnorm._cpu.finalize import A, SCALE, SHIFT, finalize_channel
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.reduce import add_vectors, channel_total, chunk_sums, column_sums, origin, share
 from nbnorm._cpu.vector import fence

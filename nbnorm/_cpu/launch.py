@@ -6,6 +6,7 @@ region, and where a parallel region would be unsafe the serial twin answers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import types
@@ -19,7 +20,7 @@ import numba
 SERIAL_BELOW = 128 << 10
 
 
-def compiled(body: Callable[..., None], **options: Any) -> Callable[..., None]:
+def compiled(body: Callable[..., None], **options: Any) -> Any:
     """`njit` with the disk cache if there is a place for one."""
     try:
         return numba.njit(nogil=True, cache=True, **options)(body)
@@ -85,10 +86,8 @@ class _Guard:
 
     def after_fork_in_child(self) -> None:
         self.lock = threading.Lock()
-        try:
+        with contextlib.suppress(ValueError):  # no region has run in the parent: the child starts its own threads
             self.forked = self.forked or numba.threading_layer() == "omp"
-        except ValueError:  # no region has run in the parent: the child starts its own threads
-            pass
 
 
 _guard = _Guard()

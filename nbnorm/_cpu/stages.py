@@ -21,9 +21,7 @@ Array = NDArray
 Shape = tuple[int, int, int]
 
 
-def training_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, stats: Array
-) -> None:
+def training_forward(x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, stats: Array) -> None:
     """y and stats (4, C) from x: reduce, finalize, apply."""
     _fused_or_split(_raw(x), None, _raw(y), shape, stats, np.empty((2, shape[1])), gamma, beta, eps)
 
@@ -50,9 +48,7 @@ def running_forward(
     _apply(_raw(x), None, _raw(y), shape, stats, coef)
 
 
-def running_backward(
-    dy: Array, x: Array, dx: Array, shape: Shape, gamma: Array, stats: Array, sums: Array
-) -> None:
+def running_backward(dy: Array, x: Array, dx: Array, shape: Shape, gamma: Array, stats: Array, sums: Array) -> None:
     """The same as `backward` for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     coef = np.zeros((3, shape[1]))
     coef[SCALE] = gamma * stats[INV_STD]
@@ -81,7 +77,7 @@ def _fused_or_split(
     workers, streaming = workers_for(traffic), plan.streams(traffic)
     if S >= plan.SHORT:
         cut = plan.segments(N, S)
-        balanced = workers == 1 or C % workers == 0 or C >= 4 * workers
+        balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
         if N * S * x.itemsize <= plan.CHANNEL_BYTES and balanced:
             fused_segments(
                 workers, x, dy, y, stats, sums, coef, gamma, beta, eps, N, C, S, *cut, streaming

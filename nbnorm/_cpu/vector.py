@@ -7,7 +7,7 @@ independent chains, and every CPU does the same IEEE operations in the same orde
 Numba has no 16-bit floats on the CPU, so those arrays come in as integers that stand for them:
 uint16 holds float16, int16 holds bfloat16.
 
-Indices count elements of a contiguous 1-d array; nothing here checks a bound.
+Indices count elements of a contiguous 1-d array; nothing here checks a bound. An array that is None loads as None.
 """
 
 from __future__ import annotations
@@ -194,9 +194,16 @@ def element(typingctx, array, i):
     return types.float64(array, types.int64), emit
 
 
+def _absent(array, *others):
+    """What loads return for an array that is None."""
+    return types.none(array, *others), lambda ctx, builder, sig, args: ctx.get_dummy_value()
+
+
 @intrinsic
 def load(typingctx, array, i):
     """array[i : i + LANES]."""
+    if array is types.none:
+        return _absent(array, types.int64)
 
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array)
@@ -216,6 +223,8 @@ def _masked(builder, verb, kind, result, arguments):
 @intrinsic
 def load_part(typingctx, array, i, n):
     """array[i : i + n] in the first n lanes, 0 in the others; nothing behind it is touched."""
+    if array is types.none:
+        return _absent(array, types.int64, types.int64)
 
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array)

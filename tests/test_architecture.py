@@ -1,0 +1,77 @@
+"""The shape of the library: imports point downward, and `import nbnorm` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nbnorm
+
+PACKAGE = Path(nbnorm.__file__).parent
+LAYERS = [  # a module may import the layers before its own, and modules of its own layer
+    {"nbnorm._formulas", "nbnorm._cpu.plan"},
+    {"nbnorm._cpu", "nbnorm.state", "nbnorm._layout", "nbnorm._arguments"},
+    {"nbnorm._dispatch"},
+    {"nbnorm.functional", "nbnorm.stats"},
+    {"nbnorm.layer", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},
+]
+
+
+def layer_of(module):
+    while module:
+        for number, names in enumerate(LAYERS):
+            if module in names:
+                return number
+        module = module.rpartition(".")[0]
+    raise AssertionError("a module outside every layer")
+
+
+def module_name(path):
+    parts = ("nbnorm", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            known = [name for name in submodules if (PACKAGE.parent / name.replace(".", "/")).with_suffix(".py").exists()]
+            yield from known or [node.module]
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_downward(path):
+    own = layer_of(module_name(path))
+    inside = [name for name in imports(path) if name.split(".")[0] == "nbnorm"]
+    upward = [name for name in inside if name != "nbnorm" and layer_of(name) > own]
+    assert upward == []
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "_cpu"], ids=module_name)
+def test_kernels_know_nothing_of_the_state(path):
+    assert not {"nbnorm.state", "nbnorm.functional", "nbnorm._layout"} & set(imports(path))
+
+
+def test_every_public_name_can_be_reached_and_is_listed():
+    assert sorted(nbnorm.__all__) == dir(nbnorm)
+    assert [name for name in nbnorm.__all__ if getattr(nbnorm, name) is None] == []
+    with pytest.raises(AttributeError, match="no attribute 'batch_norm'"):
+        nbnorm.batch_norm  # noqa: B018
+
+
+def test_import_and_state_load_neither_numba_nor_a_framework():
+    code = "import sys, nbnorm; nbnorm.BatchNormState(3); print(sorted({'numba', 'cupy', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_tests_oracle_imports_nothing_of_ours():
+    assert set(imports(Path(__file__).parent / "reference.py")) <= {"numpy", "__future__", "typing"}

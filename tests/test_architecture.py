@@ -33,6 +33,11 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def is_module(name):
+    place = PACKAGE.parent / name.replace(".", "/")
+    return place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+
+
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -40,8 +45,7 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = [name for name in submodules if (PACKAGE.parent / name.replace(".", "/")).with_suffix(".py").exists()]
-            yield from known or [node.module]
+            yield from [name for name in submodules if is_module(name)] or [node.module]
 
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

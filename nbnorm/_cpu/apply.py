@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numba import njit, prange
 
-from nbnorm._cpu.finalize import A, SCALE, SHIFT
+from nbnorm._cpu.finalize import SCALE, SHIFT, A
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import CHUNK, PANEL
 from nbnorm._cpu.reduce import chunk_bounds, share, spread

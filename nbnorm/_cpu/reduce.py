@@ -127,10 +127,9 @@ def spread(table, values, j, n, C, S):
     """
     c, i = j // S % C, 0
     if S == 1:
-        while i < n:
-            end = min(n, i + C - c)
-            table[i:end] = values[c : c + end - i]
-            i, c = end, 0
+        for i in range(n):  # a slice assignment would do, and compile for a second longer
+            table[i] = values[c]
+            c = c + 1 if c + 1 < C else 0
         return
     end = S - j % S  # of this channel's columns, counted from j
     while i < n:
@@ -184,7 +183,10 @@ def channel_total(acc, a, c, C, S, tile):
 
 @Kernel
 def reduce_columns(x, dy, stats, sums, acc, tables, N, C, S, tile, block, blocks, width, workers):
-    """sums (2, C), and stats[ORIGIN] when dy is None; acc (blocks * 2 * width) and tables (workers, PANEL + LANES), scratch."""
+    """sums (2, C), and stats[ORIGIN] when dy is None.
+
+    acc (blocks * 2 * width) and tables (workers, PANEL + LANES) are scratch.
+    """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
     if dy is None:

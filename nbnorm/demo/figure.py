@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbnorm._demo_networks import NETWORKS, Results
-from nbnorm._demo_report import TARGET, Pair, Rows, initialization_rate, pair, rows_by_rate, rows_by_scale
+from nbnorm.demo.networks import NETWORKS, Results
+from nbnorm.demo.report import TARGET, Pair, Rows, initialization_rate, pair, rows_by_rate, rows_by_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbnorm._demo_networks import NETWORKS, Results, Run, Setting
+from nbnorm.demo.networks import NETWORKS, Results, Run, Setting
 
 TARGET = 0.95
 
@@ -24,9 +24,7 @@ Rows = list[tuple[float, Pair]]  # by learning rate, or by factor of the initial
 
 def rows_by_rate(results: Results, network: str) -> Rows:
     """A row per learning rate, at the usual initial weights."""
-    return [
-        (rate, pair(results, network, rate, 1.0)) for rate in sorted({setting.rate for setting in results})
-    ]
+    return [(rate, pair(results, network, rate, 1.0)) for rate in sorted({setting.rate for setting in results})]
 
 
 def rows_by_scale(results: Results, network: str) -> Rows:
@@ -163,9 +161,7 @@ def _inference(results: Results, network: str) -> tuple[bool, str]:
     gaps = [np.mean(_final(runs)) - np.mean(_final_by_batch(runs)) for _, (_, runs) in rows]
     worst = int(np.argmax(np.abs(gaps)))
     same = 100 * np.mean([run.agreement for _, runs in rows for run in runs.normalized])
-    evidence = (
-        f"largest gap {gaps[worst]:+.1f} points, at rate {rows[worst][0]:g}; same digit for {same:.1f} %"
-    )
+    evidence = f"largest gap {gaps[worst]:+.1f} points, at rate {rows[worst][0]:g}; same digit for {same:.1f} %"
     return bool(abs(gaps[worst]) < 1), evidence
 
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 import nbnorm
-from nbnorm._demo_figure import save_figure
-from nbnorm._demo_networks import BATCH, NETWORKS, Digits, Results, Setting, train
-from nbnorm._demo_report import print_report
+from nbnorm.demo.figure import save_figure
+from nbnorm.demo.networks import BATCH, NETWORKS, Digits, Results, Setting, train
+from nbnorm.demo.report import print_report
 
 INIT_RATE = 0.3  # where the initialization is varied: a rate that suits the networks without normalization
 
@@ -139,7 +139,7 @@ def _one_thread() -> Iterator[None]:
     Arrays this small gain nothing from a second one; on a busy machine waiting for it takes most of the time.
     """
     import numba
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     threads = numba.get_num_threads()
     numba.set_num_threads(1)

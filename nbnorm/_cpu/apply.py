@@ -15,6 +15,7 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import CHUNK, PANEL
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
 from nbnorm._cpu.vector import (
+    FEW,
     LANES,
     fence,
     lanes,
@@ -43,7 +44,8 @@ def image(v, g, k, a, scale, shift, t):
 @routine
 def run_part(x, dy, y, i, n, k, a, scale, shift, t):
     """y[i : i + n], n < LANES."""
-    store_part(y, i, n, image(load_part(x, i, n), load_part(dy, i, n), k, a, scale, shift, t))
+    v, g = load_part(x, i, n, LANES), load_part(dy, i, n, LANES)
+    store_part(y, i, n, image(v, g, k, a, scale, shift, t), LANES)
 
 
 @routine
@@ -71,13 +73,20 @@ def run(x, dy, y, i, end, k, a, scale, shift, t, streaming):
 # ---- segments
 
 
-@njit
+@routine
 def segment(x, dy, y, c, i, end, stats, coef, streaming):
     """A run of values of channel c."""
-    run(x, dy, y, i, end, stats[ORIGIN, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c], 0, streaming)
+    k, a, scale, shift = stats[ORIGIN, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
+    few = (end - i) % LANES
+    if streaming or few > FEW:
+        few = 0
+    run(x, dy, y, i, end - few, k, a, scale, shift, 0, streaming)
+    if few:
+        v, g = load_part(x, end - few, few, FEW), load_part(dy, end - few, few, FEW)
+        store_part(y, end - few, few, image(v, g, k, a, scale, shift, 0), FEW)
 
 
-@routine
+@njit
 def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):

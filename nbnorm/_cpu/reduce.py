@@ -17,7 +17,7 @@ from numba import njit, prange
 
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import PANEL
-from nbnorm._cpu.vector import LANES, element, fold, keep, lanes, load, load_part, routine, store, zeros
+from nbnorm._cpu.vector import FEW, LANES, element, fold, keep, lanes, load, load_part, routine, store, zeros
 from nbnorm._formulas import ORIGIN, accumulate
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
@@ -54,8 +54,18 @@ def rows_sums(x, dy, i, rows, stride, k, s, q):
 def rows_sums_part(x, dy, i, rows, stride, n, k, s, q):
     """The same for the first n lanes; the others add 0, whatever k holds there."""
     for r in range(rows):
-        u = keep(load_part(x, i + r * stride, n) - k, n)
-        g = u if dy is None else load_part(dy, i + r * stride, n)
+        u = keep(load_part(x, i + r * stride, n, LANES) - k, n, LANES)
+        g = u if dy is None else load_part(dy, i + r * stride, n, LANES)
+        s, q = accumulate(s, q, g, u)
+    return s, q
+
+
+@routine
+def rows_sums_few(x, dy, i, rows, stride, n, k, s, q):
+    """`rows_sums_part` for n <= FEW."""
+    for r in range(rows):
+        u = keep(load_part(x, i + r * stride, n, FEW) - k, n, FEW)
+        g = u if dy is None else load_part(dy, i + r * stride, n, FEW)
         s, q = accumulate(s, q, g, u)
     return s, q
 
@@ -68,8 +78,10 @@ def span_sums(x, dy, i, end, rows, stride, k, s, q):
     while i + LANES <= end:
         s, q = rows_sums(x, dy, i, rows, stride, k, s, q)
         i += LANES
-    if i < end:
+    if i + FEW < end:
         s, q = rows_sums_part(x, dy, i, rows, stride, end - i, k, s, q)
+    elif i < end:
+        s, q = rows_sums_few(x, dy, i, rows, stride, end - i, k, s, q)
     return s, q
 
 

@@ -8,6 +8,8 @@ Numba has no 16-bit floats on the CPU, so those arrays come in as integers that 
 uint16 holds float16, int16 holds bfloat16.
 
 Indices count elements of a contiguous 1-d array; nothing here checks a bound. An array that is None loads as None.
+Parts of a vector come in two widths, a literal: LANES, or FEW for at most that many lanes. The values are the same,
+FEW takes a quarter of the instructions.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from numba.extending import intrinsic, overload, register_model
 from nbnorm import _formulas
 
 LANES = 32
+FEW = 8
 LINE = 64  # bytes of a cache line, and the alignment of a streaming store
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -84,10 +87,17 @@ def _(a, b, c):
     return lambda a, b, c: _fma(a, b, c)
 
 
-def _splat(builder, value):
-    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+def _splat(builder, value, width=LANES):
+    undefined = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
     first = builder.insert_element(undefined, value, I32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
+
+
+def _resized(builder, value, width):
+    """The first `width` lanes of a vector, or the vector and zeros behind it."""
+    picks = [min(lane, value.type.count) for lane in range(width)]
+    zero = ir.Constant(value.type, [0.0] * value.type.count)
+    return builder.shuffle_vector(value, zero, ir.Constant(ir.VectorType(I32, width), picks))
 
 
 @intrinsic
@@ -115,21 +125,23 @@ def fold(typingctx, v):
     return types.float64(v), emit
 
 
-def _first(builder, n):
-    """<LANES x i1> whose first n lanes are set."""
-    indices = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
-    return builder.icmp_signed("<", indices, _splat(builder, builder.trunc(n, I32)))
+def _first(builder, n, width):
+    """<width x i1> whose first n lanes are set."""
+    indices = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+    return builder.icmp_signed("<", indices, _splat(builder, builder.trunc(n, I32), width))
 
 
-@intrinsic
-def keep(typingctx, v, n):
-    """The first n lanes of v, 0 in the others."""
+@intrinsic(prefer_literal=True)
+def keep(typingctx, v, n, width):
+    """The first n <= width lanes of v, 0 in the others."""
 
     def emit(ctx, builder, sig, args):
-        zero = ir.Constant(LANES_OF_DOUBLE, [0.0] * LANES)
-        return builder.select(_first(builder, args[1]), args[0], zero)
+        part = _resized(builder, args[0], width.literal_value)
+        zero = ir.Constant(part.type, [0.0] * width.literal_value)
+        kept = builder.select(_first(builder, args[1], width.literal_value), part, zero)
+        return _resized(builder, kept, LANES)
 
-    return v(v, types.int64), emit
+    return v(v, types.int64, width), emit
 
 
 # ---- what lies in memory against what lies in a register
@@ -178,9 +190,9 @@ def _address(ctx, builder, array_type, array, index, kind):
     return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
 
 
-def _memory(array_type):
-    """LLVM type of LANES elements, and the size of one in bytes."""
-    return ir.VectorType(MEMORY[array_type.dtype], LANES), array_type.dtype.bitwidth // 8
+def _memory(array_type, width=LANES):
+    """LLVM type of `width` elements, and the size of one in bytes."""
+    return ir.VectorType(MEMORY[array_type.dtype], width), array_type.dtype.bitwidth // 8
 
 
 @intrinsic
@@ -215,24 +227,25 @@ def load(typingctx, array, i):
 
 def _masked(builder, verb, kind, result, arguments):
     element = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[kind.element]
-    name = f"llvm.masked.{verb}.v{LANES}{element}.p0"
+    name = f"llvm.masked.{verb}.v{kind.count}{element}.p0"
     function_type = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
-@intrinsic
-def load_part(typingctx, array, i, n):
-    """array[i : i + n] in the first n lanes, 0 in the others; nothing behind it is touched."""
+@intrinsic(prefer_literal=True)
+def load_part(typingctx, array, i, n, width):
+    """array[i : i + n] in the first n <= width lanes, 0 in the others; nothing behind it is touched."""
     if array is types.none:
-        return _absent(array, types.int64, types.int64)
+        return _absent(array, types.int64, types.int64, width)
 
     def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
+        kind, size = _memory(array, width.literal_value)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        arguments = [pointer, I32(size), _first(builder, args[2]), _number(kind, 0)]
-        return _widen(builder, _masked(builder, "load", kind, kind, arguments), array.dtype)
+        arguments = [pointer, I32(size), _first(builder, args[2], width.literal_value), _number(kind, 0)]
+        raw = _masked(builder, "load", kind, kind, arguments)
+        return _resized(builder, _widen(builder, raw, array.dtype), LANES)
 
-    return vector(array, types.int64, types.int64), emit
+    return vector(array, types.int64, types.int64, width), emit
 
 
 @intrinsic
@@ -248,18 +261,19 @@ def store(typingctx, array, i, v):
     return types.void(array, types.int64, v), emit
 
 
-@intrinsic
-def store_part(typingctx, array, i, n, v):
-    """array[i : i + n] = the first n lanes of v."""
+@intrinsic(prefer_literal=True)
+def store_part(typingctx, array, i, n, v, width):
+    """array[i : i + n] = the first n <= width lanes of v."""
 
     def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
+        kind, size = _memory(array, width.literal_value)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        raw = _narrow(builder, args[3], array.dtype)
-        _masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), _first(builder, args[2])])
+        raw = _narrow(builder, _resized(builder, args[3], width.literal_value), array.dtype)
+        mask = _first(builder, args[2], width.literal_value)
+        _masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), mask])
         return ctx.get_dummy_value()
 
-    return types.void(array, types.int64, types.int64, v), emit
+    return types.void(array, types.int64, types.int64, v, width), emit
 
 
 @intrinsic

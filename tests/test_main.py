@@ -1,0 +1,75 @@
+"""python -m nbnorm: what each verb prints and returns."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nbnorm
+from nbnorm import info
+from nbnorm.__main__ import main
+
+
+def test_info_reports_the_installation_and_passes_its_self_test(capsys):
+    assert main(["info"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["nbnorm"] == nbnorm.__version__
+    assert lines["numpy"] == np.__version__
+    assert lines["self-test"] == "PASS"
+
+
+def test_info_fails_when_the_kernels_are_wrong(capsys, monkeypatch):
+    right = nbnorm.batch_norm_training
+
+    def wrong(x, state):
+        y, saved = right(x, state)
+        return y * 1.001, saved
+
+    monkeypatch.setattr(nbnorm, "batch_norm_training", wrong)
+    assert main(["info"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_the_self_tests_formula_is_the_definition():
+    x, dy = np.array([[1.0, 7.0], [3.0, 7.0]]), np.array([[1.0, 0.0], [0.0, 0.0]])
+    y, dx = info._formula(x, dy, 1e-30)
+    np.testing.assert_allclose(y, [[-1, 0], [1, 0]], atol=1e-15)
+    np.testing.assert_allclose(dx, [[0, 0], [0, 0]], atol=1e-15)
+
+
+def test_warmup_names_an_unknown_dtype(capsys):
+    assert main(["warmup", "float8"]) == 2
+    assert "unknown dtype float8" in capsys.readouterr().out
+
+
+def test_warmup_compiles_and_says_what_each_kernel_took(capsys):
+    assert main(["warmup", "float32"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("float32") == 4
+    assert out.count("training") == 4
+
+
+def test_an_unknown_verb_is_an_error_of_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["dance"])
+    assert "invalid choice: 'dance'" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "nbnorm", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"nbnorm {nbnorm.__version__}\n"
+
+
+def test_the_demo_says_which_extra_it_needs(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert main(["demo", "--quick"]) == 2
+    assert 'pip install "nbnorm[demo]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("out", "reason"), [("no/such/folder/f.png", "No such file"), ("f.docx", "expected one of")])
+def test_the_demo_checks_where_the_figure_goes_before_it_trains(out, reason, capsys, tmp_path):
+    for package in ("sklearn", "matplotlib", "tqdm"):
+        pytest.importorskip(package, reason='the demo needs pip install "nbnorm[demo]"')
+    assert main(["demo", "--out", str(tmp_path / out)]) == 2
+    assert reason in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""Memory beyond the output: at most 2 % of x and 4 MB, or what the channels themselves need."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import nbnorm
+
+SHAPES = {
+    "channels first": (8, 32, 64, 64),
+    "one channel": (1, 1, 1 << 20),
+    "small images": (32, 512, 7, 7),
+    "table": (40_000, 32),
+    "wide table": (300, 5_000),
+    "very wide table": (9, 200_000),
+}
+
+
+def peak_beyond(allowed, call):
+    tracemalloc.start()
+    try:
+        result = call()
+        return tracemalloc.get_traced_memory()[1] - allowed, result
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_call_needs_little_more_than_its_output(shape):
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    dy, state = x[::-1].copy(), nbnorm.BatchNormState(shape[1])
+    # Statistics (4), sums (2), coefficients (3), gamma and beta are float64 arrays of C: with a few rows of very many
+    # channels they are what counts.
+    of_channels = (4 + 2 + 3 + 2) * 8 * shape[1]
+    budget = 0.02 * x.nbytes + max(4 << 20, of_channels + (1 << 20))
+    for _ in range(2):  # what compiling needs, in the first round, does not count
+        training, (y, saved) = peak_beyond(x.nbytes, lambda: nbnorm.batch_norm_training(x, state))
+        backward, gradients = peak_beyond(x.nbytes, lambda: nbnorm.batch_norm_backward(dy, saved))  # noqa: B023
+        inference, _ = peak_beyond(x.nbytes, lambda: nbnorm.batch_norm_inference(x, state))
+    assert max(training, backward, inference) <= budget
+    in_place, z = peak_beyond(0, lambda: nbnorm.batch_norm_inference(x, state, out=y))
+    assert z is y
+    assert in_place <= budget
+    assert gradients.dx.shape == x.shape

@@ -96,7 +96,7 @@ def gradient(dy: NDArray, x: NDArray) -> None:
     if dy.shape != x.shape:
         raise ValueError(f"dy has shape {dy.shape}; expected that of the forward pass's x, {x.shape}")
     if dy.dtype != x.dtype:
-        raise TypeError(f"dy has dtype {dy.dtype}; expected that of x (dy.astype(np.{x.dtype.name}) converts)")
+        raise TypeError(f"dy has dtype {dy.dtype}; expected {x.dtype}, that of x (dy.astype(x.dtype) converts)")
 
 
 def output(out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...]) -> None:

@@ -152,23 +152,21 @@ def batch_norm_training(
     y = np.empty_like(x) if out is None else out
     gamma, beta = _parameters(state)
     stats = np.zeros((4, C))
-    flat = layout.read(x)
+    batch = stats if running is None else np.zeros((4, C))
+    flat, target = layout.read(x), layout.write(y)
     if x.size:
-        target = layout.write(y)
         if running is None:
             kernels.training_forward(flat, target, layout.shape, gamma, beta, state.eps, stats)
         else:
+            if update_running:
+                kernels.batch_statistics(flat, layout.shape, batch)
             mean, var = (array.reshape(-1) for array in running)
             kernels.running_forward(flat, target, layout.shape, gamma, beta, state.eps, mean, var, stats)
         layout.finish(target, y)
+    saved = Saved(x, flat, layout, axis, use_running, state, gamma, stats)
     if update_running:
-        batch = stats
-        if running is not None:
-            batch = np.zeros((4, C))
-            if x.size:
-                kernels.batch_statistics(flat, layout.shape, batch)
         state._commit(kernels, batch, N * S)
-    return y, Saved(x, flat, layout, axis, use_running, state, gamma, stats)
+    return y, saved
 
 
 def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, out: NDArray | None = None) -> NDArray:

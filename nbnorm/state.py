@@ -345,6 +345,8 @@ class BatchNormState:
         if min(counters) < 0 or np.any(arrays.get("running_var", np.zeros(1)) < 0):
             raise ValueError(f"state_dict has a negative running_var or counter under {prefix!r:.40}")
         shape = next(iter(arrays.values())).shape
+        if not shape:
+            raise ValueError(f"state_dict has scalars under {prefix!r:.40}; expected arrays with a place per channel")
         parameter = arrays.get("gamma", arrays.get("beta"))
         state = cls(
             shape if len(shape) != 1 else shape[0],

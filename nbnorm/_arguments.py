@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from nbnorm._layout import Axis, channel_axes
-from nbnorm.state import BatchNormState
 
 _EXPECTED = "float16, bfloat16, float32 or float64"
 _native = {np.dtype(kind) for kind in ("float16", "float32", "float64")}  # bfloat16 joins when it is first seen
@@ -53,7 +53,7 @@ def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
     try:
         return channel_axes(axis, x.ndim)
     except TypeError:
-        raise TypeError(f"axis is {_short(axis)}; expected an int or a tuple of ints") from None
+        raise TypeError(f"axis is {axis!r:.60}; expected an int or a tuple of ints") from None
 
 
 def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | tuple[int, ...]) -> None:
@@ -85,10 +85,10 @@ def enough_values_to_update(x: NDArray, count: int) -> None:
         )
 
 
-def state(value: Any) -> None:
-    """`state` is one."""
-    if not isinstance(value, BatchNormState):
-        raise TypeError(f"state is a {type(value).__qualname__}; expected a nbnorm.BatchNormState")
+def instance(name: str, value: Any, kind: type, way_out: str) -> None:
+    """`value` is of one of our own classes."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__qualname__}; expected {way_out}")
 
 
 def gradient(dy: NDArray, x: NDArray) -> None:
@@ -127,6 +127,53 @@ def output(out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str,
             raise ValueError(f"out overlaps {name} in memory; pass an array of its own")
 
 
+def num_features(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Plain ints, none of them negative."""
+    sizes = value if isinstance(value, tuple) else (value,)
+    if not sizes or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes):
+        raise TypeError(f"num_features is {value!r:.60}; expected an int or a tuple of ints")
+    if min(sizes) < 0:
+        raise ValueError(f"num_features is {value!r:.60}; expected no negative number")
+    whole = tuple(int(n) for n in sizes)
+    return whole if isinstance(value, tuple) else whole[0]
+
+
+def eps(value: float) -> float:
+    """A positive finite number."""
+    if not _is_real(value) or not 0 < value < math.inf:
+        raise ValueError(f"eps is {value!r:.60}; expected a positive finite number, such as 1e-5")
+    return float(value)
+
+
+def momentum(value: float | None) -> float | None:
+    """A weight, or None."""
+    if value is None:
+        return None
+    if not _is_real(value) or not 0 <= value <= 1:
+        raise ValueError(
+            f"momentum is {value!r:.60}; expected the weight of the new batch, 0 to 1, or None for exact pooling"
+        )
+    return float(value)
+
+
+def parameter_dtype(value: DTypeLike) -> np.dtype:
+    """float32 or float64."""
+    found = np.dtype(value)
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype is {found}; expected float32 or float64 for gamma and beta")
+    return found.newbyteorder("=")
+
+
+def device(value: str) -> None:
+    """One that there is."""
+    if value != "cpu":
+        raise ValueError(f"device is {value!r:.60}; expected 'cpu', the only one in this version")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def _overlaps_itself(array: NDArray) -> bool:
     """Whether two indices reach the same memory. Exact where strides nest, else on the safe side."""
     reach = array.itemsize
@@ -148,8 +195,3 @@ def _shares(a: NDArray, b: NDArray) -> bool:
 
 def _is_same(a: NDArray, b: NDArray) -> bool:
     return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -134,7 +134,7 @@ def batch_norm_training(
     array([0.2, 2. ])
     """
     kernels = kernels_for("x", x)
-    _arguments.state(state)
+    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
     x = _arguments.values("x", x)
     axes = _arguments.channels(x, axis)
     _arguments.features(x, axis, axes, state.num_features)
@@ -215,7 +215,7 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
            [0.]])
     """
     kernels = kernels_for("x", x)
-    _arguments.state(state)
+    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
     x = _arguments.values("x", x)
     axes = _arguments.channels(x, axis)
     _arguments.features(x, axis, axes, state.num_features)
@@ -284,8 +284,7 @@ def batch_norm_backward(dy: NDArray, saved: Saved, *, out: NDArray | None = None
     (np.True_, array([1.], dtype=float32))
     """
     kernels = kernels_for("dy", dy)
-    if not isinstance(saved, Saved):
-        raise TypeError(f"saved is a {type(saved).__qualname__}; expected what batch_norm_training returned with y")
+    _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
     dy = _arguments.values("dy", dy)
     x, layout = saved.x, saved._layout
     _arguments.gradient(dy, x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 from types import ModuleType
@@ -11,8 +10,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from nbnorm import _arguments
+
 _ARRAYS = ("gamma", "beta", "running_mean", "running_var")
 _TORCH_NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+
+
+class _Array:
+    """An array attribute of the state: reading gives the array or None, assigning copies into it."""
+
+    def __init__(self, flag: str) -> None:
+        self.flag = flag
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name, self.place = name, "_" + name
+
+    def __get__(self, state: BatchNormState, owner: type | None = None) -> NDArray | None:
+        return self if state is None else getattr(state, self.place)
+
+    def __set__(self, state: BatchNormState, value: ArrayLike) -> None:
+        target = getattr(state, self.place)
+        if target is value:  # state.gamma -= ... has worked in place already
+            return
+        if target is None:
+            raise ValueError(f"the state has no {self.name}; make it with {self.flag}=True")
+        array = np.asarray(value)
+        if array.shape != target.shape:
+            raise ValueError(f"{self.name} has shape {array.shape}; expected {target.shape}")
+        if not np.can_cast(array.dtype, target.dtype, "same_kind"):
+            raise TypeError(f"{self.name} has dtype {array.dtype}; expected {target.dtype}, or what casts to it safely")
+        target[...] = array
 
 
 class BatchNormState:
@@ -82,9 +109,9 @@ class BatchNormState:
         dtype: DTypeLike = "float32",
         device: str = "cpu",
     ) -> None:
-        self._num_features = _checked_features(num_features)
-        self._dtype = _checked_dtype(dtype)
-        _check_device(device)
+        self._num_features = _arguments.num_features(num_features)
+        self._dtype = _arguments.parameter_dtype(dtype)
+        _arguments.device(device)
         self.eps = eps
         self.momentum = momentum
         shape = self.shape
@@ -116,7 +143,7 @@ class BatchNormState:
 
     def to(self, device: str) -> BatchNormState:
         """The state with its arrays on `device`; itself, when they are there."""
-        _check_device(device)
+        _arguments.device(device)
         return self
 
     def __repr__(self) -> str:
@@ -133,9 +160,7 @@ class BatchNormState:
 
     @eps.setter
     def eps(self, value: float) -> None:
-        if not _is_real(value) or not 0 < value < math.inf:
-            raise ValueError(f"eps is {value!r:.60}; expected a positive finite number, such as 1e-5")
-        self._eps = float(value)
+        self._eps = _arguments.eps(value)
 
     @property
     def momentum(self) -> float | None:
@@ -143,43 +168,12 @@ class BatchNormState:
 
     @momentum.setter
     def momentum(self, value: float | None) -> None:
-        if value is not None and (not _is_real(value) or not 0 <= value <= 1):
-            raise ValueError(
-                f"momentum is {value!r:.60}; expected the weight of the new batch, 0 to 1, or None for exact pooling"
-            )
-        self._momentum = None if value is None else float(value)
+        self._momentum = _arguments.momentum(value)
 
-    @property
-    def gamma(self) -> NDArray | None:
-        return self._gamma
-
-    @gamma.setter
-    def gamma(self, value: ArrayLike) -> None:
-        self._assign("gamma", value)
-
-    @property
-    def beta(self) -> NDArray | None:
-        return self._beta
-
-    @beta.setter
-    def beta(self, value: ArrayLike) -> None:
-        self._assign("beta", value)
-
-    @property
-    def running_mean(self) -> NDArray[np.float64] | None:
-        return self._running_mean
-
-    @running_mean.setter
-    def running_mean(self, value: ArrayLike) -> None:
-        self._assign("running_mean", value)
-
-    @property
-    def running_var(self) -> NDArray[np.float64] | None:
-        return self._running_var
-
-    @running_var.setter
-    def running_var(self, value: ArrayLike) -> None:
-        self._assign("running_var", value)
+    gamma = _Array("use_gamma")
+    beta = _Array("use_beta")
+    running_mean = _Array("track_running")
+    running_var = _Array("track_running")
 
     @property
     def num_batches(self) -> int:
@@ -188,21 +182,6 @@ class BatchNormState:
     @property
     def num_samples(self) -> int:
         return int(self._counters[1])
-
-    def _assign(self, name: str, value: ArrayLike) -> None:
-        """Copy `value` into the array `name`; other references to that array see it too."""
-        target = getattr(self, "_" + name)
-        if target is value:  # state.gamma -= ... has worked in place already
-            return
-        if target is None:
-            flag = {"gamma": "use_gamma", "beta": "use_beta"}.get(name, "track_running")
-            raise ValueError(f"the state has no {name}; make it with {flag}=True")
-        array = np.asarray(value)
-        if array.shape != target.shape:
-            raise ValueError(f"{name} has shape {array.shape}; expected {target.shape}")
-        if not np.can_cast(array.dtype, target.dtype, "same_kind"):
-            raise TypeError(f"{name} has dtype {array.dtype}; expected {target.dtype}, or what casts to it safely")
-        target[...] = array
 
     # ---- running statistics
 
@@ -358,7 +337,7 @@ class BatchNormState:
             dtype="float64" if parameter is not None and parameter.dtype == np.float64 else "float32",
         )
         for name, array in arrays.items():
-            state._assign(name, array)
+            setattr(state, name, array)
         state._counters[...] = counters
         return state
 
@@ -370,29 +349,3 @@ class BatchNormState:
     def __setstate__(self, own: dict[str, Any]) -> None:
         vars(self).update(own)
         self._lock = threading.Lock()
-
-
-def _checked_features(num_features: int | tuple[int, ...]) -> int | tuple[int, ...]:
-    sizes = num_features if isinstance(num_features, tuple) else (num_features,)
-    if not sizes or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes):
-        raise TypeError(f"num_features is {num_features!r:.60}; expected an int or a tuple of ints")
-    if min(sizes) < 0:
-        raise ValueError(f"num_features is {num_features!r:.60}; expected no negative number")
-    whole = tuple(int(n) for n in sizes)
-    return whole if isinstance(num_features, tuple) else whole[0]
-
-
-def _checked_dtype(dtype: DTypeLike) -> np.dtype:
-    found = np.dtype(dtype)
-    if found not in (np.float32, np.float64):
-        raise ValueError(f"dtype is {found}; expected float32 or float64 for gamma and beta")
-    return found.newbyteorder("=")
-
-
-def _check_device(device: str) -> None:
-    if device != "cpu":
-        raise ValueError(f"device is {device!r:.60}; expected 'cpu', the only one in this version")
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -29,6 +29,30 @@ def accumulate(s, q, g, u):
 
 
 @formula
+def two_sum(a, b):
+    """Eq. 15 (Knuth): a + b rounded, and exactly what the rounding lost."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+@formula
+def accumulate_compensated(s, q, s_lost, q_lost, g, u):
+    """The same sums for float64 data, with what every addition loses."""
+    s, s_error = two_sum(s, g)
+    q, q_error = two_sum(q, g * u)
+    return s, q, s_lost + s_error, q_lost + q_error
+
+
+@formula
+def join_compensated(sums, others):
+    """Two compensated sums together."""
+    s, s_error = two_sum(sums[0], others[0])
+    q, q_error = two_sum(sums[1], others[1])
+    return s, q, sums[2] + others[2] + s_error, sums[3] + others[3] + q_error
+
+
+@formula
 def moments(s, q, count):
     """Eq. 4: d = mean - k and m2, from the sums of u and u*u.
 

@@ -11,7 +11,7 @@ from numba import prange
 from nbnorm._cpu.apply import chunk, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import add_vectors, channel_total, chunk_sums, column_sums, origin, share
+from nbnorm._cpu.reduce import add_sums, channel_total, chunk_sums, column_sums, origin, share
 from nbnorm._cpu.vector import fence
 from nbnorm._formulas import ORIGIN
 
@@ -40,16 +40,16 @@ def fused_segments(
 
 @Kernel
 def fused_columns(
-    x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, width, channels, N, C, S, block, streaming, workers
+    x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, terms, width, channels, N, C, S, block, streaming, workers
 ):  # fmt: skip
-    """Blocks of `channels` channels; scratch (workers, 8 * width) holds sums and tables of one block."""
+    """Blocks of `channels` channels; scratch (workers, (2 * terms + 4) * width), the sums and tables of a block."""
     K = C * S
     blocks = (C + channels - 1) // channels
     for w in prange(workers):
         first, last = share(w, workers, blocks)
-        mine = scratch[w]
-        k, a = mine[4 * width : 5 * width], mine[5 * width : 6 * width]
-        scale, shift = mine[6 * width : 7 * width], mine[7 * width : 8 * width]
+        total, part = scratch[w], scratch[w, terms * width :]
+        tables = scratch[w, 2 * terms * width :]
+        k, a, scale, shift = tables, tables[width:], tables[2 * width :], tables[3 * width :]
         for b in range(first, last):
             c0, c1 = b * channels, min(C, (b + 1) * channels)
             cols = (c1 - c0) * S
@@ -57,14 +57,14 @@ def fused_columns(
                 if dy is None:
                     stats[ORIGIN, c] = origin(x, c, N, C, S)
                 k[(c - c0) * S : (c - c0 + 1) * S] = stats[ORIGIN, c]
-            mine[: 2 * width] = 0.0
+            total[: terms * width] = 0.0
             for r in range(0, N, block):
-                mine[2 * width : 4 * width] = 0.0
-                column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, 0, mine, 2 * width, 3 * width)
-                add_vectors(mine, 0, 2 * width, 2 * width)
+                part[: terms * width] = 0.0
+                column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, part, 0, width)
+                add_sums(x, total, part, 0, width)
             for c in range(c0, c1):
-                sums[0, c] = channel_total(mine, 0, c - c0, c1 - c0, S, 1)
-                sums[1, c] = channel_total(mine, width, c - c0, c1 - c0, S, 1)
+                sums[0, c] = channel_total(total, 0, terms, width, c - c0, c1 - c0, S, 1)
+                sums[1, c] = channel_total(total, width, terms, width, c - c0, c1 - c0, S, 1)
                 finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
                 j0, j1 = (c - c0) * S, (c - c0 + 1) * S
                 a[j0:j1], scale[j0:j1], shift[j0:j1] = coef[A, c], coef[SCALE, c], coef[SHIFT, c]

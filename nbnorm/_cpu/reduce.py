@@ -17,8 +17,9 @@ from numba import njit, prange
 
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import PANEL
-from nbnorm._cpu.vector import FEW, LANES, element, fold, keep, lanes, load, load_part, routine, store, zeros
-from nbnorm._formulas import ORIGIN, accumulate
+from nbnorm._cpu.sums import add, join, load_sums, no_sums, store_sums, totals
+from nbnorm._cpu.vector import FEW, LANES, element, keep, lanes, load, load_part, routine, store
+from nbnorm._formulas import ORIGIN
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
@@ -33,56 +34,65 @@ def share(w, workers, tasks):
 
 
 @routine
-def origin(x, c, N, C, S):
-    """k, Eq. 2: the median of three values, so that x - k is exact and one outlier cannot be k."""
-    first = element(x, c * S)
-    middle = element(x, ((N // 2) * C + c) * S + S // 2)
-    last = element(x, ((N - 1) * C + c) * S + S - 1)
-    return max(min(first, middle), min(max(first, middle), last))
+def median(a, b, c):
+    return max(min(a, b), min(max(a, b), c))
 
 
 @routine
-def rows_sums(x, dy, i, rows, stride, k, s, q):
+def sample(x, c, part, N, C, S):
+    """A value from around part/8 of the way through channel c."""
+    return element(x, ((N - 1) * part // 8 * C + c) * S + (S - 1) * part // 8)
+
+
+@routine
+def origin(x, c, N, C, S):
+    """k, Eq. 2: the median of three medians of three values."""
+    return median(
+        median(sample(x, c, 0, N, C, S), sample(x, c, 3, N, C, S), sample(x, c, 6, N, C, S)),
+        median(sample(x, c, 1, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 7, N, C, S)),
+        median(sample(x, c, 2, N, C, S), sample(x, c, 5, N, C, S), sample(x, c, 8, N, C, S)),
+    )
+
+
+@routine
+def rows_sums(x, dy, i, rows, stride, k, sums):
     for r in range(rows):
         u = load(x, i + r * stride) - k
-        g = u if dy is None else load(dy, i + r * stride)
-        s, q = accumulate(s, q, g, u)
-    return s, q
+        sums = add(sums, u if dy is None else load(dy, i + r * stride), u)
+    return sums
 
 
 @routine
-def rows_sums_part(x, dy, i, rows, stride, n, k, s, q):
+def rows_sums_part(x, dy, i, rows, stride, n, k, sums):
     """The same for the first n lanes; the others add 0, whatever k holds there."""
     for r in range(rows):
         u = keep(load_part(x, i + r * stride, n, LANES) - k, n, LANES)
-        g = u if dy is None else load_part(dy, i + r * stride, n, LANES)
-        s, q = accumulate(s, q, g, u)
-    return s, q
+        sums = add(sums, u if dy is None else load_part(dy, i + r * stride, n, LANES), u)
+    return sums
 
 
 @routine
-def rows_sums_few(x, dy, i, rows, stride, n, k, s, q):
+def rows_sums_few(x, dy, i, rows, stride, n, k, sums):
     """`rows_sums_part` for n <= FEW."""
     for r in range(rows):
         u = keep(load_part(x, i + r * stride, n, FEW) - k, n, FEW)
-        g = u if dy is None else load_part(dy, i + r * stride, n, FEW)
-        s, q = accumulate(s, q, g, u)
-    return s, q
+        sums = add(sums, u if dy is None else load_part(dy, i + r * stride, n, FEW), u)
+    return sums
 
 
 # ---- segments
 
 
 @routine
-def span_sums(x, dy, i, end, rows, stride, k, s, q):
+def span_sums(x, dy, i, end, rows, stride, k, sums):
     while i + LANES <= end:
-        s, q = rows_sums(x, dy, i, rows, stride, k, s, q)
+        sums = rows_sums(x, dy, i, rows, stride, k, sums)
         i += LANES
     if i + FEW < end:
-        s, q = rows_sums_part(x, dy, i, rows, stride, end - i, k, s, q)
+        sums = rows_sums_part(x, dy, i, rows, stride, end - i, k, sums)
     elif i < end:
-        s, q = rows_sums_few(x, dy, i, rows, stride, end - i, k, s, q)
-    return s, q
+        sums = rows_sums_few(x, dy, i, rows, stride, end - i, k, sums)
+    return sums
 
 
 @routine
@@ -97,16 +107,16 @@ def chunk_bounds(t, per, piece, N, S):
 def chunk_sums(x, dy, c, t, per, piece, N, C, S, k):
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
-    kv, s, q = lanes(k, 0), zeros(), zeros()
+    kv, sums = lanes(k, 0), no_sums(x)
     while n < n1:
         b = (n * C + c) * S
         if n + rows <= n1:
-            s, q = span_sums(x, dy, b + i0, b + i1, rows, C * S, kv, s, q)
+            sums = span_sums(x, dy, b + i0, b + i1, rows, C * S, kv, sums)
             n += rows
         else:
-            s, q = span_sums(x, dy, b + i0, b + i1, 1, C * S, kv, s, q)
+            sums = span_sums(x, dy, b + i0, b + i1, 1, C * S, kv, sums)
             n += 1
-    return fold(s), fold(q)
+    return totals(sums)
 
 
 @Kernel
@@ -154,50 +164,49 @@ def spread(table, values, j, n, C, S):
 
 
 @njit
-def column_sums(x, dy, i, rows, stride, cols, k, at, acc, a, b):
-    """Add `rows` rows of `cols` columns from x[i] into acc[a:] and acc[b:]; k[at:] are the columns' origins."""
+def column_sums(x, dy, i, rows, stride, cols, k, acc, at, width):
+    """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k has the columns' origins."""
     step = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
     for r in range(0, rows, step):
         start, n = i + r * stride, min(step, rows - r)
         j = 0
         while j + LANES <= cols:
-            kv, s, q = load(k, at + j), load(acc, a + j), load(acc, b + j)
+            kv, sums = load(k, j), load_sums(x, acc, at + j, width)
             if n == step:
-                s, q = rows_sums(x, dy, start + j, step, stride, kv, s, q)
+                sums = rows_sums(x, dy, start + j, step, stride, kv, sums)
             else:
-                s, q = rows_sums(x, dy, start + j, n, stride, kv, s, q)
-            store(acc, a + j, s)
-            store(acc, b + j, q)
+                sums = rows_sums(x, dy, start + j, n, stride, kv, sums)
+            store_sums(acc, at + j, width, sums)
             j += LANES
         if j < cols:
-            kv, s, q = load(k, at + j), load(acc, a + j), load(acc, b + j)
-            s, q = rows_sums_part(x, dy, start + j, n, stride, cols - j, kv, s, q)
-            store(acc, a + j, s)
-            store(acc, b + j, q)
+            kv, sums = load(k, j), load_sums(x, acc, at + j, width)
+            sums = rows_sums_part(x, dy, start + j, n, stride, cols - j, kv, sums)
+            store_sums(acc, at + j, width, sums)
 
 
 @njit
-def add_vectors(acc, to, start, n):
-    """acc[to : to + n] += acc[start : start + n], whole vectors."""
-    for j in range(0, n, LANES):
-        store(acc, to + j, load(acc, to + j) + load(acc, start + j))
+def add_sums(x, acc, part, at, width):
+    """acc[:] += part[at:], the sums of `width` columns."""
+    for j in range(0, width, LANES):
+        store_sums(acc, j, width, join(load_sums(x, acc, j, width), load_sums(x, part, at + j, width)))
 
 
 @routine
-def channel_total(acc, a, c, C, S, tile):
-    """Columns of channel c: S neighbours in each of `tile` copies."""
+def channel_total(acc, at, terms, width, c, C, S, tile):
+    """Sum of the columns of channel c: S neighbours in each of `tile` copies; what was lost is two rows further on."""
     total = 0.0
-    for t in range(tile):
-        for j in range(a + (t * C + c) * S, a + (t * C + c + 1) * S):
-            total += acc[j]
+    for start in range(at, at + terms * width, 2 * width):
+        for t in range(tile):
+            for j in range(start + (t * C + c) * S, start + (t * C + c + 1) * S):
+                total += acc[j]
     return total
 
 
 @Kernel
-def reduce_columns(x, dy, stats, sums, acc, tables, N, C, S, tile, block, blocks, width, workers):
+def reduce_columns(x, dy, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers):
     """sums (2, C), and stats[ORIGIN] when dy is None.
 
-    acc (blocks * 2 * width) and tables (workers, PANEL + LANES) are scratch.
+    acc (blocks * terms * width) and tables (workers, PANEL + LANES) are scratch; terms is how many sums a column has.
     """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
@@ -214,14 +223,14 @@ def reduce_columns(x, dy, stats, sums, acc, tables, N, C, S, tile, block, blocks
             if filled != panel:
                 spread(table, stats[ORIGIN], j, cols, C, S)
                 filled = panel
-            a = b * 2 * width + j
-            acc[a : a + cols] = 0.0
-            acc[a + width : a + width + cols] = 0.0
-            column_sums(x, dy, b * block * K + j, n, K, cols, table, 0, acc, a, a + width)
+            at = b * terms * width + j
+            for r in range(terms):
+                acc[at + r * width : at + r * width + cols] = 0.0
+            column_sums(x, dy, b * block * K + j, n, K, cols, table, acc, at, width)
             if rest > j and b == blocks - 1:
-                column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), table, 0, acc, a, a + width)
+                column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), table, acc, at, width)
     for b in range(1, blocks):
-        add_vectors(acc, 0, b * 2 * width, 2 * width)
+        add_sums(x, acc, acc, b * terms * width, width)
     for c in range(C):
-        sums[0, c] = channel_total(acc, 0, c, C, S, tile)
-        sums[1, c] = channel_total(acc, width, c, C, S, tile)
+        sums[0, c] = channel_total(acc, 0, terms, width, c, C, S, tile)
+        sums[1, c] = channel_total(acc, width, terms, width, c, C, S, tile)

@@ -63,6 +63,11 @@ def _raw(array: Array) -> Array:
     return array.view(np.uint16 if array.dtype == np.float16 else np.int16)
 
 
+def _terms(x: Array) -> int:
+    """Sums that reduce keeps of each column: two, and for float64 data what they lose."""
+    return 4 if x.itemsize == 8 else 2
+
+
 def _count(shape: Shape) -> float:
     return float(shape[0] * shape[2])
 
@@ -88,9 +93,10 @@ def _fused_or_split(
         if cols.channels:
             channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
             width = plan.up(channels * S, plan.LANES)
-            scratch = np.empty((workers, 8 * width))
+            terms = _terms(x)
+            scratch = np.empty((workers, (2 * terms + 4) * width))
             fused_columns(
-                workers, x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, width, channels, N, C, S,
+                workers, x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, terms, width, channels, N, C, S,
                 cols.block, streaming,
             )  # fmt: skip
             return
@@ -107,9 +113,10 @@ def _reduce(x: Array, dy: Array | None, shape: Shape, stats: Array, sums: Array)
         reduce_segments(workers, x, dy, stats, sums, np.empty((C * cut.chunks, 2)), N, C, S, *cut)
     else:
         cols = plan.columns(N, C, S)
-        acc, tables = np.empty(cols.blocks * 2 * cols.width), np.empty((workers, plan.PANEL + plan.LANES))
+        terms = _terms(x)
+        acc, tables = np.empty(cols.blocks * terms * cols.width), np.empty((workers, plan.PANEL + plan.LANES))
         reduce_columns(
-            workers, x, dy, stats, sums, acc, tables, N, C, S, cols.tile, cols.block, cols.blocks, cols.width
+            workers, x, dy, stats, sums, acc, tables, N, C, S, cols.tile, cols.block, cols.blocks, terms, cols.width
         )  # fmt: skip
 
 

@@ -1,0 +1,85 @@
+"""Sums: what reduce accumulates, a tuple of vectors.
+
+A pair (s, q) for narrow types, whose values and products leave float64 bits to spare. For float64 data four,
+(s, q, s_lost, q_lost): what the additions lose is kept beside them (docs/math.md, Eq. 15).
+
+Each function stands twice: in plain Python, to be read, and as what Numba compiles for either length.
+"""
+
+from __future__ import annotations
+
+from numba import types
+from numba.extending import overload
+
+from nbnorm._cpu.vector import fold, load, routine, store, zeros
+from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
+
+
+def no_sums(x):
+    """Where sums over values of x begin."""
+    return (zeros(),) * (4 if x.itemsize == 8 else 2)
+
+
+@overload(no_sums, inline="always")
+def _(x):
+    if x.dtype == types.float64:
+        return lambda x: (zeros(), zeros(), zeros(), zeros())
+    return lambda x: (zeros(), zeros())
+
+
+def add(sums, g, u):
+    """One more vector of values in the sums."""
+    return accumulate(*sums, g, u) if len(sums) == 2 else accumulate_compensated(*sums, g, u)
+
+
+@overload(add, inline="always")
+def _(sums, g, u):
+    if len(sums) == 2:
+        return lambda sums, g, u: accumulate(sums[0], sums[1], g, u)
+    return lambda sums, g, u: accumulate_compensated(sums[0], sums[1], sums[2], sums[3], g, u)
+
+
+def join(sums, others):
+    """Two sums together."""
+    return (sums[0] + others[0], sums[1] + others[1]) if len(sums) == 2 else join_compensated(sums, others)
+
+
+@overload(join, inline="always")
+def _(sums, others):
+    if len(sums) == 2:
+        return lambda sums, others: (sums[0] + others[0], sums[1] + others[1])
+    return lambda sums, others: join_compensated(sums, others)
+
+
+def totals(sums):
+    """The lanes together: two numbers."""
+    s, q, *lost = (fold(v) for v in sums)
+    return (s + lost[0], q + lost[1]) if lost else (s, q)
+
+
+@overload(totals, inline="always")
+def _(sums):
+    if len(sums) == 2:
+        return lambda sums: (fold(sums[0]), fold(sums[1]))
+    return lambda sums: (fold(sums[0]) + fold(sums[2]), fold(sums[1]) + fold(sums[3]))
+
+
+def load_sums(x, memory, at, width):
+    """The sums over values of x that `store_sums` left in memory."""
+    return tuple(load(memory, at + r * width) for r in range(4 if x.itemsize == 8 else 2))
+
+
+@overload(load_sums, inline="always")
+def _(x, memory, at, width):
+    if x.dtype == types.float64:
+        return lambda x, memory, at, width: (
+            load(memory, at), load(memory, at + width), load(memory, at + 2 * width), load(memory, at + 3 * width)
+        )  # fmt: skip
+    return lambda x, memory, at, width: (load(memory, at), load(memory, at + width))
+
+
+@routine
+def store_sums(memory, at, width, sums):
+    """A row of memory for each, `width` apart."""
+    for r in range(len(sums)):
+        store(memory, at + r * width, sums[r])

@@ -15,6 +15,8 @@ formula: Any = numba.njit(inline="always")
 
 # Rows of a `stats` array (4, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std.
 ORIGIN, DEVIATION, M2, INV_STD = range(4)
+# Rows of a `sums` array (3, C): s and q, which become sum_dy and sum_dy_xmu, and h, the origin of dy.
+SUM, PRODUCT, DY_ORIGIN = range(3)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -23,9 +25,9 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 
 @formula
-def accumulate(s, q, g, u):
-    """Eq. 3 (with g = u) and Eq. 10: the running sums of g and of g*u, where u = x - k."""
-    return s + g, fma(g, u, q)
+def accumulate(s, q, v, u):
+    """Eq. 3 (with v = u) and Eq. 10: the running sums of v and of v*u, where u = x - k and v = dy - h."""
+    return s + v, fma(v, u, q)
 
 
 @formula
@@ -37,10 +39,10 @@ def two_sum(a, b):
 
 
 @formula
-def accumulate_compensated(s, q, s_lost, q_lost, g, u):
+def accumulate_compensated(s, q, s_lost, q_lost, v, u):
     """The same sums for float64 data, with what every addition loses."""
-    s, s_error = two_sum(s, g)
-    q, q_error = two_sum(q, g * u)
+    s, s_error = two_sum(s, v)
+    q, q_error = two_sum(q, v * u)
     return s, q, s_lost + s_error, q_lost + q_error
 
 
@@ -86,9 +88,9 @@ def affine(u, scale, shift):
 
 
 @formula
-def affine_of_two(g, a, u, scale, shift):
-    """Eq. 13: the map of the backward pass, g = dy and u = x - k."""
-    return fma(g, a, affine(u, scale, shift))
+def affine_of_two(v, a, u, scale, shift):
+    """Eq. 13: the map of the backward pass, v = dy - h and u = x - k."""
+    return fma(v, a, affine(u, scale, shift))
 
 
 @formula
@@ -108,13 +110,19 @@ def moving_average(running, new, momentum):
 
 @formula
 def centred_product(s, q, d):
-    """Eq. 11: the sum of dy*(x - mean) from the sums of dy and dy*(x - k)."""
+    """Eq. 11: the sum of dy*(x - mean) from the sums of v and v*u."""
     return fma(-d, s, q)
 
 
 @formula
-def gradient_map(sum_dy, sum_dy_xmu, d, count, gamma, inv_std):
-    """Eq. 12: a, scale and shift of dx = a*dy + scale*(x - k) + shift."""
+def whole_sum(s, h, count):
+    """Eq. 11: the sum of dy from that of v = dy - h."""
+    return fma(count, h, s)
+
+
+@formula
+def gradient_map(s, sum_dy_xmu, d, count, gamma, inv_std):
+    """Eq. 12: a, scale and shift of dx = a*v + scale*u + shift."""
     a = gamma * inv_std
-    scale = -a * inv_std * inv_std * sum_dy_xmu / count
-    return a, scale, fma(-d, scale, -a * sum_dy / count)
+    scale = -a * (inv_std * (inv_std * sum_dy_xmu / count))  # in this order nothing overflows that need not
+    return a, scale, fma(-d, scale, -a * s / count)

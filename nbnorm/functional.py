@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nbnorm import _arguments
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import DEVIATION, INV_STD, ORIGIN
+from nbnorm._formulas import DEVIATION, INV_STD, ORIGIN, PRODUCT, SUM
 from nbnorm._layout import Axis, Layout, layout_of
 from nbnorm.state import BatchNormState
 
@@ -292,16 +292,16 @@ def batch_norm_backward(dy: NDArray, saved: Saved, *, out: NDArray | None = None
         _arguments.output(out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
 
     dx = np.empty_like(x) if out is None else out
-    sums = np.zeros((2, layout.shape[1]))
+    sums = np.zeros((3, layout.shape[1]))
     if x.size:
         target = layout.write(dx)
         backward = kernels.running_backward if saved.use_running else kernels.backward
         backward(layout.read(dy), saved._flat, target, layout.shape, saved._gamma, saved._stats, sums)
         layout.finish(target, dx)
-    dbeta, dgamma = sums
+    dbeta, dgamma = sums[SUM], sums[PRODUCT] * saved._stats[INV_STD]
     return Gradients(
         dx,
-        (dgamma * saved._stats[INV_STD]).astype(saved._dtype).reshape(saved._shape) if saved._with_gamma else None,
+        dgamma.astype(saved._dtype).reshape(saved._shape) if saved._with_gamma else None,
         dbeta.astype(saved._dtype).reshape(saved._shape) if saved._with_beta else None,
     )
 

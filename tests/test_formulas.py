@@ -35,6 +35,23 @@ def test_moments_do_not_depend_on_the_origin(k):
     assert formulas.moments(*sums(u, u), N) == (MEAN - k, M2)
 
 
+def test_two_sum_keeps_what_rounding_loses():
+    a, b = 1.0, 2.0**-60
+    total, lost = formulas.two_sum(a, b)
+    assert F(total) + F(lost) == F(a) + F(b)
+    assert lost == b
+
+
+def test_compensated_sums_equal_exact_ones():
+    found = (0.0, 0.0, 0.0, 0.0)
+    v, u = [1e16, 1.0, -1e16, 3.0], [1.0, 2.0**-30, 1.0, 1.0]
+    for one_v, one_u in zip(v, u, strict=True):
+        found = formulas.accumulate_compensated(*found, one_v, one_u)
+    twice = formulas.join_compensated(found, found)
+    assert (found[0] + found[2], found[1] + found[3]) == (4.0, 3.0 + 2.0**-30)
+    assert (twice[0] + twice[2], twice[1] + twice[3]) == (8.0, 6.0 + 2.0**-29)
+
+
 def test_a_negative_m2_is_rounding_and_counts_as_zero():
     assert formulas.moments(4.0, 3.999999, 4.0) == (1.0, 0.0)
 
@@ -48,13 +65,15 @@ def test_the_forward_map_is_the_definition(k):
 
 
 @pytest.mark.parametrize("k", ORIGINS)
-def test_the_backward_map_is_the_definition(k):
-    gamma, u, d = F(5, 4), [x - k for x in X], MEAN - k
-    s, q = sums(u, G)
+@pytest.mark.parametrize("h", [F(0), G[1], F(-77)])
+def test_the_backward_map_is_the_definition(k, h):
+    gamma, u, v, d = F(5, 4), [x - k for x in X], [g - h for g in G], MEAN - k
+    s, q = sums(u, v)
     sum_dy_xmu = formulas.centred_product(s, q, d)
     assert sum_dy_xmu == sum(g * (x - MEAN) for g, x in zip(G, X, strict=True))
+    assert formulas.whole_sum(s, h, N) == sum(G)
     a, scale, shift = formulas.gradient_map(s, sum_dy_xmu, d, N, gamma, INV_STD)
-    found = [formulas.affine_of_two(g, a, one, scale, shift) for g, one in zip(G, u, strict=True)]
+    found = [formulas.affine_of_two(one_v, a, one_u, scale, shift) for one_v, one_u in zip(v, u, strict=True)]
     x_hat = [(x - MEAN) * INV_STD for x in X]
     mean_gx = sum(g * h for g, h in zip(G, x_hat, strict=True)) / N
     assert found == [gamma * INV_STD * (g - sum(G) / N - h * mean_gx) for g, h in zip(G, x_hat, strict=True)]

@@ -1,7 +1,7 @@
 """Apply: the affine map of each channel (docs/math.md, Eq. 7 and 13).
 
-y = scale*(x - k) + shift, or with dy an array dx = a*dy + scale*(x - k) + shift. One read of each input, one write,
-in float64 between them. Walked back to front: what reduce read last is still in cache.
+y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift. One read of each input, one
+write, in float64 between them. Walked back to front: what reduce read last is still in cache.
 
 `streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numba import njit, prange
 
-from nbnorm._cpu.finalize import SCALE, SHIFT, A
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, H
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import CHUNK, PANEL
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
@@ -33,41 +33,41 @@ GROUP = 65_536  # values that are walked forwards before going back
 
 
 @routine
-def image(v, g, k, a, scale, shift, t):
-    """The map of v = x and g = dy; coefficients are numbers, or tables read at t."""
-    u = v - lanes(k, t)
-    if g is None:
+def image(x, dy, k, h, a, scale, shift, t):
+    """The map of vectors x and dy (or None); coefficients are numbers, or tables read at t."""
+    u = x - lanes(k, t)
+    if dy is None:
         return affine(u, lanes(scale, t), lanes(shift, t))
-    return affine_of_two(g, lanes(a, t), u, lanes(scale, t), lanes(shift, t))
+    return affine_of_two(dy - lanes(h, t), lanes(a, t), u, lanes(scale, t), lanes(shift, t))
 
 
 @routine
-def run_part(x, dy, y, i, n, k, a, scale, shift, t):
+def run_part(x, dy, y, i, n, k, h, a, scale, shift, t):
     """y[i : i + n], n < LANES."""
     v, g = load_part(x, i, n, LANES), load_part(dy, i, n, LANES)
-    store_part(y, i, n, image(v, g, k, a, scale, shift, t), LANES)
+    store_part(y, i, n, image(v, g, k, h, a, scale, shift, t), LANES)
 
 
 @routine
-def run(x, dy, y, i, end, k, a, scale, shift, t, streaming):
+def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming):
     """y[i:end]; coefficients are numbers, or tables read from position t on."""
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            run_part(x, dy, y, i, n, k, a, scale, shift, t)
+            run_part(x, dy, y, i, n, k, h, a, scale, shift, t)
             i += n
             t += n
         while i + LANES <= end:
-            stream(y, i, image(load(x, i), load(dy, i), k, a, scale, shift, t))
+            stream(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     else:
         while i + LANES <= end:
-            store(y, i, image(load(x, i), load(dy, i), k, a, scale, shift, t))
+            store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     if i < end:
-        run_part(x, dy, y, i, end - i, k, a, scale, shift, t)
+        run_part(x, dy, y, i, end - i, k, h, a, scale, shift, t)
 
 
 # ---- segments
@@ -76,14 +76,14 @@ def run(x, dy, y, i, end, k, a, scale, shift, t, streaming):
 @routine
 def segment(x, dy, y, c, i, end, stats, coef, streaming):
     """A run of values of channel c."""
-    k, a, scale, shift = stats[ORIGIN, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
+    k, h, a, scale, shift = stats[ORIGIN, c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     few = (end - i) % LANES
     if streaming or few > FEW:
         few = 0
-    run(x, dy, y, i, end - few, k, a, scale, shift, 0, streaming)
+    run(x, dy, y, i, end - few, k, h, a, scale, shift, 0, streaming)
     if few:
         v, g = load_part(x, end - few, few, FEW), load_part(dy, end - few, few, FEW)
-        store_part(y, end - few, few, image(v, g, k, a, scale, shift, 0), FEW)
+        store_part(y, end - few, few, image(v, g, k, h, a, scale, shift, 0), FEW)
 
 
 @njit
@@ -119,7 +119,7 @@ def line_start(y, i, size, streaming):
 
 
 @njit
-def columns(x, dy, y, r0, r1, j0, j1, K, size, k, a, scale, shift, streaming):
+def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, streaming):
     """Columns j0:j1 of rows r0:r1, a group of rows at a time from the last to the first, forwards in a group.
 
     The tables begin at column j0.
@@ -129,19 +129,19 @@ def columns(x, dy, y, r0, r1, j0, j1, K, size, k, a, scale, shift, streaming):
         for r in range(max(r0, r1 - group), r1):
             i = line_start(y, r * K + j0, size, streaming)
             end = line_start(y, r * K + j1, size, streaming)
-            run(x, dy, y, i, end, k, a, scale, shift, i - r * K - j0, streaming)
+            run(x, dy, y, i, end, k, h, a, scale, shift, i - r * K - j0, streaming)
         r1 -= group
 
 
 @Kernel
 def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 4, PANEL + 3 * LANES) is scratch."""
+    """K = C * S * a number of rows; tables (workers, 5, PANEL + 3 * LANES) is scratch."""
     size = N * C * S
     rows, panels = (size + K - 1) // K, (K + PANEL - 1) // PANEL
     pieces = 1 if panels >= 4 * workers else min(rows, workers)  # tables are built once a piece
     for w in prange(workers):
         first, last = share(w, workers, panels * pieces)
-        k, a, scale, shift = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3]
+        k, scale, shift, a, h = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3], tables[w, 4]
         for task in range(last - 1, first - 1, -1):
             r0, r1 = share(task % pieces, pieces, rows)
             j = task // pieces * PANEL
@@ -152,6 +152,7 @@ def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers)
             spread(shift, coef[SHIFT], j, n, C, S)
             if dy is not None:
                 spread(a, coef[A], j, n, C, S)
-            columns(x, dy, y, r0, r1, j, j1, K, size, k, a, scale, shift, streaming)
+                spread(h, coef[H], j, n, C, S)
+            columns(x, dy, y, r0, r1, j, j1, K, size, k, h, a, scale, shift, streaming)
         if streaming:
             fence()

@@ -1,7 +1,7 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), float64.
 
-`stats` (4, C) is what a forward pass knows of each channel (_formulas.py names its rows), `sums` (2, C) what reduce
-found, `coef` (3, C) what apply needs: dx = a*dy + scale*(x - k) + shift, and without dy y = scale*(x - k) + shift.
+`stats` (4, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
+rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from nbnorm._cpu.launch import compiled
 from nbnorm._cpu.vector import routine
 from nbnorm._formulas import (
     DEVIATION,
+    DY_ORIGIN,
     INV_STD,
     M2,
     ORIGIN,
+    PRODUCT,
+    SUM,
     centred_product,
     gradient_map,
     inverse_std,
@@ -20,25 +23,26 @@ from nbnorm._formulas import (
     moments,
     moving_average,
     normalizing_map,
+    whole_sum,
 )
 
-A, SCALE, SHIFT = range(3)  # rows of coef
+A, SCALE, SHIFT, H = range(4)  # rows of coef
 
 
 @routine
 def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
     """Eq. 4 to 6 when dy is None, Eq. 11 and 12 (sums become sum_dy, sum_dy_xmu) when it is an array."""
     if dy is None:
-        d, m2 = moments(sums[0, c], sums[1, c], count)
+        d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], count)
         inv_std = inverse_std(m2 / count, eps)
         stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c] = d, m2, inv_std
         coef[SCALE, c], coef[SHIFT, c] = normalizing_map(d, inv_std, gamma[c], beta[c])
     else:
-        d = stats[DEVIATION, c]
-        sums[1, c] = centred_product(sums[0, c], sums[1, c], d)
-        coef[A, c], coef[SCALE, c], coef[SHIFT, c] = gradient_map(
-            sums[0, c], sums[1, c], d, count, gamma[c], stats[INV_STD, c]
-        )
+        s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
+        sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
+        a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, gamma[c], stats[INV_STD, c])
+        coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
+        sums[SUM, c], sums[PRODUCT, c] = whole_sum(s, h, count), sum_dy_xmu
 
 
 @compiled

@@ -11,9 +11,9 @@ from numba import prange
 from nbnorm._cpu.apply import chunk, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import add_sums, channel_total, chunk_sums, column_sums, origin, share
+from nbnorm._cpu.reduce import add_sums, channel_total, chunk_sums, column_sums, origins, share
 from nbnorm._cpu.vector import fence
-from nbnorm._formulas import ORIGIN
+from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
 
 
 @Kernel
@@ -23,14 +23,13 @@ def fused_segments(
     for w in prange(workers):
         first, last = share(w, workers, C)
         for c in range(first, last):
-            if dy is None:
-                stats[ORIGIN, c] = origin(x, c, N, C, S)
+            origins(x, dy, True, stats, sums, c, c + 1, N, C, S)
             s, q = 0.0, 0.0
             for t in range(chunks):
-                ds, dq = chunk_sums(x, dy, c, t, per, piece, N, C, S, stats[ORIGIN, c])
+                ds, dq = chunk_sums(x, dy, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c])
                 s += ds
                 q += dq
-            sums[0, c], sums[1, c] = s, q
+            sums[SUM, c], sums[PRODUCT, c] = s, q
             finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
             for t in range(chunks - 1, -1, -1):
                 chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming)
@@ -42,34 +41,34 @@ def fused_segments(
 def fused_columns(
     x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, terms, width, channels, N, C, S, block, streaming, workers
 ):  # fmt: skip
-    """Blocks of `channels` channels; scratch (workers, (2 * terms + 4) * width), the sums and tables of a block."""
+    """Blocks of `channels` channels; scratch (workers, (2 * terms + 5) * width), the sums and tables of a block."""
     K = C * S
     blocks = (C + channels - 1) // channels
     for w in prange(workers):
         first, last = share(w, workers, blocks)
         total, part = scratch[w], scratch[w, terms * width :]
         tables = scratch[w, 2 * terms * width :]
-        k, a, scale, shift = tables, tables[width:], tables[2 * width :], tables[3 * width :]
+        k, scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :], tables[4 * width :]
         for b in range(first, last):
             c0, c1 = b * channels, min(C, (b + 1) * channels)
             cols = (c1 - c0) * S
+            origins(x, dy, True, stats, sums, c0, c1, N, C, S)
             for c in range(c0, c1):
-                if dy is None:
-                    stats[ORIGIN, c] = origin(x, c, N, C, S)
-                k[(c - c0) * S : (c - c0 + 1) * S] = stats[ORIGIN, c]
+                j0, j1 = (c - c0) * S, (c - c0 + 1) * S
+                k[j0:j1], h[j0:j1] = stats[ORIGIN, c], sums[DY_ORIGIN, c]
             total[: terms * width] = 0.0
             for r in range(0, N, block):
                 part[: terms * width] = 0.0
-                column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, part, 0, width)
+                column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, h, part, 0, width)
                 add_sums(x, total, part, 0, width)
             for c in range(c0, c1):
-                sums[0, c] = channel_total(total, 0, terms, width, c - c0, c1 - c0, S, 1)
-                sums[1, c] = channel_total(total, width, terms, width, c - c0, c1 - c0, S, 1)
+                sums[SUM, c] = channel_total(total, 0, terms, width, c - c0, c1 - c0, S, 1)
+                sums[PRODUCT, c] = channel_total(total, width, terms, width, c - c0, c1 - c0, S, 1)
                 finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
                 j0, j1 = (c - c0) * S, (c - c0 + 1) * S
                 a[j0:j1], scale[j0:j1], shift[j0:j1] = coef[A, c], coef[SCALE, c], coef[SHIFT, c]
             for n in range(N - 1, -1, -1):
                 i = n * K + c0 * S
-                run(x, dy, y, i, i + cols, k, a, scale, shift, 0, streaming)
+                run(x, dy, y, i, i + cols, k, h, a, scale, shift, 0, streaming)
         if streaming:
             fence()

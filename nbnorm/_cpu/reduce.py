@@ -1,6 +1,6 @@
-"""Reduce: the sums of g and g*u over a channel, u = x - k (docs/math.md, Eq. 3 and 10).
+"""Reduce: the sums of v and v*u over a channel, u = x - k and v = dy - h (docs/math.md, Eq. 3 and 10).
 
-With `dy` None (the compiler knows its type, so the test costs nothing) g is u itself and the sums give the
+With `dy` None (the compiler knows its type, so the test costs nothing) v is u itself and the sums give the
 statistics of x; with an array they are those of the backward pass. One read of each array, front to back.
 
 Two shapes of the same work. *Segments*: channels first, lanes run along the S values of one (n, c), several n
@@ -19,7 +19,7 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import PANEL
 from nbnorm._cpu.sums import add, join, load_sums, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, element, keep, lanes, load, load_part, routine, store
-from nbnorm._formulas import ORIGIN
+from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, two_sum
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
@@ -55,28 +55,41 @@ def origin(x, c, N, C, S):
 
 
 @routine
-def rows_sums(x, dy, i, rows, stride, k, sums):
+def origins(x, dy, centred, stats, sums, first, last, N, C, S):
+    """The origin of x in stats or, when the sums are to be `centred`, of dy in sums, for channels first:last.
+
+    Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
+    """
+    for c in range(first, last):
+        if dy is None:
+            stats[ORIGIN, c] = origin(x, c, N, C, S)
+        elif centred:
+            sums[DY_ORIGIN, c] = origin(dy, c, N, C, S)
+
+
+@routine
+def rows_sums(x, dy, i, rows, stride, k, h, sums):
     for r in range(rows):
         u = load(x, i + r * stride) - k
-        sums = add(sums, u if dy is None else load(dy, i + r * stride), u)
+        sums = add(sums, u if dy is None else load(dy, i + r * stride) - h, u)
     return sums
 
 
 @routine
-def rows_sums_part(x, dy, i, rows, stride, n, k, sums):
-    """The same for the first n lanes; the others add 0, whatever k holds there."""
+def rows_sums_part(x, dy, i, rows, stride, n, k, h, sums):
+    """The same for the first n lanes; the others add 0, whatever k and h hold there."""
     for r in range(rows):
         u = keep(load_part(x, i + r * stride, n, LANES) - k, n, LANES)
-        sums = add(sums, u if dy is None else load_part(dy, i + r * stride, n, LANES), u)
+        sums = add(sums, u if dy is None else keep(load_part(dy, i + r * stride, n, LANES) - h, n, LANES), u)
     return sums
 
 
 @routine
-def rows_sums_few(x, dy, i, rows, stride, n, k, sums):
+def rows_sums_few(x, dy, i, rows, stride, n, k, h, sums):
     """`rows_sums_part` for n <= FEW."""
     for r in range(rows):
         u = keep(load_part(x, i + r * stride, n, FEW) - k, n, FEW)
-        sums = add(sums, u if dy is None else load_part(dy, i + r * stride, n, FEW), u)
+        sums = add(sums, u if dy is None else keep(load_part(dy, i + r * stride, n, FEW) - h, n, FEW), u)
     return sums
 
 
@@ -84,14 +97,14 @@ def rows_sums_few(x, dy, i, rows, stride, n, k, sums):
 
 
 @routine
-def span_sums(x, dy, i, end, rows, stride, k, sums):
+def span_sums(x, dy, i, end, rows, stride, k, h, sums):
     while i + LANES <= end:
-        sums = rows_sums(x, dy, i, rows, stride, k, sums)
+        sums = rows_sums(x, dy, i, rows, stride, k, h, sums)
         i += LANES
     if i + FEW < end:
-        sums = rows_sums_part(x, dy, i, rows, stride, end - i, k, sums)
+        sums = rows_sums_part(x, dy, i, rows, stride, end - i, k, h, sums)
     elif i < end:
-        sums = rows_sums_few(x, dy, i, rows, stride, end - i, k, sums)
+        sums = rows_sums_few(x, dy, i, rows, stride, end - i, k, h, sums)
     return sums
 
 
@@ -104,38 +117,36 @@ def chunk_bounds(t, per, piece, N, S):
 
 
 @njit
-def chunk_sums(x, dy, c, t, per, piece, N, C, S, k):
+def chunk_sums(x, dy, c, t, per, piece, N, C, S, k, h):
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
-    kv, sums = lanes(k, 0), no_sums(x)
+    kv, hv, sums = lanes(k, 0), lanes(h, 0), no_sums(x)
     while n < n1:
         b = (n * C + c) * S
         if n + rows <= n1:
-            sums = span_sums(x, dy, b + i0, b + i1, rows, C * S, kv, sums)
+            sums = span_sums(x, dy, b + i0, b + i1, rows, C * S, kv, hv, sums)
             n += rows
         else:
-            sums = span_sums(x, dy, b + i0, b + i1, 1, C * S, kv, sums)
+            sums = span_sums(x, dy, b + i0, b + i1, 1, C * S, kv, hv, sums)
             n += 1
     return totals(sums)
 
 
 @Kernel
-def reduce_segments(x, dy, stats, sums, parts, N, C, S, per, piece, chunks, workers):
-    """sums (2, C), and stats[ORIGIN] when dy is None; parts (C * chunks, 2) is scratch."""
-    if dy is None:
-        for c in range(C):
-            stats[ORIGIN, c] = origin(x, c, N, C, S)
+def reduce_segments(x, dy, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
+    """sums (3, C), and stats[ORIGIN] when dy is None; parts (C * chunks, 2) is scratch."""
+    origins(x, dy, centred, stats, sums, 0, C, N, C, S)
     for w in prange(workers):
         first, last = share(w, workers, C * chunks)
         for j in range(first, last):
-            c = j // chunks
-            parts[j, 0], parts[j, 1] = chunk_sums(x, dy, c, j % chunks, per, piece, N, C, S, stats[ORIGIN, c])
+            c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
+            parts[j, 0], parts[j, 1] = chunk_sums(x, dy, c, j % chunks, per, piece, N, C, S, k, h)
     for c in range(C):
         s, q = 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
             s += parts[j, 0]
             q += parts[j, 1]
-        sums[0, c], sums[1, c] = s, q
+        sums[SUM, c], sums[PRODUCT, c] = s, q
 
 
 # ---- columns
@@ -164,23 +175,23 @@ def spread(table, values, j, n, C, S):
 
 
 @njit
-def column_sums(x, dy, i, rows, stride, cols, k, acc, at, width):
-    """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k has the columns' origins."""
+def column_sums(x, dy, i, rows, stride, cols, k, h, acc, at, width):
+    """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins."""
     step = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
     for r in range(0, rows, step):
         start, n = i + r * stride, min(step, rows - r)
         j = 0
         while j + LANES <= cols:
-            kv, sums = load(k, j), load_sums(x, acc, at + j, width)
+            kv, hv, sums = load(k, j), load(h, j), load_sums(x, acc, at + j, width)
             if n == step:
-                sums = rows_sums(x, dy, start + j, step, stride, kv, sums)
+                sums = rows_sums(x, dy, start + j, step, stride, kv, hv, sums)
             else:
-                sums = rows_sums(x, dy, start + j, n, stride, kv, sums)
+                sums = rows_sums(x, dy, start + j, n, stride, kv, hv, sums)
             store_sums(acc, at + j, width, sums)
             j += LANES
         if j < cols:
-            kv, sums = load(k, j), load_sums(x, acc, at + j, width)
-            sums = rows_sums_part(x, dy, start + j, n, stride, cols - j, kv, sums)
+            kv, hv, sums = load(k, j), load(h, j), load_sums(x, acc, at + j, width)
+            sums = rows_sums_part(x, dy, start + j, n, stride, cols - j, kv, hv, sums)
             store_sums(acc, at + j, width, sums)
 
 
@@ -194,43 +205,44 @@ def add_sums(x, acc, part, at, width):
 @routine
 def channel_total(acc, at, terms, width, c, C, S, tile):
     """Sum of the columns of channel c: S neighbours in each of `tile` copies; what was lost is two rows further on."""
-    total = 0.0
+    total, lost = 0.0, 0.0
     for start in range(at, at + terms * width, 2 * width):
         for t in range(tile):
             for j in range(start + (t * C + c) * S, start + (t * C + c + 1) * S):
-                total += acc[j]
-    return total
+                total, error = two_sum(total, acc[j])
+                lost += error
+    return total + lost
 
 
 @Kernel
-def reduce_columns(x, dy, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers):
-    """sums (2, C), and stats[ORIGIN] when dy is None.
+def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers):
+    """sums (3, C), and stats[ORIGIN] when dy is None.
 
-    acc (blocks * terms * width) and tables (workers, PANEL + LANES) are scratch; terms is how many sums a column has.
+    acc (blocks * terms * width) and tables (workers, 2, PANEL + LANES) are scratch; terms is the length of the sums.
     """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
-    if dy is None:
-        for c in range(C):
-            stats[ORIGIN, c] = origin(x, c, N, C, S)
+    origins(x, dy, centred, stats, sums, 0, C, N, C, S)
     for w in prange(workers):
         first, last = share(w, workers, (width + PANEL - 1) // PANEL * blocks)
-        table, filled = tables[w], -1
+        k, h, filled = tables[w, 0], tables[w, 1], -1
         for task in range(first, last):
             panel, b = task // blocks, task % blocks
             j = panel * PANEL
             n, cols = min(block, rows - b * block), min(PANEL, K - j)
             if filled != panel:
-                spread(table, stats[ORIGIN], j, cols, C, S)
+                spread(k, stats[ORIGIN], j, cols, C, S)
+                if dy is not None:
+                    spread(h, sums[DY_ORIGIN], j, cols, C, S)
                 filled = panel
             at = b * terms * width + j
             for r in range(terms):
                 acc[at + r * width : at + r * width + cols] = 0.0
-            column_sums(x, dy, b * block * K + j, n, K, cols, table, acc, at, width)
+            column_sums(x, dy, b * block * K + j, n, K, cols, k, h, acc, at, width)
             if rest > j and b == blocks - 1:
-                column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), table, acc, at, width)
+                column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), k, h, acc, at, width)
     for b in range(1, blocks):
         add_sums(x, acc, acc, b * terms * width, width)
     for c in range(C):
-        sums[0, c] = channel_total(acc, 0, terms, width, c, C, S, tile)
-        sums[1, c] = channel_total(acc, width, terms, width, c, C, S, tile)
+        sums[SUM, c] = channel_total(acc, 0, terms, width, c, C, S, tile)
+        sums[PRODUCT, c] = channel_total(acc, width, terms, width, c, C, S, tile)

@@ -27,16 +27,16 @@ def _(x):
     return lambda x: (zeros(), zeros())
 
 
-def add(sums, g, u):
+def add(sums, v, u):
     """One more vector of values in the sums."""
-    return accumulate(*sums, g, u) if len(sums) == 2 else accumulate_compensated(*sums, g, u)
+    return accumulate(*sums, v, u) if len(sums) == 2 else accumulate_compensated(*sums, v, u)
 
 
 @overload(add, inline="always")
-def _(sums, g, u):
+def _(sums, v, u):
     if len(sums) == 2:
-        return lambda sums, g, u: accumulate(sums[0], sums[1], g, u)
-    return lambda sums, g, u: accumulate_compensated(sums[0], sums[1], sums[2], sums[3], g, u)
+        return lambda sums, v, u: accumulate(sums[0], sums[1], v, u)
+    return lambda sums, v, u: accumulate_compensated(sums[0], sums[1], sums[2], sums[3], v, u)
 
 
 def join(sums, others):

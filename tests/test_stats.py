@@ -1,0 +1,73 @@
+"""batch_stats and merge_stats."""
+
+import numpy as np
+import pytest
+import reference
+from tolerance import assert_stat_close, dtype_of
+
+import nbnorm
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((40, 3), 1), ((5, 4, 9, 8), 1), ((6, 7, 5), -1), ((2, 70_000), 0)])
+def test_stats_equal_the_definition(dtype, shape, axis, rng):
+    x = (rng.normal(size=shape) * 2 + 5).astype(dtype_of(dtype))
+    count, mean, m2 = reference.stats(x, axis)
+    found = nbnorm.batch_stats(x, axis=axis)
+    assert [part.dtype for part in found] == [np.float64] * 3
+    assert (found.count.shape, float(found.count)) == ((), count)
+    assert_stat_close(found.mean, mean)
+    assert_stat_close(found.m2, m2)
+
+
+def test_stats_of_a_tuple_of_axes_have_their_shape(rng):
+    x = rng.normal(size=(6, 3, 4))
+    found = nbnorm.batch_stats(x, axis=(1, 2))
+    assert_stat_close(found.mean, x.mean(0))
+    assert found.m2.shape == (3, 4)
+
+
+def test_stats_of_an_empty_batch_are_zero():
+    found = nbnorm.batch_stats(np.empty((0, 3)))
+    assert [part.tolist() for part in found] == [0.0, [0.0] * 3, [0.0] * 3]
+
+
+def test_merged_parts_equal_the_whole_at_a_large_mean(rng):
+    x = (rng.normal(size=(1000, 4)) + 1e4).astype(np.float32)
+    parts = [nbnorm.batch_stats(part) for part in (x[:700], x[:0], x[700:])]
+    count, mean, m2 = reference.stats(x)
+    merged = nbnorm.merge_stats(*parts)
+    assert float(merged.count) == count
+    # Means of 1e4 carry 1e4 * 2**-53; m2 takes the square of their difference, a thousandth of the total.
+    np.testing.assert_allclose(merged.mean, mean.astype(float), rtol=1e-15)
+    np.testing.assert_allclose(merged.m2, m2.astype(float), rtol=1e-12)
+
+
+def test_merging_one_changes_nothing_and_copies(rng):
+    one = nbnorm.batch_stats(rng.normal(size=(10, 2)))
+    merged = nbnorm.merge_stats(one)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one, merged, strict=True))
+    assert not np.shares_memory(one.mean, merged.mean)
+
+
+def test_counts_may_differ_by_channel():
+    a = nbnorm.BatchStats(np.array([2.0, 0.0]), np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+    b = nbnorm.BatchStats(np.array([2.0, 3.0]), np.array([3.0, 5.0]), np.array([0.0, 6.0]))
+    merged = nbnorm.merge_stats(a, b)
+    assert [part.tolist() for part in merged] == [[4, 3], [2, 5], [6, 6]]
+
+
+@pytest.mark.parametrize(
+    ("stats", "error", "message"),
+    [
+        ((), TypeError, "merge_stats got no argument"),
+        (((1, 2, 3),), TypeError, "argument 0 is a tuple; expected a BatchStats"),
+        (
+            (nbnorm.BatchStats(*np.ones((3, 2))), nbnorm.BatchStats(*np.ones((3, 4)))),
+            ValueError,
+            r"argument 1 has .*\(4,\)",
+        ),
+    ],
+)
+def test_what_cannot_be_merged(stats, error, message):
+    with pytest.raises(error, match=message):
+        nbnorm.merge_stats(*stats)

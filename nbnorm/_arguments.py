@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nbnorm._layout import Axis, channel_axes
+from nbnorm._layout import Axis
 
 _EXPECTED = "float16, bfloat16, float32 or float64"
 _native = {np.dtype(kind) for kind in ("float16", "float32", "float64")}  # bfloat16 joins when it is first seen
@@ -50,10 +50,18 @@ def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
         raise ValueError(
             f"x has {x.ndim} dimensions (x.shape={x.shape}); expected at least 2, such as (samples, channels)"
         )
-    try:
-        return channel_axes(axis, x.ndim)
-    except TypeError:
-        raise TypeError(f"axis is {axis!r:.60}; expected an int or a tuple of ints") from None
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    if not axes or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in axes):
+        raise TypeError(f"axis is {_short(axis)}; expected an int or a tuple of ints")
+    for i in axes:
+        if not -x.ndim <= i < x.ndim:
+            raise np.exceptions.AxisError(
+                f"axis {_short(i)} is out of range for x with {x.ndim} dimensions (x.shape={_short(x.shape)})"
+            )
+    positive = tuple(int(i) % x.ndim for i in axes)
+    if len(set(positive)) != len(positive):
+        raise ValueError(f"axis is {_short(axis)}; expected every axis at most once")
+    return positive
 
 
 def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | tuple[int, ...]) -> None:
@@ -63,7 +71,8 @@ def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | 
     if found != expected:
         shown = found[0] if len(found) == 1 else found
         raise ValueError(
-            f"x has {shown} channels on axis {axis} (x.shape={x.shape}), but the state has {num_features} features"
+            f"x has {_short(shown)} channels on axis {_short(axis)} (x.shape={_short(x.shape)}), "
+            f"but the state has {_short(num_features)} features"
         )
 
 
@@ -71,7 +80,7 @@ def enough_values(x: NDArray, count: int) -> None:
     """The variance of the batch exists."""
     if count < 2:
         raise ValueError(
-            f"training needs at least 2 values per channel, got {count} (x.shape={x.shape}); "
+            f"training needs at least 2 values per channel, got {count} (x.shape={_short(x.shape)}); "
             "use batch_norm_inference or use_running=True"
         )
 
@@ -80,7 +89,7 @@ def enough_values_to_update(x: NDArray, count: int) -> None:
     """The unbiased variance of the batch, which goes into the running variance, exists."""
     if count < 2:
         raise ValueError(
-            f"updating running_var needs at least 2 values per channel, got {count} (x.shape={x.shape}); "
+            f"updating running_var needs at least 2 values per channel, got {count} (x.shape={_short(x.shape)}); "
             "use update_running=False"
         )
 
@@ -94,7 +103,7 @@ def instance(name: str, value: Any, kind: type, way_out: str) -> None:
 def gradient(dy: NDArray, x: NDArray) -> None:
     """dy fits the x of the forward pass."""
     if dy.shape != x.shape:
-        raise ValueError(f"dy has shape {dy.shape}; expected that of the forward pass's x, {x.shape}")
+        raise ValueError(f"dy has shape {_short(dy.shape)}; expected that of the forward pass's x, {_short(x.shape)}")
     if dy.dtype != x.dtype:
         raise TypeError(f"dy has dtype {dy.dtype}; expected {x.dtype}, that of x (dy.astype(x.dtype) converts)")
 
@@ -110,7 +119,7 @@ def output(out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str,
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray | np.matrix):
         raise TypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; expected a numpy.ndarray")
     if out.shape != x.shape:
-        raise ValueError(f"out has shape {out.shape}; expected that of x, {x.shape}")
+        raise ValueError(f"out has shape {_short(out.shape)}; expected that of x, {_short(x.shape)}")
     if out.dtype != x.dtype:
         raise ValueError(f"out has dtype {out.dtype}; expected {x.dtype} in native byte order, as x")
     if not out.flags.writeable:
@@ -131,9 +140,9 @@ def num_features(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
     """Plain ints, none of them negative."""
     sizes = value if isinstance(value, tuple) else (value,)
     if not sizes or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes):
-        raise TypeError(f"num_features is {value!r:.60}; expected an int or a tuple of ints")
+        raise TypeError(f"num_features is {_short(value)}; expected an int or a tuple of ints")
     if min(sizes) < 0:
-        raise ValueError(f"num_features is {value!r:.60}; expected no negative number")
+        raise ValueError(f"num_features is {_short(value)}; expected no negative number")
     whole = tuple(int(n) for n in sizes)
     return whole if isinstance(value, tuple) else whole[0]
 
@@ -141,7 +150,7 @@ def num_features(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
 def eps(value: float) -> float:
     """A positive finite number."""
     if not _is_real(value) or not 0 < value < math.inf:
-        raise ValueError(f"eps is {value!r:.60}; expected a positive finite number, such as 1e-5")
+        raise ValueError(f"eps is {_short(value)}; expected a positive finite number, such as 1e-5")
     return float(value)
 
 
@@ -151,7 +160,7 @@ def momentum(value: float | None) -> float | None:
         return None
     if not _is_real(value) or not 0 <= value <= 1:
         raise ValueError(
-            f"momentum is {value!r:.60}; expected the weight of the new batch, 0 to 1, or None for exact pooling"
+            f"momentum is {_short(value)}; expected the weight of the new batch, 0 to 1, or None for exact pooling"
         )
     return float(value)
 
@@ -167,7 +176,13 @@ def parameter_dtype(value: DTypeLike) -> np.dtype:
 def device(value: str) -> None:
     """One that there is."""
     if value != "cpu":
-        raise ValueError(f"device is {value!r:.60}; expected 'cpu', the only one in this version")
+        raise ValueError(f"device is {_short(value)}; expected 'cpu', the only one in this version")
+
+
+def _short(value: object) -> str:
+    """Its repr, cut so that a message stays below 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _is_real(value: object) -> bool:

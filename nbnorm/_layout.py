@@ -61,27 +61,6 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, .
     return Layout((*short, *long), (*sizes,))  # type: ignore[arg-type]
 
 
-@lru_cache(1024, typed=True)
-def channel_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The channel axes as non-negative numbers.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When `axis` is not made of integers, is out of range, or names an axis twice.
-    """
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    if not axes or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in axes):
-        raise TypeError(f"axis is {axis!r}; expected an int or a tuple of ints")
-    for i in axes:
-        if not -ndim <= i < ndim:
-            raise np.exceptions.AxisError(f"axis {i} is out of range: x has {ndim} dimensions")
-    positive = tuple(int(i) % ndim for i in axes)
-    if len(set(positive)) != len(positive):
-        raise ValueError(f"axis is {axis!r}; expected every axis at most once")
-    return positive
-
-
 def _as_if_writable(array: NDArray) -> NDArray:
     """The same memory without the read-only flag.
 

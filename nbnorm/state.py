@@ -36,7 +36,7 @@ class _Array:
             raise ValueError(f"the state has no {self.name}; make it with {self.flag}=True")
         array = np.asarray(value)
         if array.shape != target.shape:
-            raise ValueError(f"{self.name} has shape {array.shape}; expected {target.shape}")
+            raise ValueError(f"{self.name} has shape {array.shape!s:.60}; expected {target.shape!s:.60}")
         if not np.can_cast(array.dtype, target.dtype, "same_kind"):
             raise TypeError(f"{self.name} has dtype {array.dtype}; expected {target.dtype}, or what casts to it safely")
         target[...] = array

@@ -12,7 +12,7 @@ from numba import njit, prange
 
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.plan import CHUNK, PANEL
+from nbnorm._cpu.plan import CHUNK, MAP_PANEL, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
 from nbnorm._cpu.vector import (
     FEW,
@@ -29,7 +29,7 @@ from nbnorm._cpu.vector import (
 )
 from nbnorm._formulas import ORIGIN, affine, affine_of_two
 
-GROUP = 65_536  # values that are walked forwards before going back
+GROUP = 16_384  # values that are walked forwards before going back
 
 
 @routine
@@ -120,32 +120,34 @@ def line_start(y, i, size, streaming):
 
 @njit
 def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, streaming):
-    """Columns j0:j1 of rows r0:r1, a group of rows at a time from the last to the first, forwards in a group.
+    """Columns j0:j1 of rows r0:r1; the tables begin at column j0.
 
-    The tables begin at column j0.
+    A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
+    the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
     """
     group = max(1, GROUP // K)
     while r1 > r0:
-        for r in range(max(r0, r1 - group), r1):
-            i = line_start(y, r * K + j0, size, streaming)
-            end = line_start(y, r * K + j1, size, streaming)
-            run(x, dy, y, i, end, k, h, a, scale, shift, i - r * K - j0, streaming)
+        for j in range(j0, j1, MAP_PANEL):
+            for r in range(max(r0, r1 - group), r1):
+                i = line_start(y, r * K + j, size, streaming)
+                end = line_start(y, r * K + min(j1, j + MAP_PANEL), size, streaming)
+                run(x, dy, y, i, end, k, h, a, scale, shift, i - r * K - j0, streaming)
         r1 -= group
 
 
 @Kernel
 def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 5, PANEL + 3 * LANES) is scratch."""
+    """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch."""
     size = N * C * S
-    rows, panels = (size + K - 1) // K, (K + PANEL - 1) // PANEL
-    pieces = 1 if panels >= 4 * workers else min(rows, workers)  # tables are built once a piece
+    rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
+    pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
     for w in prange(workers):
-        first, last = share(w, workers, panels * pieces)
+        first, last = share(w, workers, parts * pieces)
         k, scale, shift, a, h = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3], tables[w, 4]
         for task in range(last - 1, first - 1, -1):
             r0, r1 = share(task % pieces, pieces, rows)
-            j = task // pieces * PANEL
-            j1 = min(K, j + PANEL)
+            j = task // pieces * MAP_WIDTH
+            j1 = min(K, j + MAP_WIDTH)
             n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
             spread(k, stats[ORIGIN], j, n, C, S)
             spread(scale, coef[SCALE], j, n, C, S)

@@ -129,5 +129,5 @@ def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coe
         apply_segments(workers, x, dy, y, stats, coef, N, C, S, streaming)
     else:
         K = plan.columns(N, C, S).map_K
-        tables = np.empty((workers, 5, plan.PANEL + 3 * plan.LANES))
+        tables = np.empty((workers, 5, min(K, plan.MAP_WIDTH) + 3 * plan.LANES))
         apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, K, streaming)

@@ -1,0 +1,143 @@
+"""The oracle: batch normalization as plainly as it can be written, in long double, from exact input values.
+
+Imports nothing of nbnorm. Means are taken twice (what is left of the mean after centring is subtracted too),
+so every result is good to about 2**-60 of the channel's spread, at any mean. x comes with its channel axis,
+an int or a tuple, anywhere; per-channel results are long double arrays, shape of the channel axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Wide = np.longdouble
+# float64 results need an oracle that is wider than float64; for narrower types float64 itself is wide enough.
+WIDER_THAN_FLOAT64 = np.finfo(Wide).nmant > np.finfo(np.float64).nmant
+
+
+class Forward(NamedTuple):
+    y: Any
+    mean: Any
+    var: Any  # biased
+    count: int
+
+
+class Backward(NamedTuple):
+    dx: Any
+    dgamma: Any
+    dbeta: Any
+
+
+def channel_axes(x, axis):
+    return tuple(i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,)))
+
+
+def by_channel(x, axis):
+    """x as long double, shape (channels..., n): the values of a channel side by side."""
+    axes = channel_axes(x, axis)
+    front = np.moveaxis(np.asarray(x), axes, range(len(axes)))
+    channels = front.shape[: len(axes)]
+    n = x.size // max(1, int(np.prod(channels)))
+    exact = front.astype(np.float64) if x.dtype.itemsize < 8 else front
+    return exact.astype(Wide).reshape(*channels, n)
+
+
+def like(values, x, axis):
+    """The inverse of `by_channel`: values in the shape of x."""
+    axes = channel_axes(x, axis)
+    rest = [n for i, n in enumerate(x.shape) if i not in axes]
+    front = values.reshape(*(x.shape[i] for i in axes), *rest)
+    return np.moveaxis(front, range(len(axes)), axes)
+
+
+def wide(value):
+    return np.asarray(value).astype(Wide)
+
+
+def parameter(value, default, channels):
+    """gamma or beta, or what stands for None, with a place for the values."""
+    return (np.full(channels, default, Wide) if value is None else wide(value))[..., None]
+
+
+def centred(v):
+    """v - mean, and the mean, each channel."""
+    mean = v.mean(-1, keepdims=True)
+    c = v - mean
+    rest = c.mean(-1, keepdims=True)
+    return c - rest, (mean + rest)[..., 0]
+
+
+def stats(x, axis=1):
+    """Count, mean and m2 = sum((x - mean)**2)."""
+    c, mean = centred(by_channel(x, axis))
+    return c.shape[-1], mean, (c * c).sum(-1)
+
+
+def training(x, gamma=None, beta=None, eps=1e-5, axis=1):
+    c, mean = centred(by_channel(x, axis))
+    var = (c * c).mean(-1)
+    x_hat = c / np.sqrt(var + Wide(eps))[..., None]
+    y = parameter(gamma, 1, mean.shape) * x_hat + parameter(beta, 0, mean.shape)
+    return Forward(like(y, x, axis), mean, var, c.shape[-1])
+
+
+def inference(x, running_mean, running_var, gamma=None, beta=None, eps=1e-5, axis=1):
+    v = by_channel(x, axis)
+    mean, var = wide(running_mean)[..., None], wide(running_var)[..., None]
+    x_hat = (v - mean) / np.sqrt(var + Wide(eps))
+    return like(parameter(gamma, 1, v.shape[:-1]) * x_hat + parameter(beta, 0, v.shape[:-1]), x, axis)
+
+
+def moving_average(running_mean, running_var, mean, m2, count, momentum):
+    """The running statistics after a batch: momentum is the weight of the new, whose variance is unbiased."""
+    old, m = Wide(1) - Wide(momentum), Wide(momentum)
+    return old * wide(running_mean) + m * mean, old * wide(running_var) + m * (m2 / (count - 1))
+
+
+def backward(dy, x, gamma=None, eps=1e-5, axis=1):
+    """Gradients of `training`."""
+    g, (c, _) = by_channel(dy, axis), centred(by_channel(x, axis))
+    inv_std = 1 / np.sqrt((c * c).mean(-1, keepdims=True) + Wide(eps))
+    x_hat = c * inv_std
+    g_centred = g - g.mean(-1, keepdims=True)
+    dx_hat = g_centred - x_hat * (g * x_hat).mean(-1, keepdims=True)
+    dx = parameter(gamma, 1, g.shape[:-1]) * inv_std * dx_hat
+    return Backward(like(dx, x, axis), (g * x_hat).sum(-1), g.sum(-1))
+
+
+def frozen_backward(dy, x, mean, var, gamma=None, eps=1e-5, axis=1):
+    """Gradients of `inference`: the statistics are constants."""
+    g = by_channel(dy, axis)
+    inv_std = 1 / np.sqrt(wide(var)[..., None] + Wide(eps))
+    x_hat = (by_channel(x, axis) - wide(mean)[..., None]) * inv_std
+    dx = parameter(gamma, 1, g.shape[:-1]) * inv_std * g
+    return Backward(like(dx, x, axis), (g * x_hat).sum(-1), g.sum(-1))
+
+
+def formula(x, gamma, beta, eps, statistics=None):
+    """The textbook formula for x (N, C, S) in the arithmetic of its arguments; works for complex ones too."""
+    if statistics is None:
+        mean = x.mean((0, 2), keepdims=True)
+        statistics = mean, ((x - mean) ** 2).mean((0, 2), keepdims=True)
+    mean, var = statistics
+    return gamma[None, :, None] * (x - mean) / np.sqrt(var + eps) + beta[None, :, None]
+
+
+def complex_step(x, dy, gamma, beta, eps, statistics=None):
+    """Gradients of sum(dy * formula(x, gamma, beta)) for x (N, C, S), float64.
+
+    The imaginary part of f(a + ih)/h is f'(a) without a difference, so a tiny h truncates nothing.
+    """
+    h = 1e-100
+
+    def derivative(which):
+        arguments = [x.astype(complex), gamma.astype(complex), beta.astype(complex)]
+        result = np.empty(arguments[which].shape)
+        for i in np.ndindex(result.shape):
+            arguments[which][i] += 1j * h
+            result[i] = (dy * formula(*arguments, eps, statistics)).sum().imag / h
+            arguments[which][i] = arguments[which][i].real
+        return result
+
+    return Backward(derivative(0), derivative(1), derivative(2))

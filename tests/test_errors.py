@@ -1,0 +1,211 @@
+"""What is refused: the exception, what its message says, and that a call that fails changes nothing.
+
+`given` (conftest.py) are arguments that fit, `refuse` (common.py) compares every byte before and after.
+"""
+
+import numpy as np
+import pytest
+from common import random_state, refuse
+
+import nbnorm
+from nbnorm import batch_norm_backward as backward
+from nbnorm import batch_norm_inference as inference
+from nbnorm import batch_norm_training as training
+from nbnorm import batch_stats
+
+SHAPE = (8, 3, 6)
+
+# ---- x and dy
+
+X_CALLS = {
+    "training": lambda given, x: training(x, given.state, out=given.out),
+    "inference": lambda given, x: inference(x, given.state, out=given.out),
+    "stats": lambda given, x: batch_stats(x),
+}
+every_x_call = pytest.mark.parametrize("call", X_CALLS.values(), ids=X_CALLS)
+
+
+class TorchTensor:
+    __module__ = "torch"
+
+
+class JaxArray:
+    __module__ = "jaxlib._jax"
+
+
+NO_ARRAYS = {
+    "list": ([[1.0, 2.0], [3.0, 4.0]], ".asarray"),
+    "tuple": (((1.0, 2.0), (3.0, 4.0)), ".asarray"),
+    "float": (1.5, ".asarray"),
+    "NumPy scalar": (np.float32(1.5), ".asarray"),
+    "None": (None, ".asarray"),
+    "torch": (TorchTensor(), ".numpy()"),
+    "jax": (JaxArray(), ".asarray"),
+    "masked array": (np.ma.masked_array(np.zeros(SHAPE, np.float32), False), "masked"),
+    "matrix": (np.zeros((3, 3), np.float32).view(np.matrix), "asarray"),
+}
+BAD_DTYPES = [
+    "int8", "int32", "int64", "uint8", "bool", "complex64", "complex128", "object", "U3", "S3", "longdouble",
+    "datetime64[s]", "timedelta64[s]", ">i4", "f4,f4",
+]  # fmt: skip
+
+
+@every_x_call
+@pytest.mark.parametrize(("x", "way_out"), NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_x_must_be_an_array(given, call, x, way_out):
+    refuse(given, lambda: call(given, x), TypeError, "x is a", way_out)
+
+
+@pytest.mark.parametrize(("dy", "way_out"), NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_dy_must_be_an_array(given, dy, way_out):
+    refuse(given, lambda: backward(dy, given.saved, out=given.out), TypeError, "dy is a", way_out)
+
+
+def dtype_message(name, dtype):
+    expected = "float16, bfloat16, float32 or float64"
+    return f"{name} has dtype {dtype}; expected {expected} ({name}.astype(np.float32) converts)"
+
+
+@every_x_call
+@pytest.mark.parametrize("name", BAD_DTYPES)
+def test_x_must_be_floating(given, call, name):
+    x = np.zeros(SHAPE, name)
+    refuse(given, lambda: call(given, x), TypeError, dtype_message("x", x.dtype))
+
+
+@pytest.mark.parametrize("name", BAD_DTYPES)
+def test_dy_must_be_floating(given, name):
+    dy = np.zeros(SHAPE, name)
+    refuse(given, lambda: backward(dy, given.saved), TypeError, dtype_message("dy", dy.dtype))
+
+
+@every_x_call
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_x_must_have_two_dimensions(given, call, shape):
+    refuse(given, lambda: call(given, np.zeros(shape)), ValueError, f"x.shape={shape}", "at least 2")
+
+
+@pytest.mark.parametrize(
+    ("x", "texts"),
+    [
+        (np.zeros((8, 4, 6), np.float32),
+         ["x has 4 channels on axis 1 (x.shape=(8, 4, 6)), but the state has 3 features"]),
+        (np.zeros((8, 0, 6), np.float32), ["x has 0 channels", "3 features"]),
+        (np.zeros((2, 4, *[1] * 62)), ["x has 4 channels", "3 features"]),
+    ],
+    ids=["4 channels", "no channels", "64 dimensions"],
+)  # fmt: skip
+def test_x_must_have_the_channels_of_the_state(given, x, texts):
+    for call in (training, inference):
+        refuse(given, lambda call=call: call(x, given.state), ValueError, *texts)
+
+
+def test_the_shape_of_several_channel_axes_must_be_that_of_the_state(given, rng):
+    given.state = random_state(rng, (3, 6))
+    for axis in ((2, 1), 1, (1,), (0, 1, 2)):
+        refuse(given, lambda a=axis: training(given.x, given.state, axis=a), ValueError, "(3, 6) features")
+        refuse(given, lambda a=axis: inference(given.x, given.state, axis=a), ValueError, "(3, 6) features")
+
+
+OUT_OF_RANGE = np.exceptions.AxisError
+AXES = {
+    "3": (3, OUT_OF_RANGE), "-4": (-4, OUT_OF_RANGE), "huge": (10**30, OUT_OF_RANGE),
+    "one of them": ((1, 7), OUT_OF_RANGE), "twice": ((1, 1), ValueError), "twice, too": ((1, -2), ValueError),
+    "float": (1.0, TypeError), "str": ("1", TypeError), "None": (None, TypeError), "list": ([1], TypeError),
+    "no axis": ((), TypeError), "tuple of float": ((1, 2.0), TypeError), "long": ((1.0,) * 300, TypeError),
+    "long repeated": ((1,) * 300, ValueError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("axis", "error"), AXES.values(), ids=AXES)
+def test_axis_must_fit_x(given, axis, error):
+    for call in (
+        lambda: training(given.x, given.state, axis=axis),
+        lambda: inference(given.x, given.state, axis=axis),
+        lambda: batch_stats(given.x, axis=axis),
+    ):
+        refuse(given, call, error, "axis")
+
+
+def test_an_axis_out_of_range_is_a_value_error_as_well():
+    assert issubclass(np.exceptions.AxisError, ValueError)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 5), (8, 3), (8, 6, 3), (1, 3, 6), (0, 3, 6), (8 * 3 * 6,), ()], ids=str)
+def test_dy_must_have_the_shape_of_x(given, shape):
+    dy = np.zeros(shape, np.float32)
+    refuse(given, lambda: backward(dy, given.saved), ValueError, "dy", str(shape), "(8, 3, 6)")
+
+
+@pytest.mark.parametrize("name", ["float16", "float64"])
+def test_dy_must_have_the_dtype_of_x(given, name):
+    refuse(given, lambda: backward(np.zeros(SHAPE, name), given.saved), TypeError, "dy", name, "float32")
+
+
+# ---- state and saved
+
+
+def test_state_and_saved_must_be_ours(given):
+    for state in (None, {}, given.x, nbnorm.BatchNorm(3), nbnorm.BatchNormState, given.state.state_dict()):
+        refuse(given, lambda s=state: training(given.x, s), TypeError, "state is a", "BatchNormState")
+        refuse(given, lambda s=state: inference(given.x, s), TypeError, "state is a", "BatchNormState")
+    for saved in (None, given.x, given.state, (given.x, given.saved)):
+        refuse(given, lambda s=saved: backward(given.dy, s), TypeError, "saved is a", "batch_norm_training")
+
+
+def test_running_statistics_must_exist_where_they_are_needed(given, rng):
+    given.state = random_state(rng, 3, track_running=False)
+    refuse(given, lambda: inference(given.x, given.state), ValueError, "track_running=False")
+    refuse(given, lambda: training(given.x, given.state, use_running=True), ValueError, "track_running=False")
+
+
+def test_training_needs_two_values_per_channel(given):
+    one = (
+        "training needs at least 2 values per channel, got 1 (x.shape=(1, 3, 1, 1)); "
+        "use batch_norm_inference or use_running=True"
+    )
+    x = np.zeros((1, 3, 1, 1), np.float32)
+    for update in (False, True):
+        refuse(given, lambda u=update: training(x, given.state, update_running=u), ValueError, one)
+    for shape in ((0, 3), (0, 3, 6), (8, 3, 0)):
+        empty = np.zeros(shape, np.float32)
+        refuse(
+            given,
+            lambda e=empty: training(e, given.state),
+            ValueError,
+            "at least 2 values per channel, got 0",
+        )
+    given.state.momentum = None
+    refuse(given, lambda: training(x, given.state), ValueError, one)
+
+
+def test_a_running_variance_needs_two_values_per_channel_too(given):
+    for shape in ((1, 3), (0, 3), (1, 3, 1)):
+        x = np.zeros(shape, np.float32)
+        refuse(given, lambda x=x: training(x, given.state, use_running=True), ValueError, "update_running=False")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eps", v) for v in (0, -1e-5, np.nan, np.inf, -np.inf)] + [("momentum", v) for v in (-0.1, 1.5, np.nan, np.inf)],
+)
+def test_eps_and_momentum_must_be_in_range(given, name, value):
+    kept = getattr(given.state, name)
+    refuse(given, lambda: nbnorm.BatchNormState(3, **{name: value}), ValueError, name, str(value))
+    refuse(given, lambda: nbnorm.BatchNorm(3, **{name: value}), ValueError, name, str(value))
+    refuse(given, lambda: setattr(given.state, name, value), ValueError, name, str(value))
+    assert getattr(given.state, name) == kept
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "gpu", "", None])
+def test_the_device_must_be_the_cpu(given, device):
+    refuse(given, lambda: nbnorm.BatchNormState(3, device=device), ValueError, "device", "cpu")
+    refuse(given, lambda: nbnorm.BatchNorm(3, device=device), ValueError, "device", "cpu")
+    refuse(given, lambda: given.state.to(device), ValueError, "device", "cpu")
+
+
+def test_options_must_be_named(given):
+    for call in (training, inference):
+        refuse(given, lambda c=call: c(given.x, given.state, 1), TypeError, "positional")
+    refuse(given, lambda: backward(given.dy, given.saved, given.out), TypeError, "positional")
+    refuse(given, lambda: batch_stats(given.x, 1), TypeError, "positional")

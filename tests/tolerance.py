@@ -1,0 +1,130 @@
+"""How far a result may be from the oracle: the contract of docs/numerics.md, as formulas."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import reference
+
+try:
+    from ml_dtypes import bfloat16
+except ImportError:  # what needs it is skipped, loudly
+    bfloat16 = None
+
+
+class Format(NamedTuple):
+    bits: int  # of the significand, with the hidden one
+    smallest: int  # exponent of the smallest subnormal number
+    overflow: int  # exponent of the first power of two that is too large
+
+
+FORMATS = {
+    "float16": Format(11, -24, 16),
+    "bfloat16": Format(8, -133, 128),
+    "float32": Format(24, -149, 128),
+    "float64": Format(53, -1074, 1024),
+}
+
+
+def dtype_of(name):
+    return np.dtype(bfloat16 if name == "bfloat16" else name)
+
+
+needs_bfloat16 = pytest.mark.skipif(bfloat16 is None, reason="NO bfloat16 TESTS: ml_dtypes is not installed")
+needs_wide = pytest.mark.skipif(
+    not reference.WIDER_THAN_FLOAT64, reason="NO float64 ORACLE: longdouble is float64 on this platform"
+)
+DTYPES = [
+    "float16",
+    pytest.param("bfloat16", marks=needs_bfloat16),
+    "float32",
+    pytest.param("float64", marks=needs_wide),
+]
+
+
+class Tolerance(NamedTuple):
+    ulps: int  # of the exact result, rounded once to the type
+    of_largest: float  # share of the largest magnitude in the channel
+
+
+def tolerance(dtype, count):
+    """Of y and dx, for x of this dtype with `count` values a channel.
+
+    float16, bfloat16, float32: 2 ulp of the exact result rounded once, plus 2**-44 of the channel's largest
+    result. One rounding to the type is half an ulp; the rest of the arithmetic is in float64. Its errors,
+    some 2**-53 of the largest term, do not shrink where terms cancel (y near 0), and sums of up to 10**7
+    values add a few bits: 2**-44 leaves 9 bits for both, and is below a float32 ulp wherever y is not near
+    0.
+
+    float64: 16 units of 2**-53 of the channel's largest result, for a mean of up to 10**8 standard
+    deviations: the arithmetic is that of the type itself, so a dozen roundings of the largest term show.
+    """
+    assert 0 <= count <= 10**7, "the contract speaks of up to 10**7 values a channel"
+    return Tolerance(0, 16 * 2.0**-53) if dtype_of(dtype) == np.float64 else Tolerance(2, 2.0**-44)
+
+
+def ulp(exact, bits, smallest=-16000):
+    """Unit in the last place of a number format with so many bits, at each value."""
+    _, exponent = np.frexp(exact)
+    return np.ldexp(reference.Wide(1), np.where(exact == 0, smallest, np.maximum(exponent - bits, smallest)))
+
+
+def rounded(exact, dtype):
+    """To nearest even, by exact scaling: no conversion function is trusted. Overflow gives 2**overflow."""
+    form = FORMATS[dtype]
+    unit = ulp(exact, form.bits, form.smallest)
+    limit = np.ldexp(reference.Wide(1), form.overflow)
+    return np.clip(np.rint(exact / unit) * unit, -limit, limit)
+
+
+def assert_close(actual, exact, axis=1):
+    """y or dx is as near to the exact result as its dtype promises."""
+    dtype, exact = actual.dtype.name, np.asarray(exact)
+    assert actual.shape == exact.shape
+    form, values = FORMATS[dtype], reference.by_channel(exact, axis)
+    allowed = tolerance(dtype, values.shape[-1])
+    largest = np.abs(values).max(-1, keepdims=True, initial=0)
+    found = reference.by_channel(actual, axis)
+    target = rounded(values, dtype) if allowed.ulps else values
+    found = np.clip(found, *np.ldexp(reference.Wide(1), form.overflow) * reference.Wide([-1, 1]))
+    limit = allowed.ulps * ulp(target, form.bits, form.smallest) + allowed.of_largest * largest
+    _assert_within(found, target, limit)
+
+
+def assert_stat_close(actual, exact):
+    """Statistics and parameter gradients: within 1 float32 ulp of the exact value, of any magnitude.
+
+    They are float64 sums of up to 10**7 terms. What those lose, some 2**-45 of the sum of magnitudes, is
+    2**20 times less than a float32 ulp of the result unless the terms cancel to a millionth.
+    In a float32 array the result is rounded once more, half an ulp, and has no digits below 2**-149.
+    """
+    actual = np.asarray(actual)
+    smallest = FORMATS["float32"].smallest if actual.dtype == np.float32 else -16000
+    _assert_within(reference.wide(actual), reference.wide(exact), ulp(exact, 24, smallest))
+
+
+def assert_gradient_close(actual, exact, scale):
+    """Gradients of float64 data: 1e-12 relative to `scale`, the size of the terms of which they are sums.
+
+    Float64 arithmetic gives a few dozen times 2**-53 of the terms (an error of the complex step as much as of
+    nbnorm's); 1e-12 is 9007 times 2**-53. Relative to dx itself no float64 formula can promise this: with two
+    values a channel, dx is eps/var of its terms.
+    """
+    _assert_within(reference.wide(actual), reference.wide(exact), 1e-12 * np.broadcast_to(scale, np.shape(exact)))
+
+
+def _assert_within(found, target, limit):
+    assert found.shape == target.shape
+    if not found.size:
+        return
+    error = np.abs(found - target)
+    inside = error <= limit  # False for NaN
+    if not inside.all():
+        ratio = error / np.maximum(limit, np.finfo(reference.Wide).tiny)
+        i = np.unravel_index(np.argmax(np.where(inside, -1, ratio)), inside.shape)
+        raise AssertionError(
+            f"{(~inside).sum()} of {inside.size} values differ, worst at {tuple(map(int, i))}: found "
+            f"{found[i]!r}, exact {target[i]!r}, error {error[i]:.3g}, allowed {limit[i]:.3g}"
+        )

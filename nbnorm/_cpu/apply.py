@@ -12,7 +12,7 @@ from numba import njit, prange
 
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.plan import CHUNK, MAP_PANEL, MAP_WIDTH
+from nbnorm._cpu.plan import CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
 from nbnorm._cpu.vector import (
     FEW,
@@ -29,7 +29,7 @@ from nbnorm._cpu.vector import (
 )
 from nbnorm._formulas import ORIGIN, affine, affine_of_two
 
-GROUP = 16_384  # values that are walked forwards before going back
+GROUP = 65_536  # values that are walked forwards before going back
 
 
 @routine
@@ -125,12 +125,12 @@ def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, streaming)
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
     """
-    group = max(1, GROUP // K)
+    group, panel = max(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
     while r1 > r0:
-        for j in range(j0, j1, MAP_PANEL):
+        for j in range(j0, j1, panel):
             for r in range(max(r0, r1 - group), r1):
                 i = line_start(y, r * K + j, size, streaming)
-                end = line_start(y, r * K + min(j1, j + MAP_PANEL), size, streaming)
+                end = line_start(y, r * K + min(j1, j + panel), size, streaming)
                 run(x, dy, y, i, end, k, h, a, scale, shift, i - r * K - j0, streaming)
         r1 -= group
 

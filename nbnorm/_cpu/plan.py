@@ -15,7 +15,7 @@ LANES = 32  # vector.LANES; this module does not load Numba
 SHORT = 64  # segments shorter than this are treated as columns
 CHUNK = 32_768  # values of a channel in one partial sum
 PANEL = 1_024  # columns whose sums and origins, 4 float64 each, stay in a first-level cache
-MAP_PANEL = 512  # columns whose coefficients, 5 float64 each, do so beside the data
+MAP_OF_ONE, MAP_OF_TWO = 1_024, 512  # those whose coefficients, 3 or 5 float64 each, do so beside the data
 MAP_WIDTH = 8_192  # and those whose coefficients fill a part of a second-level cache
 BLOCK = 131_072  # values of a block of rows
 CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
@@ -66,7 +66,7 @@ def columns(N: int, C: int, S: int) -> Columns:
     # Partial sums take 16 K bytes a block; wide rows get long blocks, so that they stay below 1 % of x.
     block = max(64 if K <= PANEL else 1024, BLOCK // min(K, PANEL), -(-rows // 128))
     # Apply prefers runs of a whole panel, unless the tables would cost more than the map.
-    map_tile = tile * max(1, min(MAP_PANEL, N * base // 16) // K)
+    map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 16) // K)
     channels = min(C, L2_BYTES // (4 * N * S))
     if tile > 1 or channels * S < min(128, base) or N * base <= 65_536:
         channels = 0

@@ -92,7 +92,7 @@ def _fused_or_split(
         cols = plan.columns(N, C, S)
         if cols.channels:
             channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
-            width = plan.up(channels * S, plan.LANES) + plan.LANES  # the last vector of a run reaches beyond its columns
+            width = plan.up(channels * S, plan.LANES) + plan.LANES  # a vector reaches beyond its columns
             terms = _terms(x)
             scratch = np.empty((workers, (2 * terms + 5) * width))
             fused_columns(

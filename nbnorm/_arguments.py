@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,28 +15,22 @@ _EXPECTED = "float16, bfloat16, float32 or float64"
 _native = {np.dtype(kind) for kind in ("float16", "float32", "float64")}  # bfloat16 joins when it is first seen
 
 
-def values(name: str, array: NDArray) -> NDArray:
-    """`array` as a plain, native, aligned ndarray: itself, or one copy of what is none.
+def dtype(name: str, found: np.dtype) -> np.dtype:
+    """`found` in native byte order.
 
     Raises
     ------
     TypeError
-        When the dtype is not one of the four.
+        When it is not one of the four.
     """
-    if type(array) is not np.ndarray:
-        array = np.asarray(array)
-    if array.dtype not in _native:
-        native = array.dtype.newbyteorder("=")
-        if native.name == "bfloat16":
-            _native.add(native)
-        elif native not in _native:
-            raise TypeError(
-                f"{name} has dtype {array.dtype}; expected {_EXPECTED} ({name}.astype(np.float32) converts)"
-            )
-        array = array.astype(native, order="K", copy=False)
-    if not array.flags.aligned:
-        array = array.copy(order="K")
-    return array
+    if found in _native:
+        return found
+    native = found.newbyteorder("=")
+    if native.name == "bfloat16":
+        _native.add(native)
+    elif native not in _native:
+        raise TypeError(f"{name} has dtype {found}; expected {_EXPECTED} ({name}.astype(np.float32) converts)")
+    return native
 
 
 def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
@@ -108,31 +103,34 @@ def gradient(dy: NDArray, x: NDArray) -> None:
         raise TypeError(f"dy has dtype {dy.dtype}; expected {x.dtype}, that of x (dy.astype(x.dtype) converts)")
 
 
-def output(out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...]) -> None:
+def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...]) -> None:
     """`out` can take the result: an array like x, apart from every input or, where allowed, one of them itself.
 
     Raises
     ------
     TypeError, ValueError
-        TypeError when it is no ndarray, ValueError for all else.
+        TypeError when it is no array of the backend, ValueError for all else.
     """
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray | np.matrix):
-        raise TypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; expected a numpy.ndarray")
+    if not isinstance(out, kernels.Array) or isinstance(out, np.ma.MaskedArray | np.matrix):
+        expected = f"{kernels.Array.__module__}.{kernels.Array.__qualname__}"
+        raise TypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; expected a {expected}")
     if out.shape != x.shape:
         raise ValueError(f"out has shape {_short(out.shape)}; expected that of x, {_short(x.shape)}")
     if out.dtype != x.dtype:
         raise ValueError(f"out has dtype {out.dtype}; expected {x.dtype} in native byte order, as x")
-    if not out.flags.writeable:
+    if kernels.device(out) != kernels.device(x):
+        raise ValueError(f"out is on {kernels.device(out)}; expected {kernels.device(x)}, where x is")
+    if not getattr(out.flags, "writeable", True):
         raise ValueError("out is read-only; pass a writable array, such as np.empty_like(x)")
-    if not out.flags.aligned:
+    if not getattr(out.flags, "aligned", True):
         raise ValueError("out is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
     if _overlaps_itself(out):
         raise ValueError("out overlaps itself, as a broadcast view does; pass np.empty_like(x)")
-    same = [name for name, array in inputs.items() if _is_same(out, array)]
+    same = [name for name, array in inputs.items() if _is_same(kernels, out, array)]
     for name, array in inputs.items():
         if name in same and name not in allowed:
             raise ValueError(f"out is {name} itself, which the backward pass needs; pass another array")
-        if not same and _shares(out, array):
+        if not same and _shares(kernels.xp, out, array):
             raise ValueError(f"out overlaps {name} in memory; pass an array of its own")
 
 
@@ -173,10 +171,12 @@ def parameter_dtype(value: DTypeLike) -> np.dtype:
     return found.newbyteorder("=")
 
 
-def device(value: str) -> None:
-    """One that there is."""
-    if value != "cpu":
-        raise ValueError(f"device is {_short(value)}; expected 'cpu', the only one in this version")
+def same_device(name: str, array: Any, found: str, expected: str, owner: str, way_out: str) -> None:
+    """The array is where the rest of the call is; nothing moves by itself."""
+    if found != expected:
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        place = "" if found == "cpu" else f" on {found}"
+        raise TypeError(f"{name} is a {kind}{place} but {owner} is on {expected}; use {way_out}")
 
 
 def _short(value: object) -> str:
@@ -199,14 +199,14 @@ def _overlaps_itself(array: NDArray) -> bool:
     return False
 
 
-def _shares(a: NDArray, b: NDArray) -> bool:
-    if not np.may_share_memory(a, b):  # bounds only: cheap
+def _shares(xp: ModuleType, a: NDArray, b: NDArray) -> bool:
+    if not xp.may_share_memory(a, b):  # bounds only: cheap
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+        return bool(xp.shares_memory(a, b, max_work=100_000))
     except np.exceptions.TooHardError:
         return True
 
 
-def _is_same(a: NDArray, b: NDArray) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
+def _is_same(kernels: ModuleType, a: NDArray, b: NDArray) -> bool:
+    return a.shape == b.shape and a.strides == b.strides and kernels.address(a) == kernels.address(b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +12,7 @@ _WAY_OUT = {
     "torch": "x.numpy() or numpy.from_dlpack(x)",
     "jax": "numpy.asarray(x)",
     "jaxlib": "numpy.asarray(x)",
-    "cupy": "cupy.asnumpy(x), since this version computes on the CPU",
-    "numba": "x.copy_to_host()",
+    "numba": "cupy.asarray(x) or x.copy_to_host()",
 }
 
 
@@ -23,12 +23,26 @@ def kernels_for(name: str, array: Any) -> ModuleType:
     ------
     TypeError
         When no backend knows the type, with the way out.
+    ImportError
+        When a package is missing that the backend needs, with a line of advice.
     """
     if type(array) is not np.ndarray:
+        cupy = sys.modules.get("cupy")
+        if cupy is not None and isinstance(array, cupy.ndarray):
+            return _cuda()
         _refuse_foreign(name, array)
     from nbnorm import _cpu
 
     return _cpu
+
+
+def _cuda() -> ModuleType:
+    try:
+        from nbnorm import _cuda
+    except ImportError as error:
+        error.add_note('CuPy arrays need numba-cuda: pip install "nbnorm[cuda13]", or "nbnorm[cuda12]"')
+        raise
+    return _cuda
 
 
 def _refuse_foreign(name: str, array: Any) -> None:
@@ -39,5 +53,6 @@ def _refuse_foreign(name: str, array: Any) -> None:
     if isinstance(array, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix; pass numpy.asarray({name})")
     if not isinstance(array, np.ndarray):
-        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], "numpy.asarray(x)").replace("x", name, 1)
+        on_gpu = "cupy.asarray(x)" if hasattr(array, "__cuda_array_interface__") else "numpy.asarray(x)"
+        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], on_gpu).replace("x", name, 1)
         raise TypeError(f"{name} is a {kind.__module__}.{kind.__qualname__}; expected a numpy.ndarray: pass {way_out}")

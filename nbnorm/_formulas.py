@@ -13,8 +13,8 @@ import numba
 
 formula: Any = numba.njit(inline="always")
 
-# Rows of a `stats` array (4, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std.
-ORIGIN, DEVIATION, M2, INV_STD = range(4)
+# Rows of a `stats` array (5, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std, gamma.
+ORIGIN, DEVIATION, M2, INV_STD, GAMMA = range(5)
 # Rows of a `sums` array (3, C): s and q, which become sum_dy and sum_dy_xmu, and h, the origin of dy.
 SUM, PRODUCT, DY_ORIGIN = range(3)
 
@@ -22,6 +22,18 @@ SUM, PRODUCT, DY_ORIGIN = range(3)
 def fma(a: Any, b: Any, c: Any) -> Any:
     """a*b + c. Each target replaces it by the instruction with one rounding when it compiles."""
     return a * b + c
+
+
+@formula
+def sample_index(c, part, N, C, S):
+    """Where in an (N, C, S) array to look for a value from around part/8 of the way through channel c."""
+    return ((N - 1) * part // 8 * C + c) * S + (S - 1) * part // 8
+
+
+@formula
+def median(a, b, c):
+    """Eq. 2, three times over three values and once over the three results."""
+    return max(min(a, b), min(max(a, b), c))
 
 
 @formula

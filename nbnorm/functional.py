@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nbnorm import _arguments
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import DEVIATION, INV_STD, ORIGIN, PRODUCT, SUM
+from nbnorm._formulas import DEVIATION, GAMMA, INV_STD, ORIGIN
 from nbnorm._layout import Axis, Layout, layout_of
 from nbnorm.state import BatchNormState
 
@@ -40,15 +40,15 @@ class Saved:
         Whether the statistics were the running ones, and so do not depend on x.
     """
 
-    __slots__ = ("_dtype", "_flat", "_gamma", "_layout", "_shape", "_stats", "_with_beta", "_with_gamma",
+    __slots__ = ("_dtype", "_flat", "_kernels", "_layout", "_shape", "_stats", "_with_beta", "_with_gamma",
                  "axis", "use_running", "x")  # fmt: skip
 
     def __init__(
         self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
-        gamma: NDArray, stats: NDArray,
+        stats: NDArray, kernels: ModuleType,
     ) -> None:  # fmt: skip
         self.x, self.axis, self.use_running = x, axis, use_running
-        self._flat, self._layout, self._gamma, self._stats = flat, layout, gamma, stats
+        self._flat, self._layout, self._stats, self._kernels = flat, layout, stats, kernels
         self._shape, self._dtype = state.shape, state.dtype
         self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
 
@@ -62,7 +62,7 @@ class Saved:
 
     @property
     def gamma(self) -> NDArray[np.float64] | None:
-        return self._gamma.reshape(self._shape).copy() if self._with_gamma else None
+        return self._stats[GAMMA].reshape(self._shape).copy() if self._with_gamma else None
 
     def __repr__(self) -> str:
         return f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, use_running={self.use_running})"
@@ -135,37 +135,38 @@ def batch_norm_training(
     """
     kernels = kernels_for("x", x)
     _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-    x = _arguments.values("x", x)
+    _same_device(kernels, x, state)
+    x = kernels.values("x", x)
     axes = _arguments.channels(x, axis)
     _arguments.features(x, axis, axes, state.num_features)
     layout = layout_of(x, axes)
     N, C, S = layout.shape
-    update_running = update_running and state.running_mean is not None
+    update = state._update() if update_running else None
     if not use_running:
         _arguments.enough_values(x, N * S)
-    elif update_running and state.momentum is not None:
+    elif update is not None and update.momentum is not None:
         _arguments.enough_values_to_update(x, N * S)
     if out is not None:
-        _arguments.output(out, x, {"x": x}, allowed=())
+        _arguments.output(kernels, out, x, {"x": x}, allowed=())
     running = state._running() if use_running else None
 
-    y = np.empty_like(x) if out is None else out
-    gamma, beta = _parameters(state)
-    stats = np.zeros((4, C))
-    batch = stats if running is None else np.zeros((4, C))
-    flat, target = layout.read(x), layout.write(y)
-    if x.size:
-        if running is None:
-            kernels.training_forward(flat, target, layout.shape, gamma, beta, state.eps, stats)
-        else:
-            if update_running:
-                kernels.batch_statistics(flat, layout.shape, batch)
-            mean, var = (array.reshape(-1) for array in running)
-            kernels.running_forward(flat, target, layout.shape, gamma, beta, state.eps, mean, var, stats)
-        layout.finish(target, y)
-    saved = Saved(x, flat, layout, axis, use_running, state, gamma, stats)
-    if update_running:
-        state._commit(kernels, batch, N * S)
+    with kernels.on_device_of(x):
+        y = kernels.xp.empty_like(x) if out is None else out
+        stats = kernels.xp.empty((5, C)) if x.size else kernels.xp.zeros((5, C))
+        flat, target = kernels.read(layout, x), kernels.write(layout, y)
+        saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels)
+        if x.size:
+            if running is None:
+                kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats, update)
+            else:
+                kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, *running, stats)
+                if update is not None:
+                    kernels.batch_statistics(flat, layout.shape, kernels.xp.empty((5, C)), update)
+            kernels.finish(layout, target, y)
+        elif update is not None:
+            counters = update.counters
+            with update.lock:
+                counters += kernels.xp.asarray((1, N * S))
     return y, saved
 
 
@@ -216,23 +217,23 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
     """
     kernels = kernels_for("x", x)
     _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-    x = _arguments.values("x", x)
+    _same_device(kernels, x, state)
+    x = kernels.values("x", x)
     axes = _arguments.channels(x, axis)
     _arguments.features(x, axis, axes, state.num_features)
     if out is not None:
-        _arguments.output(out, x, {"x": x}, allowed=("x",))
-    mean, var = state._running()
+        _arguments.output(kernels, out, x, {"x": x}, allowed=("x",))
+    running = state._running()
 
-    y = np.empty_like(x) if out is None else out
-    if x.size:
-        layout = layout_of(x, axes)
-        gamma, beta = _parameters(state)
-        target = layout.write(y)
-        kernels.running_forward(
-            layout.read(x), target, layout.shape, gamma, beta, state.eps, mean.reshape(-1), var.reshape(-1),
-            np.empty((4, gamma.size)),
-        )  # fmt: skip
-        layout.finish(target, y)
+    with kernels.on_device_of(x):
+        y = kernels.xp.empty_like(x) if out is None else out
+        if x.size:
+            layout = layout_of(x, axes)
+            target = kernels.write(layout, y)
+            kernels.running_forward(
+                kernels.read(layout, x), target, layout.shape, state.gamma, state.beta, state.eps, *running, None
+            )
+            kernels.finish(layout, target, y)
     return y
 
 
@@ -285,30 +286,28 @@ def batch_norm_backward(dy: NDArray, saved: Saved, *, out: NDArray | None = None
     """
     kernels = kernels_for("dy", dy)
     _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
-    dy = _arguments.values("dy", dy)
     x, layout = saved.x, saved._layout
+    where = saved._kernels.device(x)
+    _arguments.same_device("dy", dy, kernels.device(dy), where, "x of the forward pass", "an array there, as it gave y")
+    dy = kernels.values("dy", dy)
     _arguments.gradient(dy, x)
     if out is not None:
-        _arguments.output(out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
+        _arguments.output(kernels, out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
 
-    dx = np.empty_like(x) if out is None else out
-    sums = np.zeros((3, layout.shape[1]))
-    if x.size:
-        target = layout.write(dx)
-        backward = kernels.running_backward if saved.use_running else kernels.backward
-        backward(layout.read(dy), saved._flat, target, layout.shape, saved._gamma, saved._stats, sums)
-        layout.finish(target, dx)
-    dbeta, dgamma = sums[SUM], sums[PRODUCT] * saved._stats[INV_STD]
-    return Gradients(
-        dx,
-        dgamma.astype(saved._dtype).reshape(saved._shape) if saved._with_gamma else None,
-        dbeta.astype(saved._dtype).reshape(saved._shape) if saved._with_beta else None,
-    )
+    with kernels.on_device_of(x):
+        xp = kernels.xp
+        dx = xp.empty_like(x) if out is None else out
+        make = xp.empty if x.size else xp.zeros
+        dgamma = make(saved._shape, saved._dtype) if saved._with_gamma else None
+        dbeta = make(saved._shape, saved._dtype) if saved._with_beta else None
+        if x.size:
+            target = kernels.write(layout, dx)
+            backward = kernels.running_backward if saved.use_running else kernels.backward
+            backward(kernels.read(layout, dy), saved._flat, target, layout.shape, saved._stats, dgamma, dbeta)
+            kernels.finish(layout, target, dx)
+    return Gradients(dx, dgamma, dbeta)
 
 
-def _parameters(state: BatchNormState) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Float64 copies of gamma and beta, flat; 1 and 0 where there are none."""
-    size = prod(state.shape)
-    gamma = np.ones(size) if state.gamma is None else state.gamma.astype(np.float64).reshape(-1)
-    beta = np.zeros(size) if state.beta is None else state.beta.astype(np.float64).reshape(-1)
-    return gamma, beta
+def _same_device(kernels: ModuleType, x: NDArray, state: BatchNormState) -> None:
+    found = kernels.device(x)
+    _arguments.same_device("x", x, found, state.device, "the state", f'state.to("{found}")')

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _device
+from nbnorm._update import Update
 
 _ARRAYS = ("gamma", "beta", "running_mean", "running_var")
+_PLACES = (*("_" + name for name in _ARRAYS), "_counters")
 _TORCH_NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 
 
@@ -34,12 +35,13 @@ class _Array:
             return
         if target is None:
             raise ValueError(f"the state has no {self.name}; make it with {self.flag}=True")
-        array = np.asarray(value)
+        array: Any = value if isinstance(value, type(target)) else np.asarray(value)
         if array.shape != target.shape:
             raise ValueError(f"{self.name} has shape {array.shape!s:.60}; expected {target.shape!s:.60}")
         if not np.can_cast(array.dtype, target.dtype, "same_kind"):
             raise TypeError(f"{self.name} has dtype {array.dtype}; expected {target.dtype}, or what casts to it safely")
-        target[...] = array
+        with _device.current(state._device):
+            target[...] = state._xp.asarray(array)
 
 
 class BatchNormState:
@@ -61,7 +63,8 @@ class BatchNormState:
     dtype : float32 or float64
         Of gamma, beta and their gradients; independent of the dtype of x.
     device : str
-        Where the arrays are: "cpu".
+        Where the arrays are: "cpu", "cuda" (the current GPU) or "cuda:1". NumPy arrays go with a state on the CPU,
+        CuPy arrays with one on their GPU.
 
     Attributes
     ----------
@@ -76,11 +79,14 @@ class BatchNormState:
     ------
     TypeError, ValueError
         For an argument of the wrong kind or out of range.
+    ImportError, RuntimeError
+        When the device is a GPU and CuPy or the driver is missing.
 
     Notes
     -----
-    Copies and pickles are independent of the original. Several threads may train with one state: each batch is
-    folded in as a whole.
+    Copies and pickles are independent of the original. Several threads may train with one state on the CPU: each batch
+    is folded in as a whole. A state on a GPU changes in the order of the stream that is current when it is used:
+    use it on one stream, or synchronize between them. Reading `num_batches` or `num_samples` waits for the GPU.
 
     References
     ----------
@@ -111,15 +117,16 @@ class BatchNormState:
     ) -> None:
         self._num_features = _arguments.num_features(num_features)
         self._dtype = _arguments.parameter_dtype(dtype)
-        _arguments.device(device)
+        self._device = _device.resolve(device)
         self.eps = eps
         self.momentum = momentum
-        shape = self.shape
-        self._gamma = np.ones(shape, self._dtype) if use_gamma else None
-        self._beta = np.zeros(shape, self._dtype) if use_beta else None
-        self._running_mean = np.zeros(shape) if track_running else None
-        self._running_var = np.ones(shape) if track_running else None
-        self._counters = np.zeros(2, np.int64)  # batches, values per channel
+        shape, xp = self.shape, self._xp
+        with _device.current(self._device):
+            self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
+            self._beta = xp.zeros(shape, self._dtype) if use_beta else None
+            self._running_mean = xp.zeros(shape) if track_running else None
+            self._running_var = xp.ones(shape) if track_running else None
+            self._counters = xp.zeros(2, np.int64)  # batches, values per channel
         self._lock = threading.Lock()
 
     # ---- what it is
@@ -139,12 +146,39 @@ class BatchNormState:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        return self._device
+
+    @property
+    def _xp(self) -> Any:
+        return _device.library(self._device)
 
     def to(self, device: str) -> BatchNormState:
-        """The state with its arrays on `device`; itself, when they are there."""
-        _arguments.device(device)
-        return self
+        """The state with its arrays on `device`: itself when they are there, otherwise a copy.
+
+        Parameters
+        ----------
+        device : str
+            As in the constructor.
+
+        Examples
+        --------
+        >>> import nbnorm
+        >>> state = nbnorm.BatchNormState(3)
+        >>> state.to("cpu") is state
+        True
+        """
+        device = _device.resolve(device)
+        if device == self._device:
+            return self
+        own = self.__getstate__()
+        with _device.current(device):
+            xp = _device.library(device)
+            for name in _PLACES:
+                if own[name] is not None:
+                    own[name] = _device.host(own[name]) if xp is np else xp.asarray(own[name])
+        moved = BatchNormState.__new__(BatchNormState)
+        moved.__setstate__({**own, "_device": device})
+        return moved
 
     def __repr__(self) -> str:
         return (
@@ -197,7 +231,7 @@ class BatchNormState:
         >>> state.running_mean, state.num_batches
         (array([0., 0.]), 0)
         """
-        with self._lock:
+        with self._lock, _device.current(self._device):
             if self._running_mean is not None and self._running_var is not None:
                 self._running_mean[...], self._running_var[...] = 0, 1
             self._counters[...] = 0
@@ -228,36 +262,34 @@ class BatchNormState:
         [0.5, -5.0]
         """
         mean, var = self._running()
-        scale = 1 / np.sqrt(var + self._eps)
-        if self._gamma is not None:
-            scale *= self._gamma
-        shift = -mean * scale
-        if self._beta is not None:
-            shift += self._beta
+        with _device.current(self._device):
+            scale = 1 / self._xp.sqrt(var + self._eps)
+            if self._gamma is not None:
+                scale *= self._gamma
+            shift = -mean * scale
+            if self._beta is not None:
+                shift += self._beta
         return scale, shift
 
     def _running(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """A copy of the running statistics, of one moment."""
+        """The running statistics of one moment: a copy, or on a GPU, where a stream has its order, themselves."""
         if self._running_mean is None or self._running_var is None:
             raise ValueError(
                 "the state has no running statistics (track_running=False); "
                 "make it with track_running=True, or use batch_norm_training"
             )
+        if self._device != "cpu":
+            return self._running_mean, self._running_var
         with self._lock:
             return self._running_mean.copy(), self._running_var.copy()
 
-    def _commit(self, kernels: ModuleType, stats: NDArray[np.float64], count: int) -> None:
-        """Fold the statistics of a batch into the running ones and count it, in one step that cannot fail."""
-        mean, var = self._running_mean, self._running_var
-        assert mean is not None  # the caller has asked
-        assert var is not None
-        with self._lock:
-            if self._momentum is None:
-                kernels.commit_pooled(stats, float(count), mean.reshape(-1), var.reshape(-1), self._counters)
-            else:
-                kernels.commit_running(
-                    stats, float(count), self._momentum, mean.reshape(-1), var.reshape(-1), self._counters
-                )
+    def _update(self) -> Update | None:
+        """What a training step folds its batch into; None without running statistics."""
+        if self._running_mean is None or self._running_var is None:
+            return None
+        return Update(
+            self._running_mean.reshape(-1), self._running_var.reshape(-1), self._counters, self._momentum, self._lock
+        )
 
     # ---- elsewhere
 
@@ -280,8 +312,8 @@ class BatchNormState:
             found = {_TORCH_NAMES[name]: getattr(self, "_" + name) for name in _ARRAYS}
             result = {key: array.copy() for key, array in found.items() if array is not None}
             if self._running_mean is not None:
-                result["num_batches_tracked"] = np.array(self._counters[0])
-                result["num_samples_tracked"] = np.array(self._counters[1])
+                result["num_batches_tracked"] = self._xp.array(self._counters[0])
+                result["num_samples_tracked"] = self._xp.array(self._counters[1])
         return result
 
     @classmethod
@@ -313,7 +345,8 @@ class BatchNormState:
         True
         """
         found = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
-        arrays = {name: np.asarray(found.pop(key)) for name, key in _TORCH_NAMES.items() if key in found}
+        device = next((f"cuda:{a.device.id}" for a in found.values() if hasattr(a, "get")), "cpu")
+        arrays = {name: _device.host(found.pop(key)) for name, key in _TORCH_NAMES.items() if key in found}
         counters = [int(found.pop(key, 0)) for key in ("num_batches_tracked", "num_samples_tracked")]
         if found:
             raise ValueError(f"state_dict has unknown names under {prefix!r:.40}: {', '.join(sorted(found))[:80]}")
@@ -339,12 +372,14 @@ class BatchNormState:
         for name, array in arrays.items():
             setattr(state, name, array)
         state._counters[...] = counters
-        return state
+        return state.to(device)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             own = {key: value for key, value in vars(self).items() if key != "_lock"}
-            return {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in own.items()}
+            with _device.current(self._device):
+                own.update((name, own[name].copy()) for name in _PLACES if own[name] is not None)
+        return own
 
     def __setstate__(self, own: dict[str, Any]) -> None:
         vars(self).update(own)

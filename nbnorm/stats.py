@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from nbnorm import _arguments
 from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, merge
 from nbnorm._layout import Axis, layout_of
+
+_merge = getattr(merge, "py_func", merge)  # arrays go through it as they are; NUMBA_DISABLE_JIT leaves no py_func
 
 
 class BatchStats(NamedTuple):
@@ -66,16 +68,18 @@ def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:
     BatchStats(count=array(2.), mean=array([2., 5.]), m2=array([2., 0.]))
     """
     kernels = kernels_for("x", x)
-    x = _arguments.values("x", x)
+    x = kernels.values("x", x)
     axes = _arguments.channels(x, axis)
     layout = layout_of(x, axes)
     N, C, S = layout.shape
-    stats = np.zeros((4, C))
-    if x.size:
-        kernels.batch_statistics(layout.read(x), layout.shape, stats)
     shape = tuple(x.shape[i] for i in axes)
-    mean = stats[ORIGIN] + stats[DEVIATION]
-    return BatchStats(np.array(float(N * S)), mean.reshape(shape), stats[M2].reshape(shape))
+    with kernels.on_device_of(x):
+        xp = kernels.xp
+        stats = xp.empty((5, C)) if x.size else xp.zeros((5, C))
+        if x.size:
+            kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats, None)
+        mean = stats[ORIGIN] + stats[DEVIATION]
+        return BatchStats(xp.full((), float(N * S)), mean.reshape(shape), stats[M2].reshape(shape))
 
 
 def merge_stats(*stats: BatchStats) -> BatchStats:
@@ -115,11 +119,15 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     for i, one in enumerate(stats):
         if not isinstance(one, BatchStats):
             raise TypeError(f"argument {i} is a {type(one).__qualname__}; expected a BatchStats")
-        if np.shape(one.mean) != np.shape(stats[0].mean) or np.shape(one.m2) != np.shape(stats[0].mean):
-            raise ValueError(
-                f"argument {i} has channels of shape {np.shape(one.mean)}, argument 0 {np.shape(stats[0].mean)}"
-            )
-    total: tuple[NDArray, ...] = tuple(np.array(part, np.float64) for part in stats[0])
+    on_gpu = [hasattr(one.mean, "get") for one in stats]
+    if any(on_gpu) and not all(on_gpu):
+        raise TypeError("some arguments are on the CPU and some on a GPU; move them with cupy.asnumpy or cupy.asarray")
+    if not any(on_gpu):
+        stats = tuple(BatchStats(*(np.array(part, np.float64) for part in one)) for one in stats)
+    total: tuple[Any, ...] = stats[0]
+    for i, one in enumerate(stats):
+        if one.mean.shape != stats[0].mean.shape or one.m2.shape != stats[0].mean.shape:
+            raise ValueError(f"argument {i} has channels of shape {one.mean.shape}, argument 0 {stats[0].mean.shape}")
     for one in stats[1:]:
-        total = merge.py_func(*total, *one)
-    return BatchStats(*(np.asarray(part) for part in total))
+        total = _merge(*total, *one)
+    return BatchStats(*(part if any(on_gpu) else np.asarray(part) for part in total))

@@ -11,8 +11,9 @@ import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
-    {"nbnorm._formulas", "nbnorm._cpu.plan"},
-    {"nbnorm._cpu", "nbnorm.state", "nbnorm._layout", "nbnorm._arguments"},
+    {"nbnorm._formulas", "nbnorm._floats", "nbnorm._update", "nbnorm._cpu.plan", "nbnorm._cuda.plan"},
+    {"nbnorm._layout", "nbnorm._device", "nbnorm._arguments"},
+    {"nbnorm._cpu", "nbnorm._cuda", "nbnorm.state"},
     {"nbnorm._dispatch"},
     {"nbnorm.functional", "nbnorm.stats"},
     {"nbnorm.layer", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},
@@ -59,7 +60,9 @@ def test_imports_point_downward(path):
     assert upward == []
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "_cpu"], ids=module_name)
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.parent.name in ("_cpu", "_cuda") and p.stem != "memory"], ids=module_name
+)
 def test_kernels_know_nothing_of_the_state(path):
     assert not {"nbnorm.state", "nbnorm.functional", "nbnorm._layout"} & set(imports(path))
 

@@ -3,6 +3,8 @@
 `given` (conftest.py) are arguments that fit, `refuse` (common.py) compares every byte before and after.
 """
 
+import sys
+
 import numpy as np
 import pytest
 from common import random_state, refuse
@@ -197,11 +199,19 @@ def test_eps_and_momentum_must_be_in_range(given, name, value):
     assert getattr(given.state, name) == kept
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "gpu", "", None])
-def test_the_device_must_be_the_cpu(given, device):
+@pytest.mark.parametrize("device", ["gpu", "", None, "cuda:", "cuda:x", "cuda:-1", "cpu:0"])
+def test_a_device_must_be_one_that_there_can_be(given, device):
     refuse(given, lambda: nbnorm.BatchNormState(3, device=device), ValueError, "device", "cpu")
     refuse(given, lambda: nbnorm.BatchNorm(3, device=device), ValueError, "device", "cpu")
     refuse(given, lambda: given.state.to(device), ValueError, "device", "cpu")
+
+
+def test_a_gpu_without_cupy_says_what_to_install(given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for call in (lambda: nbnorm.BatchNormState(3, device="cuda"), lambda: given.state.to("cuda:0")):
+        with pytest.raises(ImportError) as caught:
+            call()
+        assert ["pip install" in note for note in caught.value.__notes__] == [True]
 
 
 def test_options_must_be_named(given):

@@ -1,6 +1,6 @@
-"""The CPU backend: the same names as every other backend. See stages.py for what each one does."""
+"""The CPU backend: the same names as every other backend. See stages.py and memory.py for what each one does."""
 
-from nbnorm._cpu.finalize import commit_pooled, commit_running
+from nbnorm._cpu.memory import Array, address, device, finish, on_device_of, read, values, write, xp
 from nbnorm._cpu.stages import (
     backward,
     batch_statistics,
@@ -10,11 +10,18 @@ from nbnorm._cpu.stages import (
 )
 
 __all__ = [
+    "Array",
+    "address",
     "backward",
     "batch_statistics",
-    "commit_pooled",
-    "commit_running",
+    "device",
+    "finish",
+    "on_device_of",
+    "read",
     "running_backward",
     "running_forward",
     "training_forward",
+    "values",
+    "write",
+    "xp",
 ]

@@ -19,7 +19,7 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import PANEL
 from nbnorm._cpu.sums import add, join, load_sums, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, element, keep, lanes, load, load_part, routine, store
-from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, two_sum
+from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, median, sample_index, two_sum
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
@@ -34,14 +34,8 @@ def share(w, workers, tasks):
 
 
 @routine
-def median(a, b, c):
-    return max(min(a, b), min(max(a, b), c))
-
-
-@routine
 def sample(x, c, part, N, C, S):
-    """A value from around part/8 of the way through channel c."""
-    return element(x, ((N - 1) * part // 8 * C + c) * S + (S - 1) * part // 8)
+    return element(x, sample_index(c, part, N, C, S))
 
 
 @routine

@@ -1,6 +1,6 @@
 """The stages on NumPy arrays: scratch memory, and the choice between the fused and the split driver.
 
-Arrays come in flat and contiguous, `shape` is their (N, C, S); gamma, beta and the running statistics are float64.
+Arrays come in flat and contiguous, `shape` is their (N, C, S); gamma and beta may be None, stats is (5, C).
 Everything that can fail has been checked by the caller.
 """
 
@@ -11,49 +11,90 @@ from numpy.typing import NDArray
 
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments
-from nbnorm._cpu.finalize import SCALE, finalize, finalize_running
+from nbnorm._cpu.finalize import SCALE, commit_pooled, commit_running, finalize, finalize_running
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.launch import workers_for
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
-from nbnorm._formulas import INV_STD
+from nbnorm._formulas import GAMMA, INV_STD, PRODUCT, SUM
+from nbnorm._update import Update
 
 Array = NDArray
 Shape = tuple[int, int, int]
 
 
-def training_forward(x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, stats: Array) -> None:
-    """y and stats (4, C) from x: reduce, finalize, apply."""
-    _fused_or_split(_raw(x), None, _raw(y), shape, stats, np.zeros((3, shape[1])), gamma, beta, eps)
+def training_forward(
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
+    update: Update | None,
+) -> None:  # fmt: skip
+    """y and stats from x, and the batch into the running statistics: reduce, finalize, apply."""
+    scale, shift = _parameters(gamma, beta, stats)
+    _fused_or_split(_raw(x), None, _raw(y), shape, stats, np.zeros((3, shape[1])), scale, shift, eps)
+    _commit(update, stats, shape)
 
 
-def backward(dy: Array, x: Array, dx: Array, shape: Shape, gamma: Array, stats: Array, sums: Array) -> None:
-    """dx and sums (3, C): sum_dy and sum_dy_xmu, from the stats of the forward pass."""
-    _fused_or_split(_raw(x), _raw(dy), _raw(dx), shape, stats, sums, gamma, gamma, 0.0)
-
-
-def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
-    """stats (4, C) of x."""
+def batch_statistics(x: Array, shape: Shape, stats: Array, update: Update | None) -> None:
+    """stats of x, and the batch into the running statistics."""
     _, C, _ = shape
     unit, sums = np.ones(C), np.zeros((3, C))
     _reduce(_raw(x), None, True, shape, stats, sums)
     finalize(None, stats, sums, unit, unit, 1.0, _count(shape), np.empty((4, C)))
+    _commit(update, stats, shape)
 
 
 def running_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, mean: Array, var: Array, stats: Array
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, mean: Array, var: Array,
+    stats: Array | None,
 ) -> None:  # fmt: skip
-    """y from x and the running statistics, which also fill stats (4, C) but for m2."""
+    """y from x and the running statistics, which also fill stats but for m2."""
+    stats = np.empty((5, shape[1])) if stats is None else stats
     coef = np.empty((4, shape[1]))
-    finalize_running(mean, var, gamma, beta, eps, stats, coef)
+    scale, shift = _parameters(gamma, beta, stats)
+    finalize_running(mean.reshape(-1), var.reshape(-1), scale, shift, eps, stats, coef)
     _apply(_raw(x), None, _raw(y), shape, stats, coef)
 
 
-def running_backward(dy: Array, x: Array, dx: Array, shape: Shape, gamma: Array, stats: Array, sums: Array) -> None:
-    """The same as `backward` for statistics that do not depend on x: dx = gamma * inv_std * dy."""
-    coef = np.zeros((4, shape[1]))
-    coef[SCALE] = gamma * stats[INV_STD]
+def backward(
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None
+) -> None:  # fmt: skip
+    """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
+    sums = np.zeros((3, shape[1]))
+    _fused_or_split(_raw(x), _raw(dy), _raw(dx), shape, stats, sums, stats[GAMMA], stats[GAMMA], 0.0)
+    _parameter_gradients(sums, stats, dgamma, dbeta)
+
+
+def running_backward(
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None
+) -> None:  # fmt: skip
+    """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
+    sums, coef = np.zeros((3, shape[1])), np.zeros((4, shape[1]))
+    coef[SCALE] = stats[GAMMA] * stats[INV_STD]
     _reduce(_raw(x), _raw(dy), False, shape, stats, sums)
-    _apply(_raw(dy), None, _raw(dx), shape, np.zeros((4, shape[1])), coef)
+    _apply(_raw(dy), None, _raw(dx), shape, np.zeros((5, shape[1])), coef)
+    _parameter_gradients(sums, stats, dgamma, dbeta)
+
+
+def _parameters(gamma: Array | None, beta: Array | None, stats: Array) -> tuple[Array, Array]:
+    """Gamma, kept in stats, and beta as float64, flat; 1 and 0 where there are none."""
+    stats[GAMMA] = 1 if gamma is None else gamma.reshape(-1)
+    return stats[GAMMA], np.zeros(stats.shape[1]) if beta is None else beta.astype(np.float64).reshape(-1)
+
+
+def _parameter_gradients(sums: Array, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
+    if dgamma is not None:
+        dgamma.reshape(-1)[:] = sums[PRODUCT] * stats[INV_STD]
+    if dbeta is not None:
+        dbeta.reshape(-1)[:] = sums[SUM]
+
+
+def _commit(update: Update | None, stats: Array, shape: Shape) -> None:
+    """Fold the batch into the running statistics and count it, in one step that cannot fail."""
+    if update is None:
+        return
+    with update.lock:
+        if update.momentum is None:
+            commit_pooled(stats, _count(shape), update.mean, update.var, update.counters)
+        else:
+            commit_running(stats, _count(shape), update.momentum, update.mean, update.var, update.counters)
 
 
 def _raw(array: Array) -> Array:

@@ -4,8 +4,7 @@
 lane. LLVM splits the value into as many registers as the CPU has use for, so one accumulator is several
 independent chains, and every CPU does the same IEEE operations in the same order: no fastmath, no contraction.
 
-Numba has no 16-bit floats on the CPU, so those arrays come in as integers that stand for them:
-uint16 holds float16, int16 holds bfloat16.
+Numba has no 16-bit floats on the CPU, so those arrays come in as integers that stand for them (_floats.py).
 
 Indices count elements of a contiguous 1-d array; nothing here checks a bound. An array that is None loads as None.
 Parts of a vector come in two widths, a literal: LANES, or FEW for at most that many lanes. The values are the same,
@@ -24,15 +23,14 @@ from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
 from nbnorm import _formulas
+from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
 
 LANES = 32
 FEW = 8
 LINE = 64  # bytes of a cache line, and the alignment of a streaming store
 
-I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+I64 = ir.IntType(64)
 LANES_OF_DOUBLE = ir.VectorType(DOUBLE, LANES)
-MEMORY = {types.float64: DOUBLE, types.float32: FLOAT, types.uint16: I16, types.int16: I16}
 
 routine = njit(forceinline=True)
 
@@ -147,44 +145,6 @@ def keep(typingctx, v, n, width):
 # ---- what lies in memory against what lies in a register
 
 
-def _like(kind, element):
-    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
-
-
-def _number(kind, value):
-    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
-
-
-def _widen(builder, raw, dtype):
-    """float64 of a raw scalar or vector of `dtype`: exact."""
-    single, word = _like(raw.type, FLOAT), _like(raw.type, I32)
-    if dtype == types.float64:
-        return raw
-    if dtype == types.uint16:
-        raw = builder.fpext(builder.bitcast(raw, _like(raw.type, HALF)), single)
-    elif dtype == types.int16:
-        raw = builder.bitcast(builder.shl(builder.zext(raw, word), _number(word, 16)), single)
-    return builder.fpext(raw, _like(raw.type, DOUBLE))
-
-
-def _narrow(builder, value, dtype):
-    """The raw form of float64 values, rounded to nearest even (16-bit types through float32)."""
-    if dtype == types.float64:
-        return value
-    single = builder.fptrunc(value, _like(value.type, FLOAT))
-    if dtype == types.float32:
-        return single
-    short, word = _like(value.type, I16), _like(value.type, I32)
-    if dtype == types.uint16:
-        return builder.bitcast(builder.fptrunc(single, _like(value.type, HALF)), short)
-    bits = builder.bitcast(single, word)
-    odd = builder.and_(builder.lshr(bits, _number(word, 16)), _number(word, 1))
-    rounded = builder.add(bits, builder.add(odd, _number(word, 0x7FFF)))
-    is_nan = builder.fcmp_unordered("uno", single, single)
-    rounded = builder.select(is_nan, _number(word, 0x7FC00000), rounded)
-    return builder.trunc(builder.lshr(rounded, _number(word, 16)), short)
-
-
 def _address(ctx, builder, array_type, array, index, kind):
     data = ctx.make_array(array_type)(ctx, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
@@ -192,7 +152,7 @@ def _address(ctx, builder, array_type, array, index, kind):
 
 def _memory(array_type, width=LANES):
     """LLVM type of `width` elements, and the size of one in bytes."""
-    return ir.VectorType(MEMORY[array_type.dtype], width), array_type.dtype.bitwidth // 8
+    return ir.VectorType(MEMORY[array_type.dtype.name], width), array_type.dtype.bitwidth // 8
 
 
 @intrinsic
@@ -200,8 +160,8 @@ def element(typingctx, array, i):
     """array[i] as a float64."""
 
     def emit(ctx, builder, sig, args):
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], MEMORY[array.dtype])
-        return _widen(builder, builder.load(pointer), array.dtype)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], MEMORY[array.dtype.name])
+        return widen(builder, builder.load(pointer), array.dtype.name)
 
     return types.float64(array, types.int64), emit
 
@@ -220,7 +180,7 @@ def load(typingctx, array, i):
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        return _widen(builder, builder.load(pointer, align=size), array.dtype)
+        return widen(builder, builder.load(pointer, align=size), array.dtype.name)
 
     return vector(array, types.int64), emit
 
@@ -241,9 +201,9 @@ def load_part(typingctx, array, i, n, width):
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array, width.literal_value)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        arguments = [pointer, I32(size), _first(builder, args[2], width.literal_value), _number(kind, 0)]
+        arguments = [pointer, I32(size), _first(builder, args[2], width.literal_value), number(kind, 0)]
         raw = _masked(builder, "load", kind, kind, arguments)
-        return _resized(builder, _widen(builder, raw, array.dtype), LANES)
+        return _resized(builder, widen(builder, raw, array.dtype.name), LANES)
 
     return vector(array, types.int64, types.int64, width), emit
 
@@ -255,7 +215,7 @@ def store(typingctx, array, i, v):
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        builder.store(_narrow(builder, args[2], array.dtype), pointer, align=size)
+        builder.store(narrow(builder, args[2], array.dtype.name), pointer, align=size)
         return ctx.get_dummy_value()
 
     return types.void(array, types.int64, v), emit
@@ -268,7 +228,7 @@ def store_part(typingctx, array, i, n, v, width):
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array, width.literal_value)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        raw = _narrow(builder, _resized(builder, args[3], width.literal_value), array.dtype)
+        raw = narrow(builder, _resized(builder, args[3], width.literal_value), array.dtype.name)
         mask = _first(builder, args[2], width.literal_value)
         _masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), mask])
         return ctx.get_dummy_value()
@@ -283,7 +243,7 @@ def stream(typingctx, array, i, v):
     def emit(ctx, builder, sig, args):
         kind, _ = _memory(array)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        instruction = builder.store(_narrow(builder, args[2], array.dtype), pointer, align=LINE)
+        instruction = builder.store(narrow(builder, args[2], array.dtype.name), pointer, align=LINE)
         instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return ctx.get_dummy_value()
 

@@ -1,0 +1,77 @@
+"""Memory: NumPy arrays and what lies under them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm import _arguments
+from nbnorm._layout import Layout
+
+xp = np
+Array = np.ndarray
+_HERE = contextlib.nullcontext()
+
+
+def values(name: str, array: NDArray) -> NDArray:
+    """`array` as a plain, native, aligned ndarray: itself, or one copy of what is none.
+
+    Raises
+    ------
+    TypeError
+        When the dtype is not one of the four.
+    """
+    if type(array) is not np.ndarray:
+        array = np.asarray(array)
+    native = _arguments.dtype(name, array.dtype)
+    if array.dtype is not native:
+        array = array.astype(native, order="K", copy=False)
+    if not array.flags.aligned:
+        array = array.copy(order="K")
+    return array
+
+
+def on_device_of(array: NDArray) -> contextlib.AbstractContextManager:
+    """Nothing to do: there is one CPU."""
+    return _HERE
+
+
+def device(array: NDArray) -> str:
+    """Where it is, as a state names it."""
+    return "cpu"
+
+
+def address(array: NDArray) -> int:
+    """Of the first element."""
+    return array.ctypes.data
+
+
+def read(layout: Layout, array: NDArray) -> NDArray:
+    """The elements in this order, flat: a view where possible, otherwise a copy. For reading only."""
+    flat = np.ascontiguousarray(array.transpose(layout.order)).reshape(-1)
+    return flat if flat.flags.writeable else _as_if_writable(flat)
+
+
+def write(layout: Layout, array: NDArray) -> NDArray:
+    """Where to write the elements of `array` in this order: its own memory where possible."""
+    ordered = array.transpose(layout.order)
+    return ordered.reshape(-1) if ordered.flags.c_contiguous else np.empty(array.size, array.dtype)
+
+
+def finish(layout: Layout, target: NDArray, array: NDArray) -> None:
+    """Bring what was written to `write(layout, array)` into `array`."""
+    if target.size and not np.may_share_memory(target, array):
+        ordered = array.transpose(layout.order)
+        ordered[...] = target.reshape(ordered.shape)
+
+
+def _as_if_writable(array: NDArray) -> NDArray:
+    """The same memory without the read-only flag.
+
+    Kernels never write to what they read, but Numba would compile each of them once more for read-only arrays.
+    """
+    memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    return np.ndarray(array.size, array.dtype, memory)  # type: ignore[arg-type]  # any buffer will do

@@ -1,0 +1,192 @@
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7 and 13).
+
+y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift. One read of each input, one
+write, in float64 between them. Blocks go from the last part to the first: what reduce read last is still in the
+second-level cache.
+
+The kernels differ in where a channel's coefficients come from; segments and columns each have one loop.
+"""
+
+from __future__ import annotations
+
+from numba import float64
+
+from nbnorm._cuda.finalize import (
+    ORIGIN_OF_X,
+    SCALE,
+    SHIFT,
+    A,
+    H,
+    channel_sums,
+    finalize_backward,
+    finalize_forward,
+    running_coefficients,
+)
+from nbnorm._cuda.launch import Kernel, cuda
+from nbnorm._cuda.plan import PAIRS, TABLES
+from nbnorm._cuda.reduce import following
+from nbnorm._cuda.vector import element, lanes, load, load_table, put, routine, store
+from nbnorm._formulas import affine, affine_of_two
+
+
+@routine
+def image(x, dy, k, scale, shift, a, h):
+    """The map of values or packs x and dy (or None)."""
+    u = x - k
+    return affine(u, scale, shift) if dy is None else affine_of_two(dy - h, a, u, scale, shift)
+
+
+# ---- segments
+
+
+@routine
+def map_segments(x, dy, y, c, p, t, T, N, C, SV, per, k, scale, shift, a, h):
+    """Part p of channel c, cut as in reduce_segments."""
+    j, end = p * per + t, min(N * SV, (p + 1) * per)
+    n, i, dn, di = j // SV, j % SV, T // SV, T % SV
+    if dy is None:
+        while j + 3 * T < end:  # all loads before the first store: the compiler must not move them across
+            a0, n, i = following(n, i, dn, di, c, C, SV)
+            a1, n, i = following(n, i, dn, di, c, C, SV)
+            a2, n, i = following(n, i, dn, di, c, C, SV)
+            a3, n, i = following(n, i, dn, di, c, C, SV)
+            x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
+            store(y, a0, image(x0, None, k, scale, shift, a, h))
+            store(y, a1, image(x1, None, k, scale, shift, a, h))
+            store(y, a2, image(x2, None, k, scale, shift, a, h))
+            store(y, a3, image(x3, None, k, scale, shift, a, h))
+            j += 4 * T
+    else:
+        while j + T < end:
+            a0, n, i = following(n, i, dn, di, c, C, SV)
+            a1, n, i = following(n, i, dn, di, c, C, SV)
+            x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
+            store(y, a0, image(x0, dy0, k, scale, shift, a, h))
+            store(y, a1, image(x1, dy1, k, scale, shift, a, h))
+            j += 2 * T
+    while j < end:
+        a0, n, i = following(n, i, dn, di, c, C, SV)
+        store(y, a0, image(load(x, a0), load(dy, a0), k, scale, shift, a, h))
+        j += T
+
+
+@Kernel
+def normalize_segments(
+    x, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, SV, per, P, count, eps, momentum
+):  # fmt: skip
+    """Block (c, p) of a training forward; the first of a channel keeps stats and the running statistics."""
+    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(PAIRS, float64)
+    s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
+    k, scale, shift = finalize_forward(
+        s, q, c, C, p == 0 and t == 0, stats, gamma, beta, eps, count, momentum, mean, var, counters,
+        parts[2 * C * P + C],
+    )  # fmt: skip
+    map_segments(x, None, y, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+
+
+@Kernel
+def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
+    """Block (c, p) of a backward pass; the first of a channel keeps dgamma and dbeta."""
+    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(PAIRS, float64)
+    s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
+    k, scale, shift, a, h = finalize_backward(
+        s, q, c, C, p == 0 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
+    )
+    map_segments(x, dy, dx, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
+
+
+@Kernel
+def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, eps):
+    """Block (c, p) with the running statistics."""
+    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
+    map_segments(x, None, y, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+
+
+@Kernel
+def apply_segments(x, dy, y, coef, N, C, S, SV, per, P):
+    """Block (c, p) with coefficients that are known; dy is None."""
+    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
+    map_segments(x, None, y, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+
+
+# ---- columns
+
+
+@routine
+def map_columns(x, dy, y, tables, b, p, t, T, N, base, K, tile, across, down, per, P):
+    """Block (b, p), cut as in reduce_columns. `tables` has the coefficients of its columns; base is C*S."""
+    L = lanes(x)
+    KV, rows = K // L, N // tile
+    first, width = b * across * L, across * L
+    beside, below = t % across, t // across
+    if b * across + beside < KV and below < down:
+        i = beside * L
+        k, scale = load_table(tables, ORIGIN_OF_X * width + i, x), load_table(tables, SCALE * width + i, x)
+        shift = load_table(tables, SHIFT * width + i, x)
+        a, h = k, k
+        if dy is not None:
+            a, h = load_table(tables, A * width + i, x), load_table(tables, H * width + i, x)
+        r, end = p * per + below, min(rows, (p + 1) * per)
+        at, step = r * KV + b * across + beside, down * KV
+        if dy is None:
+            while r + 3 * down < end:
+                x0, x1, x2, x3 = load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
+                store(y, at, image(x0, None, k, scale, shift, a, h))
+                store(y, at + step, image(x1, None, k, scale, shift, a, h))
+                store(y, at + 2 * step, image(x2, None, k, scale, shift, a, h))
+                store(y, at + 3 * step, image(x3, None, k, scale, shift, a, h))
+                r += 4 * down
+                at += 4 * step
+        else:
+            while r + down < end:
+                x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)
+                store(y, at, image(x0, dy0, k, scale, shift, a, h))
+                store(y, at + step, image(x1, dy1, k, scale, shift, a, h))
+                r += 2 * down
+                at += 2 * step
+        while r < end:
+            store(y, at, image(load(x, at), load(dy, at), k, scale, shift, a, h))
+            r += down
+            at += step
+    rest = N % tile * base if p == P - 1 else 0  # of the row that is not whole
+    for j in range(first + t, min(K, first + width, rest), T):
+        i, at = j - first, rows * K + j
+        k, scale, shift = tables[i], tables[SCALE * width + i], tables[SHIFT * width + i]
+        if dy is None:
+            put(y, at, image(element(x, at), None, k, scale, shift, 0.0, 0.0))
+        else:
+            a, h = tables[A * width + i], tables[H * width + i]
+            put(y, at, image(element(x, at), element(dy, at), k, scale, shift, a, h))
+
+
+@Kernel
+def apply_columns(x, dy, y, coef, N, C, S, K, tile, across, down, per, P):
+    """Block (b, p) with coefficients that are known."""
+    b, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    tables = cuda.shared.array(TABLES, float64)
+    width, used = across * lanes(x), 3 if dy is None else 5
+    for j in range(t, min(width, K - b * width), T):
+        c = (b * width + j) // S % C
+        for row in range(used):
+            tables[row * width + j] = coef[row * C + c]
+    cuda.syncthreads()
+    map_columns(x, dy, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)
+
+
+@Kernel
+def running_columns(x, y, stats, gamma, beta, mean, var, N, C, S, K, tile, across, down, per, P, eps):
+    """Block (b, p) with the running statistics."""
+    b, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    tables = cuda.shared.array(TABLES, float64)
+    width = across * lanes(x)
+    for j in range(t, min(width, K - b * width), T):
+        column = b * width + j
+        first = p == 0 and column < C * S and column % S == 0
+        k, scale, shift = running_coefficients(column // S % C, C, first, stats, gamma, beta, mean, var, eps)
+        tables[ORIGIN_OF_X * width + j], tables[SCALE * width + j], tables[SHIFT * width + j] = k, scale, shift
+    cuda.syncthreads()
+    map_columns(x, None, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)

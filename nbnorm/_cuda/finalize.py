@@ -1,0 +1,147 @@
+"""Finalize: from the parts of a channel to its statistics and to the coefficients of its map. O(C), float64.
+
+`stats` (5, C) is what a forward pass knows of each channel; _formulas.py names its rows. The routines return the
+coefficients of y = scale*(x - k) + shift or dx = scale*(x - k) + shift + a*(dy - h); `coef` (5, C) has them as rows.
+
+A block works on one channel. For segments it is each block of apply.py, which needs the coefficients anyway, and the
+one that is `first` writes down what is found. A block of columns has too many channels for that: the kernels here
+are launched between reduce and apply.
+"""
+
+from __future__ import annotations
+
+from numba import float64
+
+from nbnorm._cuda.launch import Kernel, cuda
+from nbnorm._cuda.plan import PAIRS
+from nbnorm._cuda.reduce import block_sums
+from nbnorm._cuda.vector import routine
+from nbnorm._formulas import (
+    DEVIATION,
+    GAMMA,
+    INV_STD,
+    M2,
+    ORIGIN,
+    centred_product,
+    gradient_map,
+    inverse_std,
+    merge,
+    moments,
+    moving_average,
+    normalizing_map,
+    whole_sum,
+)
+
+ORIGIN_OF_X, SCALE, SHIFT, A, H = range(5)  # rows of coef
+ROWS = 5
+POOLED = -1.0  # the momentum of exact pooling
+
+
+@routine
+def channel_sums(parts, shared, c, C, run, copies, t, T):
+    """s and q of channel c: in each of `copies` rows side by side, `run` pairs of its columns and their parts."""
+    s, q = 0.0, 0.0
+    for j in range(t, copies * run, T):
+        at = 2 * ((j // run * C + c) * run + j % run)
+        s += parts[at]
+        q += parts[at + 1]
+    return block_sums(s, q, shared, t, T)
+
+
+@routine
+def parameter(values, c, default):
+    """Gamma or beta of channel c."""
+    result = default
+    if values is not None:
+        result = float64(values[c])
+    return result
+
+
+@routine
+def commit(c, new, m2, count, momentum, mean, var, counters, seen):
+    """Fold a batch into the running statistics, Eq. 9 or 8, and count it with channel 0.
+
+    The variance stays as it is below two values.
+    """
+    if momentum == POOLED:
+        old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
+        total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, m2)
+        if total > 1.0:
+            var[c] = m2 / (total - 1.0)
+    else:
+        mean[c] = moving_average(mean[c], new, momentum)
+        var[c] = moving_average(var[c], m2 / (count - 1.0), momentum)
+    if c == 0:
+        counters[0] += 1
+        counters[1] += int(count)
+
+
+@routine
+def finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count, momentum, mean, var, counters, seen):
+    """Eq. 4 to 6, and the running statistics if there are any to update."""
+    k = stats[ORIGIN * C + c]
+    d, m2 = moments(s, q, count)
+    inv_std = inverse_std(m2 / count, eps)
+    scale, shift = normalizing_map(d, inv_std, parameter(gamma, c, 1.0), parameter(beta, c, 0.0))
+    if first:
+        stats[DEVIATION * C + c], stats[M2 * C + c], stats[INV_STD * C + c] = d, m2, inv_std
+        stats[GAMMA * C + c] = parameter(gamma, c, 1.0)
+        if mean is not None:
+            commit(c, k + d, m2, count, momentum, mean, var, counters, seen)
+    return k, scale, shift
+
+
+@routine
+def finalize_backward(s, q, c, C, first, h, stats, dgamma, dbeta, count):
+    """Eq. 11 and 12, and the gradients of the parameters."""
+    d, inv_std = stats[DEVIATION * C + c], stats[INV_STD * C + c]
+    sum_dy_xmu = centred_product(s, q, d)
+    a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, stats[GAMMA * C + c], inv_std)
+    if first:
+        if dgamma is not None:
+            dgamma[c] = sum_dy_xmu * inv_std
+        if dbeta is not None:
+            dbeta[c] = whole_sum(s, h, count)
+    return stats[ORIGIN * C + c], scale, shift, a, h
+
+
+@routine
+def running_coefficients(c, C, first, stats, gamma, beta, mean, var, eps):
+    """The running statistics in the place of a batch's: k is the mean itself, d is 0. Kept if there are stats."""
+    k, inv_std = mean[c], inverse_std(var[c], eps)
+    scale, shift = normalizing_map(0.0, inv_std, parameter(gamma, c, 1.0), parameter(beta, c, 0.0))
+    if stats is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if first:
+            stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[INV_STD * C + c] = k, 0.0, inv_std
+            stats[GAMMA * C + c] = parameter(gamma, c, 1.0)
+    return k, scale, shift
+
+
+@Kernel
+def finalize(
+    parts, stats, gamma, beta, mean, var, counters, coef, C, run, copies, at_h, count, eps, momentum
+):  # fmt: skip
+    """Block c: channel c of a forward pass."""
+    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(PAIRS, float64)
+    s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
+    if t == 0:
+        k, scale, shift = finalize_forward(
+            s, q, c, C, True, stats, gamma, beta, eps, count, momentum, mean, var, counters, parts[at_h + C]
+        )
+        if coef is not None:
+            coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
+
+
+@Kernel
+def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, frozen, count):
+    """Block c: channel c of a backward pass. With frozen statistics the map is that of dy alone, gamma*inv_std*dy."""
+    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(PAIRS, float64)
+    s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
+    if t == 0:
+        k, scale, shift, a, h = finalize_backward(s, q, c, C, True, parts[at_h + c], stats, dgamma, dbeta, count)
+        if frozen:
+            k, scale, shift = 0.0, a, 0.0
+        coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
+        coef[A * C + c], coef[H * C + c] = a, h

@@ -1,0 +1,279 @@
+"""The vector value on a GPU: what one 16-byte access brings, widened to float64, that behaves like one number.
+
+A kernel gets an array of values as a pointer to *packs*: groups of 1, 2, 4 or 8 values that are read or written by
+one instruction. The number of lanes is part of the pointer's type, indices count packs, and a pack's address is a
+multiple of its size. `load` widens what lies in memory, `store` rounds once on the way back; `+ - *` and `fma`
+work lane by lane, on two vectors or on a vector and a number. A pointer that is None loads as None.
+
+Nothing here checks a bound. simulator.py has the same names in NumPy.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+
+from nbnorm import _formulas
+from nbnorm._cuda.launch import extending, types
+from nbnorm._floats import DOUBLE, I16, I32, MEMORY, narrow, widen
+
+intrinsic, overload = extending.intrinsic, extending.overload
+routine = extending.register_jitable(forceinline=True)
+
+
+class Pack(types.Type):
+    """`lanes` values of `dtype` side by side in memory: what a pointer points to."""
+
+    def __init__(self, dtype, lanes):
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Pack({dtype} x {lanes})")
+
+
+class Vector(types.Type):
+    """Numba's type of the vector value."""
+
+    def __init__(self, lanes):
+        self.lanes = lanes
+        super().__init__(name=f"Vector({lanes})")
+
+
+@extending.register_model(Pack)
+class PackModel(extending.models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(MEMORY[fe_type.dtype.name], fe_type.lanes))
+
+
+@extending.register_model(Vector)
+class VectorModel(extending.models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(DOUBLE, fe_type.lanes))
+
+
+# ---- arithmetic
+
+
+def _splat(builder, value, lanes):
+    kind = ir.VectorType(DOUBLE, lanes)
+    vector = ir.Constant(kind, ir.Undefined)
+    for lane in range(lanes):
+        vector = builder.insert_element(vector, value, I32(lane))
+    return vector
+
+
+def _vectors(context, builder, result, kinds, values):
+    """Every value as a vector of the result's lanes."""
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, Vector):
+            yield value
+        else:
+            yield _splat(builder, context.cast(builder, value, kind, types.float64), result.lanes)
+
+
+def _lane_by_lane(kinds):
+    """The vector type of an operation on these types; None if there is no vector among them."""
+    vectors = [kind for kind in kinds if isinstance(kind, Vector)]
+    return vectors[0] if vectors and all(isinstance(kind, Vector | types.Number) for kind in kinds) else None
+
+
+def _register(op, instruction):
+    @intrinsic
+    def both(typingctx, a, b):
+        result = _lane_by_lane((a, b))
+
+        def emit(context, builder, sig, args):
+            return getattr(builder, instruction)(*_vectors(context, builder, result, sig.args, args))
+
+        return result(a, b), emit
+
+    @overload(op, inline="always")
+    def _(a, b):
+        if _lane_by_lane((a, b)) is not None:
+            return lambda a, b: both(a, b)
+
+
+for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    _register(_op, _instruction)
+
+
+@intrinsic
+def _fma(typingctx, a, b, c):
+    result = _lane_by_lane((a, b, c)) or types.float64
+
+    def emit(context, builder, sig, args):
+        function_type = ir.FunctionType(DOUBLE, [DOUBLE] * 3)
+        function = builder.module.globals.get("llvm.fma.f64") or ir.Function(
+            builder.module, function_type, "llvm.fma.f64"
+        )
+        if result is types.float64:
+            values = (context.cast(builder, v, kind, result) for kind, v in zip(sig.args, args, strict=True))
+            return builder.call(function, list(values))
+        vectors = list(_vectors(context, builder, result, sig.args, args))
+        total = ir.Constant(vectors[0].type, ir.Undefined)
+        for lane in range(result.lanes):
+            of_lane = builder.call(function, [builder.extract_element(v, I32(lane)) for v in vectors])
+            total = builder.insert_element(total, of_lane, I32(lane))
+        return total
+
+    return result(a, b, c), emit
+
+
+@overload(_formulas.fma, inline="always")
+def _(a, b, c):
+    return lambda a, b, c: _fma(a, b, c)
+
+
+@intrinsic
+def zeros(typingctx, packs):
+    """0 in every lane of a vector as `packs` has them."""
+
+    def emit(context, builder, sig, args):
+        kind = ir.VectorType(DOUBLE, packs.dtype.lanes)
+        return ir.Constant(kind, [0.0] * kind.count)
+
+    return Vector(packs.dtype.lanes)(packs), emit
+
+
+@intrinsic
+def fold(typingctx, vector):
+    """Sum of the lanes, by halves: a fixed tree."""
+
+    def emit(context, builder, sig, args):
+        values = [builder.extract_element(args[0], I32(lane)) for lane in range(vector.lanes)]
+        while len(values) > 1:
+            half = len(values) // 2
+            values = [builder.fadd(values[i], values[i + half]) for i in range(half)]
+        return values[0]
+
+    return types.float64(vector), emit
+
+
+# ---- memory
+
+
+@intrinsic
+def lanes(typingctx, packs):
+    """How many values a pack has."""
+    count = packs.dtype.lanes
+    return types.int64(packs), lambda context, builder, sig, args: ir.Constant(ir.IntType(64), count)
+
+
+def _access(pack):
+    """The LLVM type that one instruction reads or writes, and its size in bytes.
+
+    16-bit values go in words of two, or the compiler would read them one by one.
+    """
+    size = pack.dtype.bitwidth // 8 * pack.lanes
+    if pack.dtype.bitwidth == 16 and pack.lanes > 1:
+        return ir.VectorType(I32, pack.lanes // 2), size
+    return ir.VectorType(MEMORY[pack.dtype.name], pack.lanes), size
+
+
+def _unpack(builder, raw, pack):
+    """float64 values of what was read."""
+    if raw.type.element != I32:
+        return widen(builder, raw, pack.dtype.name)
+    vector = ir.Constant(ir.VectorType(DOUBLE, pack.lanes), ir.Undefined)
+    for lane in range(pack.lanes):
+        word = builder.extract_element(raw, I32(lane // 2))
+        half = builder.trunc(builder.lshr(word, I32(16)) if lane % 2 else word, I16)
+        vector = builder.insert_element(vector, widen(builder, half, pack.dtype.name), I32(lane))
+    return vector
+
+
+def _pack(builder, vector, kind, pack):
+    """What is to be written for float64 values."""
+    raw = narrow(builder, vector, pack.dtype.name)
+    if kind.element != I32:
+        return raw
+    words = ir.Constant(kind, ir.Undefined)
+    for i in range(kind.count):
+        low, high = (builder.zext(builder.extract_element(raw, I32(2 * i + part)), I32) for part in (0, 1))
+        words = builder.insert_element(words, builder.or_(low, builder.shl(high, I32(16))), I32(i))
+    return words
+
+
+@intrinsic
+def load(typingctx, packs, i):
+    """Pack i."""
+    if packs is types.none:
+        return types.none(packs, types.int64), lambda context, builder, sig, args: context.get_dummy_value()
+
+    def emit(context, builder, sig, args):
+        kind, size = _access(packs.dtype)
+        place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
+        return _unpack(builder, builder.load(place, align=size), packs.dtype)
+
+    return Vector(packs.dtype.lanes)(packs, types.int64), emit
+
+
+@intrinsic
+def store(typingctx, packs, i, vector):
+    """Pack i = vector."""
+
+    def emit(context, builder, sig, args):
+        kind, size = _access(packs.dtype)
+        place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
+        builder.store(_pack(builder, args[2], kind, packs.dtype), place, align=size)
+        return context.get_dummy_value()
+
+    return types.void(packs, types.int64, vector), emit
+
+
+def _place(builder, pack, pointer, i):
+    """Address of value i."""
+    first = builder.bitcast(pointer, MEMORY[pack.dtype.name].as_pointer())
+    return builder.gep(first, [i])
+
+
+@intrinsic
+def element(typingctx, packs, i):
+    """Value i, as a float64."""
+
+    def emit(context, builder, sig, args):
+        place = _place(builder, packs.dtype, *args)
+        return widen(builder, builder.load(place), packs.dtype.dtype.name)
+
+    return types.float64(packs, types.int64), emit
+
+
+@intrinsic
+def put(typingctx, packs, i, value):
+    """Value i = value."""
+
+    def emit(context, builder, sig, args):
+        pack = packs.dtype
+        builder.store(narrow(builder, args[2], pack.dtype.name), _place(builder, pack, args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.void(packs, types.int64, types.float64), emit
+
+
+@intrinsic
+def load_table(typingctx, table, i, packs):
+    """table[i : i + lanes] of a float64 array in shared memory."""
+
+    def emit(context, builder, sig, args):
+        kind = ir.VectorType(DOUBLE, packs.dtype.lanes)
+        data = context.make_array(table)(context, builder, args[0]).data
+        vector = ir.Constant(kind, ir.Undefined)
+        for lane in range(kind.count):
+            place = builder.gep(data, [builder.add(args[1], ir.Constant(args[1].type, lane))])
+            vector = builder.insert_element(vector, builder.load(place), I32(lane))
+        return vector
+
+    return Vector(packs.dtype.lanes)(table, types.int64, packs), emit
+
+
+@intrinsic
+def store_table(typingctx, table, i, vector):
+    """table[i : i + lanes] = vector."""
+
+    def emit(context, builder, sig, args):
+        data = context.make_array(table)(context, builder, args[0]).data
+        for lane in range(vector.lanes):
+            place = builder.gep(data, [builder.add(args[1], ir.Constant(args[1].type, lane))])
+            builder.store(builder.extract_element(args[2], I32(lane)), place)
+        return context.get_dummy_value()
+
+    return types.void(table, types.int64, vector), emit

@@ -1,0 +1,163 @@
+"""Launch: a kernel body compiled for the types it gets, started on CuPy's current stream from raw pointers.
+
+This is the only module that imports `numba.cuda`. Numba compiles and loads a kernel; cuda.core starts it, because
+Numba's own dispatcher takes twenty times as long for the same launch (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numba
+from numba import cuda as numba_cuda
+
+_settings: Any = numba.config
+SIMULATED = bool(_settings.ENABLE_CUDASIM)
+cuda: Any
+extending: Any
+types: Any
+
+if SIMULATED:
+    from numba.cuda.simulator.kernel import _get_kernel_context
+
+    from nbnorm._cuda.simulator import Packs
+
+    class _RunningKernel:
+        """`numba.cuda` as the kernel sees it that the simulator runs, in whichever module its parts stand."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(_get_kernel_context(), name)
+
+    cuda = _RunningKernel()
+    extending = types = None
+else:
+    from numba.cuda import extending, types  # noqa: F401  for intrinsics.py
+
+    cuda = numba_cuda
+
+Kind = tuple[str, int] | str | None  # of an array argument: (dtype, lanes) of packs, dtype of plain values, absent
+
+
+class Kernel:
+    """A kernel body. It is compiled at the first call for the kinds of its arrays, and cached on disk.
+
+    Arrays are the first arguments of a body, numbers the last: int is int64, float is float64.
+    """
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.body, self.__name__, self.__doc__ = body, body.__name__, body.__doc__
+        self.dispatcher = numba_cuda.jit(body, **({} if SIMULATED else _OPTIONS))
+        self.ready: dict[tuple, Any] = {}
+
+    def __call__(self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any) -> None:
+        """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers."""
+        if SIMULATED:
+            self.dispatcher[grid, block](*_simulated(kinds, values))
+            return
+        key = kinds, grid, block, _device()
+        start = self.ready.get(key)
+        if start is None:
+            compiled = self.dispatcher.compile(self.signature(kinds, values))
+            start = self.ready[key] = _starter(compiled, grid, block)
+        start(_stream(), *values)
+
+    def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
+        """Numba's types of the arguments."""
+        numbers = values[len(kinds) :]
+        return (*map(_pointer_type, kinds), *(types.int64 if isinstance(v, int) else types.float64 for v in numbers))
+
+
+def _starter(compiled: Any, grid: tuple[int, int], block: int) -> Callable[..., None]:
+    """A function (stream, *values) that starts a compiled kernel."""
+    from cuda.core import LaunchConfig, Stream, launch
+
+    try:
+        kernel = compiled._codelibrary.get_cufunc().kernel  # private: tests notice when it goes
+    except AttributeError:
+        return lambda stream, *values: compiled.launch(values, (*grid, 1), (block, 1, 1), stream=stream)
+    config = LaunchConfig(grid=grid, block=block)
+    stream_of = lru_cache(256)(Stream.from_handle)
+    return lambda stream, *values: launch(stream_of(stream), config, kernel, *values)
+
+
+class _AbsentAsNull:
+    """For Numba's own launch, which cannot pass None: a null pointer takes its place."""
+
+    @staticmethod
+    def prepare_args(kind: Any, value: Any, **_: Any) -> tuple[Any, Any]:
+        return (types.CPointer(types.int8), 0) if kind is types.none else (kind, value)
+
+
+# Two blocks of 256 threads fit on every multiprocessor: at most 128 registers a thread.
+_OPTIONS: dict[str, Any] = {"cache": True, "launch_bounds": (256, 2), "extensions": [_AbsentAsNull]}
+
+
+@lru_cache
+def _pointer_type(kind: Kind) -> Any:
+    from nbnorm._cuda.intrinsics import Pack
+
+    if kind is None:
+        return types.none
+    if isinstance(kind, str):
+        return types.CPointer(getattr(types, kind))
+    dtype, lanes = kind
+    return types.CPointer(Pack(getattr(types, dtype), lanes))
+
+
+# ---- CuPy: the stream, the device, the memory
+
+
+def _stream() -> int:
+    """Handle of CuPy's current stream."""
+    return sys.modules["cupy"].cuda.get_current_stream().ptr
+
+
+def _device() -> int:
+    """Number of CuPy's current device."""
+    if _forked:
+        raise RuntimeError(
+            "CUDA was in use before this process was forked and cannot be used in it; "
+            'start processes with multiprocessing.get_context("spawn")'
+        )
+    return sys.modules["cupy"].cuda.runtime.getDevice()
+
+
+_forked = False
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # this module is imported by the first call on a GPU
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def pointer(array: Any, offset: int = 0) -> Any:
+    """What a kernel gets for an array, from element `offset` on; memory order is all that counts."""
+    if array is None:
+        return None if SIMULATED else 0
+    if SIMULATED:
+        return _flat(array)[offset:]
+    return array.data.ptr + offset * array.itemsize
+
+
+def _flat(array: Any) -> Any:
+    import numpy as np
+
+    flat = np.ndarray.view(np.lib.stride_tricks.as_strided(array, (array.size,), (array.itemsize,)), np.ndarray)
+    if array.itemsize == 2:
+        return flat.view(np.uint16 if array.dtype == np.float16 else np.int16)
+    return flat
+
+
+def _simulated(kinds: tuple[Kind, ...], values: tuple) -> list:
+    arrays = [
+        Packs(value, kind[1]) if isinstance(kind, tuple) else value for kind, value in zip(kinds, values, strict=False)
+    ]
+    return [*arrays, *values[len(kinds) :]]

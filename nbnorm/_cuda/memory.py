@@ -1,0 +1,70 @@
+"""Memory: CuPy arrays and what lies under them. Everything comes from CuPy's pool, on CuPy's current stream.
+
+CuPy is taken from `sys.modules`: whoever has an array of it has imported it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from nbnorm import _arguments
+from nbnorm._cuda.plan import ACCESS
+from nbnorm._layout import Layout
+
+xp: Any = sys.modules["cupy"]
+Array: type = xp.ndarray
+
+
+def values(name: str, array: Any) -> Any:
+    """`array`, if its dtype is one of the four."""
+    _arguments.dtype(name, array.dtype)
+    return array
+
+
+def on_device_of(array: Any) -> contextlib.AbstractContextManager:
+    """Makes the array's device current, if it is not."""
+    number = array.data.device_id
+    return _HERE if number == xp.cuda.runtime.getDevice() else xp.cuda.Device(number)
+
+
+_HERE = contextlib.nullcontext()
+
+
+def device(array: Any) -> str:
+    """Where it is, as a state names it."""
+    return f"cuda:{array.data.device_id}"
+
+
+def address(array: Any) -> int:
+    """Of the first element, on its device."""
+    return array.data.ptr
+
+
+def read(layout: Layout, array: Any) -> Any:
+    """An array that has the elements in this order in memory, aligned for wide accesses: itself, or a copy."""
+    if layout.holds(array) and array.data.ptr % ACCESS == 0:
+        return array
+    return xp.array(array.transpose(layout.order), order="C", copy=True)
+
+
+def write(layout: Layout, array: Any) -> Any:
+    """Where to write the elements of `array` in this order: itself where possible."""
+    return array if layout.holds(array) and array.data.ptr % ACCESS == 0 else xp.empty(array.size, array.dtype)
+
+
+def finish(layout: Layout, target: Any, array: Any) -> None:
+    """Bring what was written to `write(layout, array)` into `array`."""
+    if target is not array:
+        ordered = array.transpose(layout.order)
+        ordered[...] = target.reshape(ordered.shape)
+
+
+@lru_cache
+def in_memory(dtype: np.dtype) -> str:
+    """Numba's name of what kernels find in memory: 16-bit floats are the integers that stand for them."""
+    return {"float16": "uint16", "bfloat16": "int16"}.get(dtype.name, dtype.name)

@@ -1,0 +1,78 @@
+"""Plan: how the work on an (N, C, S) view is cut into blocks, from its shape and the size of an element alone.
+
+Not from the GPU: the order of every sum follows from the cut, so every GPU gives the same bits. docs/kernels.md has
+the byte counts behind the numbers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+THREADS = 256  # of a block, at most; a power of two
+BLOCKS = 1_024  # wanted: enough for every multiprocessor of the largest GPU, several times
+STEPS = 8  # packs a thread should meet at least, so that what a block does once is small beside them
+ACCESS = 16  # bytes of the widest memory access
+SHORT = 64  # segments shorter than this are treated as columns
+FINALIZE = 64  # threads of a block that finalizes one channel; a power of two
+WARP = 32  # packs beside each other in a block's row, at most
+
+# Shared memory, in float64.
+PAIRS = 2 * THREADS  # two sums of every thread
+WIDTH = 8 * WARP  # one number for every column of a block; a pack has at most 8 values
+TABLES = 5 * WIDTH
+VALUES = 8 * THREADS  # one for every lane of every thread
+
+
+class Cut(NamedTuple):
+    """How both reduce and apply cut the work.
+
+    Segments (channels first): block (c, p) takes packs p*per to (p + 1)*per of channel c, in segments of SV packs
+    each. Columns: `tile` rows of N lie side by side and make a row of K values, so that a row is whole packs and wide
+    enough for a warp; block (b, p) takes rows p*per to (p + 1)*per of `across` packs, `down` rows at once.
+    """
+
+    segments: bool
+    lanes: int  # of a pack
+    grid: tuple[int, int]
+    threads: int
+    numbers: tuple[int, ...]  # for kernels: N, C, S, SV, per, P or N, C, S, K, tile, across, down, per, P
+    columns: int  # that have sums; a channel of the segments is one
+    run: int  # sums of a channel that lie together
+    copies: int  # of such runs
+
+
+def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:
+    return (_segments if shape[2] >= SHORT else _columns)(*shape, itemsize)
+
+
+@lru_cache(1024)
+def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
+    lanes = gcd(S, ACCESS // itemsize)
+    packs = N * S // lanes
+    threads = min(THREADS, WARP)
+    while threads < THREADS and threads * STEPS < packs:
+        threads *= 2
+    parts = min(-(-BLOCKS // C), max(1, packs // (threads * STEPS)), THREADS)
+    per = -(-packs // parts)
+    P = -(-packs // per)
+    return Cut(True, lanes, (C, P), threads, (N, C, S, S // lanes, per, P), C, P, 1)
+
+
+@lru_cache(1024)
+def _columns(N: int, C: int, S: int, itemsize: int) -> Cut:
+    base = C * S
+    lanes = ACCESS // itemsize
+    while lanes // gcd(base, lanes) > max(1, N // 16):  # a few rows cannot be laid side by side
+        lanes //= 2
+    whole = lanes // gcd(base, lanes)
+    tile = whole * max(1, min(WARP * lanes // (whole * base), N // (16 * whole)))
+    K, rows = base * tile, N // tile
+    tiles = -(-K // (lanes * min(WARP, THREADS)))
+    across = -(-K // (lanes * tiles))
+    down = THREADS // across
+    parts = min(max(1, BLOCKS // tiles), max(1, rows // (down * STEPS)), THREADS)
+    per = max(1, -(-rows // parts))
+    P = max(1, -(-rows // per))
+    return Cut(False, lanes, (tiles, P), THREADS, (N, C, S, K, tile, across, down, per, P), K, S * P, tile)

@@ -1,0 +1,230 @@
+"""Reduce: the sums of v and v*u over a channel, u = x - k and v = dy - h (docs/math.md, Eq. 3 and 10).
+
+With `dy` None (the compiler knows its type, so the test costs nothing) v is u itself and the sums give the
+statistics of x; with an array they are those of the backward pass. One read of each array.
+
+Every block leaves the two sums of each of its columns in `parts`; a channel of the segments is one column. The order
+of every sum follows from the cut of plan.py: a thread's packs front to back, lanes and threads in a tree, parts in
+a tree (finalize.py). Sums are float64; for float64 data too, because each of thousands of lanes adds few values.
+
+`parts` is flat: pairs (s, q) of (column, part), then h of each channel, then how many values the running statistics
+held before this batch.
+"""
+
+from __future__ import annotations
+
+from numba import float64
+
+from nbnorm._cuda.launch import Kernel, cuda
+from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
+from nbnorm._cuda.vector import element, fold, lanes, load, load_table, routine, store_table, zeros
+from nbnorm._formulas import ORIGIN, accumulate, median, sample_index
+
+
+@routine
+def sample(x, c, part, N, C, S):
+    return element(x, sample_index(c, part, N, C, S))
+
+
+@routine
+def origin(x, c, N, C, S):
+    """k, Eq. 2: the median of three medians of three values."""
+    return median(
+        median(sample(x, c, 0, N, C, S), sample(x, c, 3, N, C, S), sample(x, c, 6, N, C, S)),
+        median(sample(x, c, 1, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 7, N, C, S)),
+        median(sample(x, c, 2, N, C, S), sample(x, c, 5, N, C, S), sample(x, c, 8, N, C, S)),
+    )
+
+
+@routine
+def origins(x, dy, centred, c, N, C, S, stats):
+    """k and h of channel c; k is found in the forward pass and taken from it in the backward pass.
+
+    Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
+    """
+    k, h = 0.0, 0.0
+    if dy is None:
+        k = origin(x, c, N, C, S)
+    else:
+        k = stats[ORIGIN * C + c]
+        if centred:
+            h = origin(dy, c, N, C, S)
+    return k, h
+
+
+@routine
+def keep_origins(dy, c, k, h, C, stats, parts, at_h):
+    if dy is None:
+        stats[ORIGIN * C + c] = k
+    else:
+        parts[at_h + c] = h
+
+
+@routine
+def keep_seen(counters, parts, at_seen):
+    """A later kernel counts this batch while its blocks still need the old count."""
+    if counters is not None:
+        parts[at_seen] = float(counters[1])
+
+
+@routine
+def add(s, q, x, dy, k, h):
+    """The sums and one more value or pack of each array."""
+    u = x - k
+    if dy is None:
+        s, q = accumulate(s, q, u, u)
+    else:
+        s, q = accumulate(s, q, dy - h, u)
+    return s, q
+
+
+@routine
+def block_sums(s, q, shared, t, threads):
+    """Sums over the threads of a block, known to all of them. `threads` is a power of two."""
+    shared[t] = s
+    shared[threads + t] = q
+    half = threads // 2
+    cuda.syncthreads()
+    while half > 0:
+        if t < half:
+            shared[t] += shared[t + half]
+            shared[threads + t] += shared[threads + t + half]
+        cuda.syncthreads()
+        half //= 2
+    return shared[0], shared[threads]
+
+
+# ---- segments
+
+
+@routine
+def following(n, i, dn, di, c, C, SV):
+    """Where pack i of segment n of channel c lies, and the pack `dn` segments and `di` packs behind it."""
+    at = (n * C + c) * SV + i
+    n += dn
+    i += di
+    if i >= SV:
+        n += 1
+        i -= SV
+    return at, n, i
+
+
+@Kernel
+def reduce_segments(x, dy, stats, parts, counters, N, C, S, SV, per, P, centred):
+    """Block (c, p): packs p*per to (p + 1)*per of channel c."""
+    c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(PAIRS, float64)
+    k, h = origins(x, dy, centred, c, N, C, S, stats)
+    s, q = zeros(x), zeros(x)
+    j, end = p * per + t, min(N * SV, (p + 1) * per)
+    n, i, dn, di = j // SV, j % SV, T // SV, T % SV
+    if dy is None:
+        while j + 3 * T < end:  # four packs are on their way before the first is needed
+            a0, n, i = following(n, i, dn, di, c, C, SV)
+            a1, n, i = following(n, i, dn, di, c, C, SV)
+            a2, n, i = following(n, i, dn, di, c, C, SV)
+            a3, n, i = following(n, i, dn, di, c, C, SV)
+            x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
+            s, q = add(s, q, x0, None, k, h)
+            s, q = add(s, q, x1, None, k, h)
+            s, q = add(s, q, x2, None, k, h)
+            s, q = add(s, q, x3, None, k, h)
+            j += 4 * T
+    else:
+        while j + T < end:
+            a0, n, i = following(n, i, dn, di, c, C, SV)
+            a1, n, i = following(n, i, dn, di, c, C, SV)
+            x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
+            s, q = add(s, q, x0, dy0, k, h)
+            s, q = add(s, q, x1, dy1, k, h)
+            j += 2 * T
+    while j < end:
+        a0, n, i = following(n, i, dn, di, c, C, SV)
+        s, q = add(s, q, load(x, a0), load(dy, a0), k, h)
+        j += T
+    total_s, total_q = block_sums(fold(s), fold(q), shared, t, T)
+    if t == 0:
+        parts[2 * (c * P + p)] = total_s
+        parts[2 * (c * P + p) + 1] = total_q
+        if p == 0:
+            keep_origins(dy, c, k, h, C, stats, parts, 2 * C * P)
+            if c == 0:
+                keep_seen(counters, parts, 2 * C * P + C)
+
+
+# ---- columns
+
+
+@routine
+def rest_terms(x, dy, i, k, h):
+    """The terms of value i, in the row that is not whole."""
+    u = element(x, i) - k
+    v = u if dy is None else element(dy, i) - h
+    return accumulate(0.0, 0.0, v, u)
+
+
+@routine
+def column_sum(table, j, width, down):
+    total = 0.0
+    for row in range(down):
+        total += table[row * width + j]
+    return total
+
+
+@Kernel
+def reduce_columns(x, dy, stats, parts, counters, N, C, S, K, tile, across, down, per, P, centred):
+    """Block (b, p): `across` packs side by side, rows p*per to (p + 1)*per."""
+    b, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    k_table = cuda.shared.array(WIDTH, float64)
+    h_table = cuda.shared.array(WIDTH, float64)
+    table = cuda.shared.array(VALUES, float64)
+    L = lanes(x)
+    KV, rows = K // L, N // tile
+    first, width = b * across * L, across * L  # columns of this block
+    last = min(K, first + width)
+    for j in range(first + t, last, T):
+        c = j // S % C
+        k, h = origins(x, dy, centred, c, N, C, S, stats)
+        k_table[j - first], h_table[j - first] = k, h
+        if p == 0 and j < C * S and j % S == 0:
+            keep_origins(dy, c, k, h, C, stats, parts, 2 * K * P)
+    if b == 0 and p == 0 and t == 0:
+        keep_seen(counters, parts, 2 * K * P + C)
+    cuda.syncthreads()
+    beside, below = t % across, t // across
+    s, q = zeros(x), zeros(x)
+    if b * across + beside < KV and below < down:
+        k, h = load_table(k_table, beside * L, x), load_table(h_table, beside * L, x)
+        r, end = p * per + below, min(rows, (p + 1) * per)
+        a, step = r * KV + b * across + beside, down * KV
+        if dy is None:
+            while r + 3 * down < end:
+                x0, x1, x2, x3 = load(x, a), load(x, a + step), load(x, a + 2 * step), load(x, a + 3 * step)
+                s, q = add(s, q, x0, None, k, h)
+                s, q = add(s, q, x1, None, k, h)
+                s, q = add(s, q, x2, None, k, h)
+                s, q = add(s, q, x3, None, k, h)
+                r += 4 * down
+                a += 4 * step
+        else:
+            while r + down < end:
+                x0, x1, dy0, dy1 = load(x, a), load(x, a + step), load(dy, a), load(dy, a + step)
+                s, q = add(s, q, x0, dy0, k, h)
+                s, q = add(s, q, x1, dy1, k, h)
+                r += 2 * down
+                a += 2 * step
+        while r < end:
+            s, q = add(s, q, load(x, a), load(dy, a), k, h)
+            r += down
+            a += step
+    rest = N % tile * C * S if p == P - 1 else 0
+    for sums in range(2):
+        if below < down:
+            store_table(table, below * width + beside * L, q if sums else s)
+        cuda.syncthreads()
+        for j in range(first + t, last, T):
+            total = column_sum(table, j - first, width, down)
+            if j < rest:
+                total += rest_terms(x, dy, rows * K + j, k_table[j - first], h_table[j - first])[sums]
+            parts[2 * (j * P + p) + sums] = total
+        cuda.syncthreads()

@@ -1,0 +1,86 @@
+"""The names of intrinsics.py in NumPy, for Numba's CUDA simulator: a vector value is a float64 array.
+
+Slow and plain: the simulator is there to compare values, with kernels and host code as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Packs(NamedTuple):
+    """A pointer to packs of values."""
+
+    values: NDArray
+    lanes: int
+
+
+def routine(function: Any) -> Any:
+    """Plain Python: the simulator runs it in the thread that calls."""
+    return function
+
+
+def _widen(raw: NDArray) -> NDArray[np.float64]:
+    if raw.dtype == np.uint16:
+        raw = raw.view(np.float16)
+    elif raw.dtype == np.int16:
+        raw = (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return raw.astype(np.float64)
+
+
+def _narrow(values: NDArray[np.float64], dtype: np.dtype) -> NDArray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == np.float64:
+            return values
+        single = values.astype(np.float32)
+        if dtype == np.uint16:
+            return single.astype(np.float16).view(np.uint16)
+    if dtype == np.float32:
+        return single
+    bits = single.view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.where(np.isnan(single), np.uint32(0x7FC00000), rounded)
+    return (rounded >> np.uint32(16)).astype(np.uint16).view(np.int16)
+
+
+def zeros(packs: Packs) -> NDArray[np.float64]:
+    return np.zeros(packs.lanes)
+
+
+def fold(vector: NDArray[np.float64]) -> np.float64:
+    while vector.size > 1:
+        half = vector.size // 2
+        vector = vector[:half] + vector[half:]
+    return vector[0]
+
+
+def lanes(packs: Packs) -> int:
+    return packs.lanes
+
+
+def load(packs: Packs | None, i: int) -> NDArray[np.float64] | None:
+    return None if packs is None else _widen(packs.values[i * packs.lanes : (i + 1) * packs.lanes])
+
+
+def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
+    packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
+
+
+def element(packs: Packs, i: int) -> np.float64:
+    return _widen(packs.values[i : i + 1])[0]
+
+
+def put(packs: Packs, i: int, value: float) -> None:
+    packs.values[i : i + 1] = _narrow(np.array([value]), packs.values.dtype)
+
+
+def load_table(table: NDArray[np.float64], i: int, packs: Packs) -> NDArray[np.float64]:
+    return np.array([table[i + lane] for lane in range(packs.lanes)])
+
+
+def store_table(table: NDArray[np.float64], i: int, vector: NDArray[np.float64]) -> None:
+    for lane, value in enumerate(vector):
+        table[i + lane] = value

@@ -1,0 +1,53 @@
+"""What lies in memory against the float64 that kernels compute with: the conversions, as LLVM instructions.
+
+For scalars and for vectors, for both targets. `dtype` is Numba's name of what memory holds; 16-bit floats come as
+the integers that stand for them: uint16 is float16, int16 is bfloat16.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+I16, I32 = ir.IntType(16), ir.IntType(32)
+HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+MEMORY = {"float64": DOUBLE, "float32": FLOAT, "uint16": I16, "int16": I16}
+
+
+def like(kind: ir.Type, element: ir.Type) -> ir.Type:
+    """`element`, or a vector of as many as `kind` has."""
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def number(kind: ir.Type, value: float) -> ir.Constant:
+    """A constant of this type, in every lane."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def widen(builder: ir.IRBuilder, raw: ir.Value, dtype: str) -> ir.Value:
+    """float64 of a raw scalar or vector: exact."""
+    single, word = like(raw.type, FLOAT), like(raw.type, I32)
+    if dtype == "float64":
+        return raw
+    if dtype == "uint16":
+        raw = builder.fpext(builder.bitcast(raw, like(raw.type, HALF)), single)
+    elif dtype == "int16":
+        raw = builder.bitcast(builder.shl(builder.zext(raw, word), number(word, 16)), single)
+    return builder.fpext(raw, like(raw.type, DOUBLE))
+
+
+def narrow(builder: ir.IRBuilder, value: ir.Value, dtype: str) -> ir.Value:
+    """The raw form of float64 values, rounded to nearest even (16-bit types through float32)."""
+    if dtype == "float64":
+        return value
+    single = builder.fptrunc(value, like(value.type, FLOAT))
+    if dtype == "float32":
+        return single
+    short, word = like(value.type, I16), like(value.type, I32)
+    if dtype == "uint16":
+        return builder.bitcast(builder.fptrunc(single, like(value.type, HALF)), short)
+    bits = builder.bitcast(single, word)
+    odd = builder.and_(builder.lshr(bits, number(word, 16)), number(word, 1))
+    rounded = builder.add(bits, builder.add(odd, number(word, 0x7FFF)))
+    is_nan = builder.fcmp_unordered("uno", single, single)
+    rounded = builder.select(is_nan, number(word, 0x7FC00000), rounded)
+    return builder.trunc(builder.lshr(rounded, number(word, 16)), short)

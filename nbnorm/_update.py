@@ -1,0 +1,18 @@
+"""What a training step changes in a state: the running statistics as kernels see them."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from numpy.typing import NDArray
+
+
+class Update(NamedTuple):
+    """Running statistics to fold a batch into, flat; counters has batches and values per channel."""
+
+    mean: NDArray
+    var: NDArray
+    counters: NDArray
+    momentum: float | None  # None: exact pooling
+    lock: threading.Lock  # for kernels that run at once; those of a GPU run in the order of their stream

@@ -1,0 +1,49 @@
+"""Where these tests run: on a GPU with CuPy, or, with NUMBA_ENABLE_CUDASIM=1, in the simulator with a stand-in for it.
+
+Without either they are skipped, and say so; NBNORM_REQUIRE_GPU=1 makes that a failure. tests/test_cuda_simulator.py
+starts the second way in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import pytest
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+if SIMULATED:
+    from fake_cupy import install
+
+    install()
+    from nbnorm._cuda import plan
+
+    # Small blocks, and several of them, so that small arrays meet every branch.
+    plan.THREADS, plan.FINALIZE, plan.BLOCKS, plan.STEPS = 8, 2, 6, 2
+
+
+def _missing() -> str | None:
+    """Why there is no GPU to test on."""
+    try:
+        importlib.import_module("cupy").zeros(1)
+    except (ImportError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    missing = None if SIMULATED else _missing()
+    for item in items:
+        if "/cuda/" not in item.path.as_posix():
+            continue
+        item.add_marker("gpu")
+        if missing and os.environ.get("NBNORM_REQUIRE_GPU") != "1":
+            item.add_marker(pytest.mark.skip(reason=f"no GPU to test on ({missing})"))
+        elif SIMULATED and item.get_closest_marker("real_gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a real GPU"))
+
+
+@pytest.fixture
+def cupy():
+    return importlib.import_module("cupy")

@@ -1,0 +1,110 @@
+"""The CUDA kernels without a GPU: they compile and link for five architectures, within the bounds of a table."""
+
+from __future__ import annotations
+
+import re
+import types as python_types
+
+import fake_cupy
+import pytest
+
+pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
+pytest.importorskip("cuda.core", reason="the linker of numba-cuda[cu13]")
+
+ARCHITECTURES = ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0))
+DTYPES = {"float32": 4, "uint16": 8, "int16": 8, "float64": 2}  # values of a 16-byte pack
+F64 = "float64"
+
+# name: (arrays, numbers) of the signature with every array present, for packs X; and the bounds by dtype:
+# registers (128 is what launch_bounds grants), wide loads at least.
+PARAMETERS = ("float32", "float32")
+RUNNING = (F64, F64, "int64")
+KERNELS = {
+    "reduce.reduce_segments": (("X", None, F64, F64, "int64"), [1] * 7),
+    "reduce.reduce_segments of two": (("X", "X", F64, F64, None), [1] * 7),
+    "reduce.reduce_columns": (("X", None, F64, F64, "int64"), [1] * 10),
+    "reduce.reduce_columns of two": (("X", "X", F64, F64, None), [1] * 10),
+    "apply.normalize_segments": (("X", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 3),
+    "apply.gradient_segments": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.running_segments": (("X", "X", None, *PARAMETERS, F64, F64), [1] * 6 + [1.0]),
+    "apply.apply_segments": (("X", None, "X", F64), [1] * 6),
+    "apply.apply_columns": (("X", None, "X", F64), [1] * 9),
+    "apply.apply_columns of two": (("X", "X", "X", F64), [1] * 9),
+    "apply.running_columns": (("X", "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
+    "finalize.finalize": ((F64, F64, *PARAMETERS, *RUNNING, F64), [1] * 4 + [1.0] * 3),
+    "finalize.finalize_gradient": ((F64, F64, *PARAMETERS, F64), [1] * 5 + [1.0]),
+}
+REGISTERS = 128  # of a thread: two blocks of 256 on every multiprocessor
+STATIC_SHARED = 48 << 10  # bytes; more would need a driver call
+
+
+@pytest.fixture(scope="module")
+def compile_for():
+    """PTX and what the linker says of a kernel, for an architecture."""
+    if "cupy" not in __import__("sys").modules:
+        fake_cupy.install()
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+    from numba.cuda import dispatcher
+
+    from nbnorm._cuda import apply, finalize, reduce
+    from nbnorm._cuda.launch import cuda
+
+    modules = {"reduce": reduce, "finalize": finalize, "apply": apply}
+
+    def compiled(name, dtype, cc):
+        arrays, numbers = KERNELS[name]
+        kinds = tuple((dtype, DTYPES[dtype]) if kind == "X" else kind for kind in arrays)
+        module, function = name.split()[0].split(".")
+        kernel = getattr(modules[module], function)
+        # Numba asks the driver for the current device when it compiles what a kernel calls.
+        real = dispatcher.get_current_device
+        dispatcher.get_current_device = lambda: python_types.SimpleNamespace(compute_capability=cc)
+        try:
+            signature = kernel.signature(kinds, (*kinds, *numbers))
+            ptx, _ = cuda.compile_ptx(kernel.body, signature, cc=cc, launch_bounds=(256, 2))
+        finally:
+            dispatcher.get_current_device = real
+        options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", verbose=True)
+        linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+        linker.link("cubin")
+        return ptx, linker.get_info_log()
+
+    return compiled
+
+
+def bytes_of(what, log):
+    return sum(int(n) for n in re.findall(rf"(\d+) bytes {what}", log))
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_links_within_its_resources(compile_for, name, dtype, cc):
+    if name.startswith("finalize") and dtype != "float32":
+        pytest.skip("finalize has no packs: one dtype is all")
+    ptx, log = compile_for(name, dtype, cc)
+    assert int(re.search(r"Used (\d+) registers", log)[1]) <= REGISTERS
+    assert (bytes_of("spill", log), bytes_of("stack frame", log), ptx.count(".local")) == (0, 0, 0)
+    assert bytes_of("smem", log) <= STATIC_SHARED
+    assert "atom." not in ptx
+    packs = KERNELS[name][0].count("X")
+    written = 0 if name.startswith("reduce") else min(packs, 1)
+    loads, stores = (len(re.findall(rf"{access}\.global\S*\.(?:v4\.[fbu]32|v2\.[fbu]64)", ptx)) for access in ("ld", "st"))
+    # Four packs in flight and one behind, or two and one of each of two arrays.
+    inputs = packs - written
+    wanted = {0: 0, 1: 5, 2: 6}[inputs]
+    assert loads >= wanted
+    assert stores >= {0: 0, 1: 5, 2: 3}[inputs] * written
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "int16"])
+@pytest.mark.parametrize("name", ["reduce.reduce_segments", "apply.running_segments"])
+def test_float64_work_for_a_narrow_value_is_what_was_counted(compile_for, name, dtype):
+    """docs/kernels.md counts conversions and operations; a stray one would cost cards with slow float64 dearly."""
+    ptx, _ = compile_for(name, dtype, (9, 0))
+    loop = max(re.split(r"\n\$L__\w+:", ptx), key=lambda block: block.count("fma.rn.f64"))
+    values = 4 * DTYPES[dtype]
+    per_value = {op: len(re.findall(rf"{op}\S*f64", loop)) / values for op in ("sub", "add", "fma", "mul", "div")}
+    adds = 1 if name.startswith("reduce") else 0
+    assert (per_value["fma"], per_value["sub"] + per_value["add"]) == (1, 1 + adds)
+    assert (per_value["mul"], per_value["div"]) == (0, 0)

@@ -51,9 +51,9 @@ def compile_for():
 
     modules = {"reduce": reduce, "finalize": finalize, "apply": apply}
 
-    def compiled(name, dtype, cc):
+    def compiled(name, memory, cc):
         arrays, numbers = KERNELS[name]
-        kinds = tuple((dtype, DTYPES[dtype]) if kind == "X" else kind for kind in arrays)
+        kinds = tuple((memory, DTYPES[memory]) if kind == "X" else kind for kind in arrays)
         module, function = name.split()[0].split(".")
         kernel = getattr(modules[module], function)
         # Numba asks the driver for the current device when it compiles what a kernel calls.
@@ -77,19 +77,21 @@ def bytes_of(what, log):
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("memory", DTYPES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_kernel_links_within_its_resources(compile_for, name, dtype, cc):
-    if name.startswith("finalize") and dtype != "float32":
+def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
+    if name.startswith("finalize") and memory != "float32":
         pytest.skip("finalize has no packs: one dtype is all")
-    ptx, log = compile_for(name, dtype, cc)
+    ptx, log = compile_for(name, memory, cc)
     assert int(re.search(r"Used (\d+) registers", log)[1]) <= REGISTERS
     assert (bytes_of("spill", log), bytes_of("stack frame", log), ptx.count(".local")) == (0, 0, 0)
     assert bytes_of("smem", log) <= STATIC_SHARED
     assert "atom." not in ptx
     packs = KERNELS[name][0].count("X")
     written = 0 if name.startswith("reduce") else min(packs, 1)
-    loads, stores = (len(re.findall(rf"{access}\.global\S*\.(?:v4\.[fbu]32|v2\.[fbu]64)", ptx)) for access in ("ld", "st"))
+    loads, stores = (
+        len(re.findall(rf"{access}\.global\S*\.(?:v4\.[fbu]32|v2\.[fbu]64)", ptx)) for access in ("ld", "st")
+    )
     # Four packs in flight and one behind, or two and one of each of two arrays.
     inputs = packs - written
     wanted = {0: 0, 1: 5, 2: 6}[inputs]
@@ -97,13 +99,13 @@ def test_a_kernel_links_within_its_resources(compile_for, name, dtype, cc):
     assert stores >= {0: 0, 1: 5, 2: 3}[inputs] * written
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint16", "int16"])
+@pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])
 @pytest.mark.parametrize("name", ["reduce.reduce_segments", "apply.running_segments"])
-def test_float64_work_for_a_narrow_value_is_what_was_counted(compile_for, name, dtype):
+def test_float64_work_for_a_narrow_value_is_what_was_counted(compile_for, name, memory):
     """docs/kernels.md counts conversions and operations; a stray one would cost cards with slow float64 dearly."""
-    ptx, _ = compile_for(name, dtype, (9, 0))
+    ptx, _ = compile_for(name, memory, (9, 0))
     loop = max(re.split(r"\n\$L__\w+:", ptx), key=lambda block: block.count("fma.rn.f64"))
-    values = 4 * DTYPES[dtype]
+    values = 4 * DTYPES[memory]
     per_value = {op: len(re.findall(rf"{op}\S*f64", loop)) / values for op in ("sub", "add", "fma", "mul", "div")}
     adds = 1 if name.startswith("reduce") else 0
     assert (per_value["fma"], per_value["sub"] + per_value["add"]) == (1, 1 + adds)

@@ -130,27 +130,24 @@ def map_columns(x, dy, y, tables, b, p, t, T, N, base, K, tile, across, down, pe
         a, h = k, k
         if dy is not None:
             a, h = load_table(tables, A * width + i, x), load_table(tables, H * width + i, x)
-        r, end = p * per + below, min(rows, (p + 1) * per)
-        at, step = r * KV + b * across + beside, down * KV
+        at, step = (p * per + below) * KV + b * across + beside, down * KV
+        end = min(rows, (p + 1) * per) * KV
         if dy is None:
-            while r + 3 * down < end:
+            while at + 3 * step < end:
                 x0, x1, x2, x3 = load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
                 store(y, at, image(x0, None, k, scale, shift, a, h))
                 store(y, at + step, image(x1, None, k, scale, shift, a, h))
                 store(y, at + 2 * step, image(x2, None, k, scale, shift, a, h))
                 store(y, at + 3 * step, image(x3, None, k, scale, shift, a, h))
-                r += 4 * down
                 at += 4 * step
         else:
-            while r + down < end:
+            while at + step < end:
                 x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)
                 store(y, at, image(x0, dy0, k, scale, shift, a, h))
                 store(y, at + step, image(x1, dy1, k, scale, shift, a, h))
-                r += 2 * down
                 at += 2 * step
-        while r < end:
+        while at < end:
             store(y, at, image(load(x, at), load(dy, at), k, scale, shift, a, h))
-            r += down
             at += step
     rest = N % tile * base if p == P - 1 else 0  # of the row that is not whole
     for j in range(first + t, min(K, first + width, rest), T):

@@ -195,27 +195,24 @@ def reduce_columns(x, dy, stats, parts, counters, N, C, S, K, tile, across, down
     s, q = zeros(x), zeros(x)
     if b * across + beside < KV and below < down:
         k, h = load_table(k_table, beside * L, x), load_table(h_table, beside * L, x)
-        r, end = p * per + below, min(rows, (p + 1) * per)
-        a, step = r * KV + b * across + beside, down * KV
+        a, step = (p * per + below) * KV + b * across + beside, down * KV
+        end = min(rows, (p + 1) * per) * KV
         if dy is None:
-            while r + 3 * down < end:
+            while a + 3 * step < end:
                 x0, x1, x2, x3 = load(x, a), load(x, a + step), load(x, a + 2 * step), load(x, a + 3 * step)
                 s, q = add(s, q, x0, None, k, h)
                 s, q = add(s, q, x1, None, k, h)
                 s, q = add(s, q, x2, None, k, h)
                 s, q = add(s, q, x3, None, k, h)
-                r += 4 * down
                 a += 4 * step
         else:
-            while r + down < end:
+            while a + step < end:
                 x0, x1, dy0, dy1 = load(x, a), load(x, a + step), load(dy, a), load(dy, a + step)
                 s, q = add(s, q, x0, dy0, k, h)
                 s, q = add(s, q, x1, dy1, k, h)
-                r += 2 * down
                 a += 2 * step
-        while r < end:
+        while a < end:
             s, q = add(s, q, load(x, a), load(dy, a), k, h)
-            r += down
             a += step
     rest = N % tile * C * S if p == P - 1 else 0
     for sums in range(2):

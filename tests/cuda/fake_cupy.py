@@ -101,9 +101,7 @@ def install():
     cupy.concatenate = lambda arrays, axis: _made(np.concatenate)([a.view(np.ndarray) for a in arrays], axis)
     for name in ("may_share_memory", "shares_memory"):
         function = getattr(np, name)
-        setattr(
-            cupy, name, lambda a, b, function=function, **k: function(a.view(np.ndarray), b.view(np.ndarray), **k)
-        )
+        setattr(cupy, name, lambda a, b, function=function, **k: function(a.view(np.ndarray), b.view(np.ndarray), **k))
     cupy.ndarray = ndarray
     cupy.asnumpy = lambda array: array.get()
     runtime = types.SimpleNamespace(getDevice=lambda: 0, getDeviceCount=lambda: 2)

@@ -208,4 +208,3 @@ def test_two_runs_give_the_same_bits(cupy, rng, shape):
         arrays = (y, *nbnorm.batch_norm_backward(dy, saved), state.running_mean, state.running_var)
         runs.append([a.get().tobytes() for a in arrays])
     assert runs[0] == runs[1]
-

@@ -45,6 +45,8 @@ def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
         raise ValueError(
             f"x has {x.ndim} dimensions (x.shape={x.shape}); expected at least 2, such as (samples, channels)"
         )
+    if type(axis) is int and -x.ndim <= axis < x.ndim:  # the usual case, without the detours below
+        return (axis % x.ndim,)
     axes = axis if isinstance(axis, tuple) else (axis,)
     if not axes or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in axes):
         raise TypeError(f"axis is {_short(axis)}; expected an int or a tuple of ints")
@@ -124,7 +126,7 @@ def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray]
         raise ValueError("out is read-only; pass a writable array, such as np.empty_like(x)")
     if not getattr(out.flags, "aligned", True):
         raise ValueError("out is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
-    if _overlaps_itself(out):
+    if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError("out overlaps itself, as a broadcast view does; pass np.empty_like(x)")
     same = [name for name, array in inputs.items() if _is_same(kernels, out, array)]
     for name, array in inputs.items():

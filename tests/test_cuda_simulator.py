@@ -12,9 +12,7 @@ HERE = Path(__file__).parent
 
 
 def test_the_cuda_backend_in_the_simulator():
-    pytest.importorskip(
-        "numba_cuda", reason="the simulator comes with numba-cuda, which the extra `test` has for Linux"
-    )
+    pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda (extra `test`, on Linux)")
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "cuda")]
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)

@@ -73,15 +73,22 @@ class Kernel:
 
 def _starter(compiled: Any, grid: tuple[int, int], block: int) -> Callable[..., None]:
     """A function (stream, *values) that starts a compiled kernel."""
+    kernel = _loaded(compiled)
+    if kernel is None:
+        return lambda stream, *values: compiled.launch(values, (*grid, 1), (block, 1, 1), stream=stream)
     from cuda.core import LaunchConfig, Stream, launch
 
-    try:
-        kernel = compiled._codelibrary.get_cufunc().kernel  # private: tests notice when it goes
-    except AttributeError:
-        return lambda stream, *values: compiled.launch(values, (*grid, 1), (block, 1, 1), stream=stream)
     config = LaunchConfig(grid=grid, block=block)
     stream_of = lru_cache(256)(Stream.from_handle)
     return lambda stream, *values: launch(stream_of(stream), config, kernel, *values)
+
+
+def _loaded(compiled: Any) -> Any:
+    """What cuda.core starts: behind a private attribute of Numba's, so it may go; then Numba's own launch serves."""
+    try:
+        return compiled._codelibrary.get_cufunc().kernel
+    except AttributeError:
+        return None
 
 
 class _AbsentAsNull:

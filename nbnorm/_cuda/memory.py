@@ -49,12 +49,14 @@ def read(layout: Layout, array: Any) -> Any:
     """An array that has the elements in this order in memory, aligned for wide accesses: itself, or a copy."""
     if layout.holds(array) and array.data.ptr % ACCESS == 0:
         return array
-    return xp.array(array.transpose(layout.order), order="C", copy=True)
+    return kept(xp.array(array.transpose(layout.order), order="C", copy=True))
 
 
 def write(layout: Layout, array: Any) -> Any:
     """Where to write the elements of `array` in this order: itself where possible."""
-    return array if layout.holds(array) and array.data.ptr % ACCESS == 0 else xp.empty(array.size, array.dtype)
+    if layout.holds(array) and array.data.ptr % ACCESS == 0:
+        return array
+    return kept(xp.empty(array.size, array.dtype))
 
 
 def finish(layout: Layout, target: Any, array: Any) -> None:
@@ -62,6 +64,25 @@ def finish(layout: Layout, target: Any, array: Any) -> None:
     if target is not array:
         ordered = array.transpose(layout.order)
         ordered[...] = target.reshape(ordered.shape)
+
+
+def scratch(size: int) -> Any:
+    """Room for float64 values that nobody needs once the call's kernels have run."""
+    return kept(xp.empty(size))
+
+
+def kept(array: Any) -> Any:
+    """`array`, which CuPy's pool must not give to anybody else if it belongs to a CUDA graph.
+
+    A graph that is replayed writes where it wrote when it was captured, for as long as the process lives.
+    """
+    stream = xp.cuda.get_current_stream()
+    if stream.ptr and stream.is_capturing():  # the default stream, 0, cannot be captured, nor be asked meanwhile
+        _OF_GRAPHS.append(array)
+    return array
+
+
+_OF_GRAPHS: list[Any] = []
 
 
 @lru_cache

@@ -19,7 +19,7 @@ from nbnorm._cuda.apply import (
 )
 from nbnorm._cuda.finalize import POOLED, ROWS, finalize, finalize_gradient
 from nbnorm._cuda.launch import Kind, pointer
-from nbnorm._cuda.memory import in_memory, xp
+from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
 from nbnorm._update import Update
 
@@ -44,7 +44,7 @@ def training_forward(
             *cut.numbers, count, eps, momentum,
         )  # fmt: skip
     else:
-        coef = xp.empty(ROWS * shape[1])
+        coef = scratch(ROWS * shape[1])
         _finalize(cut, shape, (F64, *kinds, F64), pointer(parts), *arrays, pointer(coef), count, eps, momentum)
         _apply(cut, pack, x, None, y, coef)
 
@@ -105,7 +105,7 @@ def _reduce(
     centred: int = 1,
 ) -> Array:  # fmt: skip
     """The parts, which the caller keeps until the last launch that reads them."""
-    parts = xp.empty(_at_h(cut) + cut.numbers[1] + 1)
+    parts = scratch(_at_h(cut) + cut.numbers[1] + 1)
     kernel = reduce_segments if cut.segments else reduce_columns
     kernel(
         cut.grid, cut.threads, (pack, None if dy is None else pack, F64, F64, counters_kind),
@@ -124,7 +124,7 @@ def _finalize_gradient(
     cut: plan.Cut, shape: Shape, parts: Array, stats: Array, dgamma: Array, dbeta: Array, count: float, frozen: int
 ) -> Array:  # fmt: skip
     C = shape[1]
-    coef = xp.empty(ROWS * C)
+    coef = scratch(ROWS * C)
     finalize_gradient(
         (C, 1), plan.FINALIZE, (F64, F64, _kind(dgamma), _kind(dbeta), F64),
         pointer(parts), pointer(stats), pointer(dgamma), pointer(dbeta), pointer(coef),

@@ -1,0 +1,125 @@
+"""What only a real GPU can show: streams, graphs, two runs at once, large arrays, the memory pool, the launch path."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from common import sample
+from steps import check_step
+from tolerance import assert_close
+
+import nbnorm
+
+pytestmark = pytest.mark.real_gpu
+SHAPES = [(32, 64, 28, 28), (64, 32, 7, 7), (5_000, 64), (100_003, 3)]
+
+
+def whole_step(x, dy, state):
+    y, saved = nbnorm.batch_norm_training(x, state)
+    return (y, *nbnorm.batch_norm_backward(dy, saved), state.running_mean, state.running_var), saved
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_real_sizes(cupy, rng, shape, dtype):
+    x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
+    check_step(cupy, x, dy, rng)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_hundred_runs_give_the_same_bits(cupy, rng, shape):
+    x, dy = (cupy.asarray(sample(rng, shape)) for _ in range(2))
+    first, _ = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
+    for _ in range(100):
+        again, _ = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
+        assert [a.get().tobytes() for a in again] == [a.get().tobytes() for a in first]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_calls_run_on_the_current_stream(cupy, rng, shape):
+    x = cupy.asarray(sample(rng, shape))
+    state = nbnorm.BatchNormState(shape[1], device="cuda")
+    exact = nbnorm.batch_norm_training(x + 1, state)[0].get()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        busy = cupy.ones((4096, 4096))
+        for _ in range(20):  # keeps the stream busy: a launch on another one would read x too early
+            busy = busy @ busy * 1e-4
+        late = x + 1
+        y, _ = nbnorm.batch_norm_training(late, nbnorm.BatchNormState(shape[1], device="cuda"))
+    stream.synchronize()
+    assert y.get().tobytes() == exact.tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_graph_replays_a_step(cupy, rng, shape):
+    x, dy = (cupy.asarray(sample(rng, shape)) for _ in range(2))
+    batches = [cupy.asarray(sample(rng, shape)) for _ in range(3)]
+    expected_state = nbnorm.BatchNormState(shape[1], device="cuda")
+    expected = [[a.get() for a in whole_step(batch, dy, expected_state)[0]] for batch in batches]
+
+    state = nbnorm.BatchNormState(shape[1], device="cuda")
+    whole_step(x, dy, state.to("cpu").to("cuda"))  # compiles, and fills the pool
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        whole_step(x, dy, state.to("cpu").to("cuda"))
+        stream.begin_capture()
+        arrays, saved = whole_step(x, dy, state)  # what a captured call returned is kept as long as the graph
+        graph = stream.end_capture()
+        for batch, values in zip(batches, expected, strict=True):
+            x[...] = batch
+            graph.launch(stream)
+            stream.synchronize()
+            assert [a.get().tobytes() for a in arrays] == [a.tobytes() for a in values]
+    assert state.num_batches == len(batches)
+    assert saved.x is x
+
+
+def test_more_than_two_to_the_31_elements(cupy):
+    shape = (2**31 + 2**20) // 64, 64
+    x = cupy.empty(shape, np.float16)
+    x[...] = cupy.arange(64, dtype=np.float16)
+    x[::2] += 1  # mean c + 1/2, variance 1/4, exactly
+    state = nbnorm.BatchNormState(64, device="cuda", momentum=1.0, eps=2.0**-30)
+    y, _ = nbnorm.batch_norm_training(x, state, out=cupy.empty_like(x))
+    np.testing.assert_array_equal(state.running_mean.get(), np.arange(64) + 0.5)
+    for rows in (slice(0, 2), slice(shape[0] - 2, shape[0])):
+        assert y[rows].get().tolist() == [[1.0] * 64, [-1.0] * 64]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_pool_does_not_grow(cupy, rng, shape):
+    x, dy = (cupy.asarray(sample(rng, shape)) for _ in range(2))
+    state, pool = nbnorm.BatchNormState(shape[1], device="cuda"), cupy.get_default_memory_pool()
+    for _ in range(3):
+        whole_step(x, dy, state)
+    used, total = pool.used_bytes(), pool.total_bytes()
+    for _ in range(200):
+        whole_step(x, dy, state)
+    assert (pool.used_bytes(), pool.total_bytes()) == (used, total)
+
+
+def test_numbas_own_launch_gives_the_same_bits(cupy, rng, monkeypatch):
+    """The fallback of launch.py, should the private attribute go that the fast path needs."""
+    from nbnorm._cuda import apply, finalize, launch, reduce
+
+    x, dy = (cupy.asarray(sample(rng, (32, 64, 28, 28))) for _ in range(2))
+    first, _ = whole_step(x, dy, nbnorm.BatchNormState(64, device="cuda"))
+    kernels = [v for module in (reduce, finalize, apply) for v in vars(module).values() if isinstance(v, launch.Kernel)]
+    for kernel in kernels:
+        monkeypatch.setattr(kernel, "ready", {})
+    monkeypatch.setattr(launch, "_loaded", lambda compiled: None)
+    again, _ = whole_step(x, dy, nbnorm.BatchNormState(64, device="cuda"))
+    assert [a.get().tobytes() for a in again] == [a.get().tobytes() for a in first]
+
+
+def test_every_half_float_survives(cupy):
+    """Conversions: inference with mean 0, variance 1 - eps, gamma 1, beta 0 is the identity."""
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = values[np.isfinite(values)].reshape(-1, 8)
+    state = nbnorm.BatchNormState(8, device="cuda", eps=0.5)
+    state.running_var = [0.5] * 8
+    y = nbnorm.batch_norm_inference(cupy.asarray(values), state)
+    assert_close(y.get(), reference.wide(values), 1)
+    np.testing.assert_array_equal(y.get(), values)

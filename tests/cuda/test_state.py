@@ -1,0 +1,145 @@
+"""The state on a GPU: moving, copying, what goes together with what."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import types
+
+import numpy as np
+import pytest
+from common import random_state, sample, snapshot
+
+import nbnorm
+
+
+def bits(state):
+    """Every byte of a state, wherever it is."""
+    return snapshot(state.to("cpu"))
+
+
+def test_a_state_goes_to_the_gpu_and_back(cupy, rng):
+    state = random_state(rng, 3)
+    on_gpu = state.to("cuda")
+    assert (state.device, on_gpu.device, on_gpu.to("cuda:0") is on_gpu) == ("cpu", "cuda:0", True)
+    assert all(isinstance(a, cupy.ndarray) for a in (on_gpu.gamma, on_gpu.beta, on_gpu.running_mean))
+    assert "device='cuda:0'" in repr(on_gpu)
+    back = on_gpu.to("cpu")
+    assert snapshot(back) == snapshot(state)
+    assert isinstance(back.gamma, np.ndarray)
+    assert not isinstance(back.gamma, cupy.ndarray)
+    on_gpu.gamma *= 0
+    assert snapshot(back) == snapshot(state)
+
+
+def test_a_fresh_state(cupy):
+    state = nbnorm.BatchNormState(2, device="cuda:0", dtype="float64")
+    assert (state.gamma.get().tolist(), state.beta.get().tolist()) == ([1, 1], [0, 0])
+    assert (state.running_mean.get().tolist(), state.running_var.get().tolist()) == ([0, 0], [1, 1])
+    assert (state.gamma.dtype, state.num_batches, state.num_samples) == (np.float64, 0, 0)
+
+
+def test_copies_and_pickles_are_independent(cupy, rng):
+    state = random_state(rng, 3).to("cuda")
+    x = cupy.asarray(sample(rng, (5, 3)))
+    nbnorm.batch_norm_training(x, state)
+    before = bits(state)
+    for other in (copy.copy(state), copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+        assert other.device == "cuda:0"
+        assert bits(other) == before
+        nbnorm.batch_norm_training(x, other)
+        assert bits(state) == before != bits(other)
+
+
+def test_dictionaries(cupy, rng):
+    state = random_state(rng, 3).to("cuda")
+    nbnorm.batch_norm_training(cupy.asarray(sample(rng, (5, 3))), state)
+    arrays = state.state_dict()
+    assert all(isinstance(a, cupy.ndarray) for a in arrays.values())
+    again = nbnorm.BatchNormState.from_state_dict(arrays)
+    assert again.device == "cuda:0"
+    assert bits(again) == bits(state)
+
+
+def test_assignment_copies_into_the_arrays(cupy, rng):
+    state = nbnorm.BatchNormState(2, device="cuda")
+    gamma = state.gamma
+    state.gamma = cupy.asarray([2.0, 3.0])
+    state.running_mean = [4.0, 5.0]
+    assert (state.gamma is gamma, gamma.get().tolist()) == (True, [2, 3])
+    assert state.running_mean.get().tolist() == [4, 5]
+    with pytest.raises(ValueError, match="shape"):
+        state.gamma = cupy.asarray([1.0])
+
+
+def test_reset_and_affine(cupy, rng):
+    host = random_state(rng, 3)
+    state = host.to("cuda")
+    for found, expected in zip(state.as_affine(), host.as_affine(), strict=True):
+        np.testing.assert_allclose(found.get(), expected, rtol=1e-15)
+    nbnorm.batch_norm_training(cupy.asarray(sample(rng, (5, 3))), state)
+    state.reset_running()
+    assert (state.running_mean.get().tolist(), state.running_var.get().tolist()) == ([0] * 3, [1] * 3)
+    assert (state.num_batches, state.num_samples) == (0, 0)
+
+
+def test_arrays_and_state_must_be_on_one_device(cupy, rng):
+    host, gpu = nbnorm.BatchNormState(3), nbnorm.BatchNormState(3, device="cuda")
+    x = sample(rng, (5, 3))
+    y, saved = nbnorm.batch_norm_training(cupy.asarray(x), gpu)
+    calls = {
+        'x is a numpy.ndarray but the state is on cuda:0; use state.to("cpu")': (
+            lambda: nbnorm.batch_norm_training(x, gpu),
+            lambda: nbnorm.batch_norm_inference(x, gpu),
+        ),
+        'x is a cupy.ndarray on cuda:0 but the state is on cpu; use state.to("cuda:0")': (
+            lambda: nbnorm.batch_norm_training(cupy.asarray(x), host),
+            lambda: nbnorm.batch_norm_inference(cupy.asarray(x), host),
+        ),
+        "dy is a numpy.ndarray but x of the forward pass is on cuda:0": (lambda: nbnorm.batch_norm_backward(x, saved),),
+        "out is a numpy.ndarray; expected a cupy.ndarray": (
+            lambda: nbnorm.batch_norm_backward(y, saved, out=x),
+            lambda: nbnorm.batch_norm_training(cupy.asarray(x), gpu, out=x),
+        ),
+    }
+    before = snapshot(host), bits(gpu), x.tobytes()
+    for message, refused in calls.items():
+        for call in refused:
+            with pytest.raises(TypeError) as caught:
+                call()
+            assert message in str(caught.value)
+            assert len(str(caught.value)) < 200
+    assert (snapshot(host), bits(gpu), x.tobytes()) == before
+
+
+def test_out_is_checked_as_on_the_cpu(cupy, rng):
+    state = nbnorm.BatchNormState(3, device="cuda")
+    room = cupy.asarray(sample(rng, (10, 3)))
+    x = room[:8]
+    for out, text in (
+        (x, "x itself"),
+        (room[2:], "overlaps x"),
+        (cupy.empty((8, 4), np.float32), "shape"),
+        (cupy.empty((8, 3)), "dtype"),
+        (cupy.broadcast_to(room[9:], (8, 3)), "overlaps itself"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            nbnorm.batch_norm_training(x, state, out=out)
+    assert state.num_batches == 0
+
+
+def test_other_arrays_of_a_gpu_are_named(cupy):
+    foreign = types.SimpleNamespace(__cuda_array_interface__={})
+    with pytest.raises(TypeError, match=r"pass cupy\.asarray\(x\)"):
+        nbnorm.batch_norm_inference(foreign, nbnorm.BatchNormState(3))
+
+
+def test_a_layer(cupy, rng):
+    layer = nbnorm.BatchNorm(3, device="cuda")
+    x = cupy.asarray(sample(rng, (6, 3, 4)))
+    y = layer(x)
+    dx = layer.backward(cupy.ones((6, 3, 4), np.float32))
+    # The gradient of a sum over a normalized batch is 0, up to eps and the rounding of float32.
+    assert abs(dx.get()).max() < 1e-5
+    assert layer.dbeta.get().tolist() == [24] * 3
+    assert layer.eval()(x).shape == y.shape

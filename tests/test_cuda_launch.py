@@ -1,0 +1,207 @@
+"""What the CUDA host code does beside values: which kernels it starts, with which geometry and arguments."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+
+import fake_cupy
+import numpy as np
+import pytest
+from tolerance import dtype_of
+
+import nbnorm
+from nbnorm import _cpu
+
+pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """The stand-in, unless the machine has the real one."""
+    if "cupy" not in sys.modules:
+        fake_cupy.install()
+    return sys.modules["cupy"]
+
+
+@pytest.fixture
+def started(cupy, monkeypatch):
+    """Every launch that would have been: (kernel, grid, block, stream, arguments as the signature has them)."""
+    from nbnorm._cuda import apply, finalize, launch, reduce
+
+    log = []
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def compile(self, signature):
+            return self.kernel, signature
+
+    def starter(compiled, grid, block):
+        kernel, signature = compiled
+
+        def start(stream, *values):
+            assert len(values) == len(signature)
+            log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, stream=stream, values=values,
+                                             signature=signature))  # fmt: skip
+
+        return start
+
+    for module in (reduce, finalize, apply):
+        for name, kernel in vars(module).items():
+            if isinstance(kernel, launch.Kernel):
+                monkeypatch.setattr(kernel, "dispatcher", Recorder(name))
+                monkeypatch.setattr(kernel, "ready", {})
+    monkeypatch.setattr(launch, "_starter", starter)
+    return log
+
+
+def arguments(one):
+    """By the names of the kernel's parameters."""
+    from nbnorm._cuda import apply, finalize, reduce
+
+    kernel = next(vars(m)[one.kernel] for m in (reduce, finalize, apply) if one.kernel in vars(m))
+    return dict(zip(inspect.signature(kernel.body).parameters, one.values, strict=True))
+
+
+def step(cupy, shape, dtype="float32", **options):
+    x, dy = (cupy.asarray(np.ones(shape, dtype)) for _ in range(2))
+    state = nbnorm.BatchNormState(shape[1], device="cuda", **options)
+    y, saved = nbnorm.batch_norm_training(x, state)
+    gradients = nbnorm.batch_norm_backward(dy, saved)
+    nbnorm.batch_norm_inference(x, state)
+    return x, dy, state, y, saved, gradients
+
+
+def test_segments_take_two_launches_each_way_and_one_for_inference(cupy, started):
+    step(cupy, (8, 16, 10, 10))
+    assert [one.kernel for one in started] == [
+        "reduce_segments", "normalize_segments", "reduce_segments", "gradient_segments", "running_segments",
+    ]  # fmt: skip
+
+
+def test_columns_take_three(cupy, started):
+    step(cupy, (500, 16))
+    assert [one.kernel for one in started] == [
+        "reduce_columns", "finalize", "apply_columns", "reduce_columns", "finalize_gradient", "apply_columns",
+        "running_columns",
+    ]  # fmt: skip
+
+
+def test_pointers_are_those_of_the_arrays(cupy, started):
+    x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
+    forward, normalize, backward, gradient, inference = map(arguments, started)
+    at = {"x": x, "dy": dy, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
+          "mean": state.running_mean, "var": state.running_var, "counters": state._counters,
+          "dgamma": gradients.dgamma, "dbeta": gradients.dbeta, "dx": gradients.dx}  # fmt: skip
+    for found, names, others in (
+        (forward, "x stats counters", {"dy": 0}),
+        (normalize, "x stats gamma beta mean var counters", {"y": y.data.ptr, "parts": forward["parts"]}),
+        (backward, "x dy stats", {"counters": 0, "centred": 1}),
+        (gradient, "x dy dx stats dgamma dbeta", {"parts": backward["parts"]}),
+        (inference, "x gamma beta mean var", {"stats": 0}),
+    ):
+        assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
+        assert {name: found[name] for name in others} == others
+    assert (normalize["count"], normalize["eps"], normalize["momentum"]) == (800.0, state.eps, 0.1)
+
+
+def test_numbers_have_the_width_that_the_signature_says(cupy, started):
+    """cuda.core passes an int in 8 bytes and a float as a double; a parameter of another size would read garbage."""
+    step(cupy, (8, 16, 10, 10))
+    step(cupy, (500, 16), momentum=None)
+    for one in started:
+        for value, kind in zip(one.values, one.signature, strict=True):
+            assert type(value) in (int, float)
+            assert str(kind) in {int: ("int64", "none"), float: ("float64",)}[type(value)] or str(kind).endswith("*")
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 10, 10), (1, 1, 1_000_000), (64, 512, 7, 7), (500, 16), (100_003, 3),
+                                   (3, 100_001), (2, 2)], ids=str)  # fmt: skip
+def test_blocks_cover_the_array_once(cupy, started, shape, dtype):
+    step(cupy, shape, dtype_of(dtype))
+    itemsize = dtype_of(dtype).itemsize
+    size = int(np.prod(shape))
+    for one in started:
+        a = arguments(one)
+        assert one.block <= 256
+        assert one.grid[1] <= 65_535
+        if "SV" in a:
+            lanes = a["S"] // a["SV"]
+            packs = a["N"] * a["SV"]
+            assert (one.grid, a["N"] * a["C"] * a["S"]) == ((a["C"], a["P"]), size)
+            assert a["per"] * (a["P"] - 1) < packs <= a["per"] * a["P"]
+            assert one.block & (one.block - 1) == 0
+        elif "K" in a:
+            rows, width = a["N"] // a["tile"], one.grid[0] * a["across"]
+            lanes = next(n for n in (8, 4, 2, 1) if n * itemsize <= 16 and width * n >= a["K"] and a["K"] % n == 0)
+            assert a["K"] == a["C"] * a["S"] * a["tile"]
+            assert (width - a["across"]) * lanes < a["K"] <= width * lanes
+            assert a["across"] * a["down"] <= one.block
+            assert rows <= a["per"] * a["P"]
+            assert one.grid[1] == a["P"]
+        else:
+            assert one.grid == (a["C"], 1)
+            continue
+        assert lanes * itemsize <= 16
+
+
+def test_the_current_stream_is_used(cupy, started, monkeypatch):
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: types.SimpleNamespace(ptr=77, is_capturing=bool))
+    step(cupy, (8, 16, 10, 10))
+    assert {one.stream for one in started} == {77}
+
+
+def test_scratch_of_a_captured_call_is_kept(cupy, started, monkeypatch):
+    from nbnorm._cuda import memory
+
+    monkeypatch.setattr(memory, "_OF_GRAPHS", [])
+    step(cupy, (500, 16))
+    assert memory._OF_GRAPHS == []
+    capturing = types.SimpleNamespace(ptr=77, is_capturing=lambda: True)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: capturing)
+    step(cupy, (500, 16))
+    kept = {array.data.ptr for array in memory._OF_GRAPHS}
+    assert {arguments(one)["parts"] for one in started[-7:] if "parts" in arguments(one)} <= kept
+
+
+def test_a_forked_child_says_how_to_start_it(cupy, started, monkeypatch):
+    from nbnorm._cuda import launch
+
+    monkeypatch.setattr(launch, "_forked", True)
+    with pytest.raises(RuntimeError, match="spawn"):
+        step(cupy, (500, 16))
+
+
+def test_both_backends_have_the_same_functions(cupy):
+    from nbnorm import _cuda
+
+    assert _cuda.__all__ == _cpu.__all__
+    for name in _cpu.__all__:
+        ours, theirs = getattr(_cpu, name), getattr(_cuda, name)
+        if inspect.isfunction(ours):
+            assert [*inspect.signature(ours).parameters] == [*inspect.signature(theirs).parameters]
+
+
+def test_the_private_attribute_is_still_there():
+    """The fast launch needs it; without it calls take twenty times as long on the host."""
+    from numba.cuda.codegen import CUDACodeLibrary
+    from numba.cuda.dispatcher import _Kernel
+
+    assert "_codelibrary" in inspect.getsource(_Kernel.launch)
+    assert "cufunc.kernel" in inspect.getsource(_Kernel.launch)
+    assert callable(CUDACodeLibrary.get_cufunc)
+
+
+def test_only_one_module_imports_numba_cuda():
+    from pathlib import Path
+
+    package = Path(nbnorm.__file__).parent
+    found = [
+        p.relative_to(package).as_posix()
+        for p in package.rglob("*.py")
+        if "numba.cuda" in p.read_text().replace("`numba.cuda`", "")
+    ]
+    assert found == ["_cuda/launch.py"]

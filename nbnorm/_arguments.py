@@ -132,7 +132,7 @@ def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray]
     for name, array in inputs.items():
         if name in same and name not in allowed:
             raise ValueError(f"out is {name} itself, which the backward pass needs; pass another array")
-        if not same and _shares(kernels.xp, out, array):
+        if not same and _shares(kernels, out, array):
             raise ValueError(f"out overlaps {name} in memory; pass an array of its own")
 
 
@@ -201,11 +201,11 @@ def _overlaps_itself(array: NDArray) -> bool:
     return False
 
 
-def _shares(xp: ModuleType, a: NDArray, b: NDArray) -> bool:
-    if not xp.may_share_memory(a, b):  # bounds only: cheap
+def _shares(kernels: ModuleType, a: NDArray, b: NDArray) -> bool:
+    if not kernels.xp.may_share_memory(a, b):  # bounds only: cheap
         return False
     try:
-        return bool(xp.shares_memory(a, b, max_work=100_000))
+        return np.shares_memory(kernels.footprint(a), kernels.footprint(b), max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

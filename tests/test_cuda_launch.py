@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import fake_cupy
 import numpy as np
@@ -185,19 +188,38 @@ def test_both_backends_have_the_same_functions(cupy):
             assert [*inspect.signature(ours).parameters] == [*inspect.signature(theirs).parameters]
 
 
-def test_the_private_attribute_is_still_there():
-    """The fast launch needs it; without it calls take twenty times as long on the host."""
-    from numba.cuda.codegen import CUDACodeLibrary
-    from numba.cuda.dispatcher import _Kernel
+COMPILE = """
+import sys, types
+sys.path[:0] = {paths!r}
+import fake_cupy; fake_cupy.install()
+from numba.cuda.codegen import CUDACodeLibrary
+from nbnorm._cuda import launch, reduce
+device = types.SimpleNamespace(compute_capability=(9, 0), id=0)
+context = types.SimpleNamespace(device=device)
+for module in [m for name, m in sys.modules.items() if name.startswith(("numba.cuda", "numba_cuda"))]:
+    for name, result in (("get_context", context), ("current_context", context), ("get_current_device", device)):
+        if hasattr(module, name):
+            setattr(module, name, lambda *_, result=result: result)
+loaded = types.SimpleNamespace(kernel="the kernel", module=types.SimpleNamespace(initialized=True))
+CUDACodeLibrary.get_cufunc = lambda library: loaded
+kernel = reduce.reduce_segments
+signature = kernel.signature((("float32", 4), None, "float64", "float64", None), (0,) * 5 + (1,) * 7)
+print(launch._loaded(kernel.dispatcher.compile(signature)), sum(kernel.dispatcher.stats.cache_hits.values()))
+"""
 
-    assert "_codelibrary" in inspect.getsource(_Kernel.launch)
-    assert "cufunc.kernel" in inspect.getsource(_Kernel.launch)
-    assert callable(CUDACodeLibrary.get_cufunc)
+
+def test_a_kernel_is_compiled_once_for_all_processes_and_found_by_the_fast_launch(tmp_path):
+    """With a pretended device: Numba's compiler and cache, and the private attribute that the fast launch needs."""
+    code = COMPILE.format(paths=[str(Path(fake_cupy.__file__).parent)])
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert runs == ["the kernel 0\n", "the kernel 1\n"]
 
 
 def test_only_one_module_imports_numba_cuda():
-    from pathlib import Path
-
     package = Path(nbnorm.__file__).parent
     found = [
         p.relative_to(package).as_posix()

@@ -1,6 +1,6 @@
 """The CPU backend: the same names as every other backend. See stages.py and memory.py for what each one does."""
 
-from nbnorm._cpu.memory import Array, address, device, finish, on_device_of, read, values, write, xp
+from nbnorm._cpu.memory import Array, address, device, finish, footprint, on_device_of, read, values, write, xp
 from nbnorm._cpu.stages import (
     backward,
     batch_statistics,
@@ -16,6 +16,7 @@ __all__ = [
     "batch_statistics",
     "device",
     "finish",
+    "footprint",
     "on_device_of",
     "read",
     "running_backward",

@@ -49,6 +49,11 @@ def address(array: NDArray) -> int:
     return array.ctypes.data
 
 
+def footprint(array: NDArray) -> NDArray:
+    """A NumPy array at the same addresses."""
+    return array
+
+
 def read(layout: Layout, array: NDArray) -> NDArray:
     """The elements in this order, flat: a view where possible, otherwise a copy. For reading only."""
     flat = np.ascontiguousarray(array.transpose(layout.order)).reshape(-1)

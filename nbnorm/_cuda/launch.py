@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -50,7 +51,7 @@ class Kernel:
 
     def __init__(self, body: Callable[..., None]) -> None:
         self.body, self.__name__, self.__doc__ = body, body.__name__, body.__doc__
-        self.dispatcher = numba_cuda.jit(body, **({} if SIMULATED else _OPTIONS))
+        self.dispatcher = _dispatcher(body)
         self.ready: dict[tuple, Any] = {}
 
     def __call__(self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any) -> None:
@@ -99,8 +100,21 @@ class _AbsentAsNull:
         return (types.CPointer(types.int8), 0) if kind is types.none else (kind, value)
 
 
-# Two blocks of 256 threads fit on every multiprocessor: at most 128 registers a thread.
-_OPTIONS: dict[str, Any] = {"cache": True, "launch_bounds": (256, 2), "extensions": [_AbsentAsNull]}
+def _dispatcher(body: Callable[..., None]) -> Any:
+    """Numba's compiler for a body, with the disk cache if there is a place for one."""
+    if SIMULATED:
+        return numba_cuda.jit(body)
+    # Two blocks of 256 threads fit on every multiprocessor: at most 128 registers a thread.
+    options = {"launch_bounds": (256, 2), "extensions": [_AbsentAsNull]}
+    try:
+        return numba_cuda.jit(body, cache=True, **options)
+    except RuntimeError as error:  # Numba: "no locator available"
+        warnings.warn(
+            f"kernels are compiled anew in every process ({error}); set NUMBA_CACHE_DIR to a writable directory",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return numba_cuda.jit(body, **options)
 
 
 @lru_cache

@@ -6,9 +6,6 @@ region, and where a parallel region would be unsafe the serial twin answers.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -16,8 +13,7 @@ from typing import Any
 
 import numba
 
-# Below this many bytes read and written a parallel region costs more than it saves (docs/kernels.md).
-SERIAL_BELOW = 128 << 10
+from nbnorm._cpu.threads import exactly, guard, limited
 
 
 def compiled(body: Callable[..., None], **options: Any) -> Any:
@@ -55,41 +51,26 @@ class Kernel:
         """Run on `args` with at most this many workers."""
         if workers == 1:
             self.serial(*args, 1)
-        elif _guard.any_thread_may_run:
-            self.parallel(*args, workers)
-        elif _guard.lock.acquire(blocking=False):
-            try:
-                self.parallel(*args, workers)
-                _guard.any_thread_may_run = numba.threading_layer() != "workqueue"
-            finally:
-                _guard.lock.release()
+        elif guard.any_thread_may_run:
+            self._run_parallel(args, workers)
         else:
-            self.serial(*args, 1)
+            # An interrupt may come between any two calls. Asking and entering are therefore inside the same `try`, and
+            # giving back is the first call behind it: it fails, and may, where this thread does not have the lock.
+            try:
+                if guard.lock.acquire(blocking=False):
+                    self._run_parallel(args, workers)
+                    guard.any_thread_may_run = numba.threading_layer() != "workqueue"
+                else:
+                    self.serial(*args, 1)
+            finally:
+                try:  # noqa: SIM105  contextlib.suppress would be a call before it
+                    guard.lock.release()
+                except RuntimeError:
+                    pass
 
-
-def workers_for(nbytes: int) -> int:
-    """How many workers a call deserves that reads and writes this much."""
-    return 1 if nbytes < SERIAL_BELOW or _guard.forked else numba.get_num_threads()
-
-
-class _Guard:
-    """Which threads may enter a parallel region.
-
-    Numba's `workqueue` layer aborts the process when two threads are in a region at once; until the first region
-    has run, the layer is unknown. After a fork a child of an OpenMP parent dies at its first region.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.any_thread_may_run = False
-        self.forked = False
-
-    def after_fork_in_child(self) -> None:
-        self.lock = threading.Lock()
-        with contextlib.suppress(ValueError):  # no region has run in the parent: the child starts its own threads
-            self.forked = self.forked or numba.threading_layer() == "omp"
-
-
-_guard = _Guard()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _guard.after_fork_in_child())
+    def _run_parallel(self, args: tuple[Any, ...], workers: int) -> None:
+        if limited():
+            with exactly(workers):
+                self.parallel(*args, workers)
+        else:
+            self.parallel(*args, workers)

@@ -13,8 +13,8 @@ from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments
 from nbnorm._cpu.finalize import SCALE, finalize, finalize_running
 from nbnorm._cpu.fused import fused_columns, fused_segments
-from nbnorm._cpu.launch import workers_for
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
+from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import INV_STD
 
 Array = NDArray

@@ -1,0 +1,156 @@
+"""Programs for test_processes.py, each run in a process of its own that would die if a guard failed.
+
+`python processes.py NAME ...` prints a JSON list of digests: one for every thread, child or pool worker that computed.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import zlib
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numba
+import numpy as np
+
+import nbnorm
+from nbnorm._cpu import threads
+
+SHAPES = ((8, 4, 100, 100), (4_000, 24))  # large enough for a parallel region, small enough for 2,000 of them
+
+
+def batch(shape):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape, np.float32) + 3 for _ in range(2)]
+
+
+def step(x, dy):
+    """A checksum of all that a training step, its backward and an inference compute."""
+    state = nbnorm.BatchNormState(x.shape[1])
+    y, saved = nbnorm.batch_norm_training(x, state)
+    arrays = (y, *nbnorm.batch_norm_backward(dy, saved), nbnorm.batch_norm_inference(x, state), state.running_var)
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(array, checksum)
+    return checksum
+
+
+def digest(_=None, times=1):
+    """The checksums of `times` steps a shape; several, where they are not always the same."""
+    batches = [batch(shape) for shape in SHAPES]
+    return sorted({json.dumps([step(x, dy) for x, dy in batches]) for _ in range(times)})
+
+
+def layer():
+    """The threading layer that has run, if any."""
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return "none"
+
+
+# ---- the programs
+
+
+def alone():
+    return [digest()]
+
+
+def python_threads(number, times):
+    """That many threads, all of which make the first call of the process together."""
+    barrier = threading.Barrier(int(number))
+
+    def work(_):
+        barrier.wait()
+        return digest(times=int(times))
+
+    with ThreadPoolExecutor(int(number)) as pool:
+        return list(pool.map(work, range(int(number))))
+
+
+def python_threads_without_the_guard(number, times):
+    threads.guard.any_thread_may_run = True
+    return python_threads(number, times)
+
+
+def children(method, warmth):
+    """Two processes by a start method; the parent has run the kernels ("warm") or not ("cold")."""
+    found = [digest()] if warmth == "warm" else []
+    context = multiprocessing.get_context(method)
+    with context.Pool(2) as pool:
+        found += pool.map(digest, range(2), 1)
+    return [*found, digest()]
+
+
+def child_without_the_guard():
+    digest()
+    child = os.fork()
+    if not child:
+        threads.guard.forked = False
+        digest()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return [[f"killed by {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "alive"]]
+
+
+def grandchild():
+    """Forks of a fork, and Numba's layer started anew in neither."""
+    digest()
+    found = multiprocessing.get_context("fork").Queue()
+
+    def run(generations):
+        found.put(digest())
+        if generations:
+            other = multiprocessing.get_context("fork").Process(target=run, args=(generations - 1,))
+            other.start()
+            other.join()
+            assert other.exitcode == 0
+
+    run(2)
+    return [found.get(timeout=60) for _ in range(3)]
+
+
+def fork_amid_training(times):
+    """Children forked while another thread trains with a state: its lock is free there, and the state whole."""
+    state, x = nbnorm.BatchNormState(64, momentum=1.0), np.repeat(np.float32([[1], [3]]), 64, 1)
+    stop, exits = threading.Event(), []
+
+    def train():
+        while not stop.is_set():
+            for factor in (1, -5):
+                nbnorm.batch_norm_training(x * factor, state)
+
+    digest()
+    nbnorm.batch_norm_training(x, state)
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    for _ in range(int(times)):
+        child = os.fork()
+        if not child:
+            found = state.state_dict()
+            pairs = set(zip(found["running_mean"].tolist(), found["running_var"].tolist(), strict=True))
+            os._exit(0 if pairs in ({(2.0, 2.0)}, {(-10.0, 50.0)}) else 3)
+        exits.append(os.waitpid(child, 0)[1])
+    stop.set()
+    trainer.join()
+    return [[str(sorted(set(exits)))]]
+
+
+def executor(method):
+    """concurrent.futures with processes, used from two threads."""
+    digest()
+    with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as pool:
+        return list(pool.map(digest, range(3)))
+
+
+def joblib_backend(backend):
+    import joblib
+
+    return joblib.Parallel(n_jobs=2, backend=backend)(joblib.delayed(digest)() for _ in range(4))
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    digests = globals()[name](*arguments)
+    print(json.dumps({"layer": layer(), "digests": digests}))

@@ -16,17 +16,42 @@ import numba
 from nbnorm._cpu.threads import exactly, guard, limited
 
 
-def compiled(body: Callable[..., None], **options: Any) -> Any:
-    """`njit` with the disk cache if there is a place for one."""
-    try:
-        return numba.njit(nogil=True, cache=True, **options)(body)
-    except RuntimeError as error:  # Numba: "no locator available"
-        warnings.warn(
-            f"kernels are compiled anew in every process ({error}); set NUMBA_CACHE_DIR to a writable directory",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return numba.njit(nogil=True, **options)(body)
+class Compiled:
+    """A body compiled with Numba's disk cache, or without where that cannot be written or read."""
+
+    def __init__(self, body: Callable[..., None], **options: Any) -> None:
+        self.__name__, self.__doc__ = body.__name__, body.__doc__
+        self._compile_anew = lambda: numba.njit(nogil=True, **options)(body)
+        self._with_cache: Any = None
+        try:
+            self.dispatcher = self._with_cache = numba.njit(nogil=True, cache=True, **options)(body)
+        except RuntimeError as error:  # Numba: "no locator available"
+            self._leave_the_cache(error)
+
+    def __call__(self, *args: Any) -> None:
+        dispatcher = self.dispatcher
+        try:
+            dispatcher(*args)
+        except Exception as error:  # a kernel never raises: its compilation has, before it ran
+            if dispatcher is not self._with_cache or isinstance(error, MemoryError):
+                raise
+            self._leave_the_cache(error)
+            self.dispatcher(*args)
+
+    def _leave_the_cache(self, error: Exception) -> None:
+        global _has_warned
+        self.dispatcher = self._compile_anew()
+        if not _has_warned:
+            _has_warned = True
+            warnings.warn(
+                f"kernels are compiled anew in every process: {type(error).__name__} {error!s:.300}; "
+                "empty the directory that `python -m nbnorm info` names, or set NUMBA_CACHE_DIR to a writable one",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+_has_warned = False
 
 
 class Kernel:
@@ -37,7 +62,7 @@ class Kernel:
 
     def __init__(self, body: Callable[..., None]) -> None:
         self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self.parallel = compiled(body, parallel=True)
+        self.parallel = Compiled(body, parallel=True)
         # Numba's disk cache knows a function by file, name and line but not by `parallel`: under the same name
         # the serial twin would be handed the parallel code.
         name = body.__name__ + "_serial"
@@ -45,7 +70,7 @@ class Kernel:
             body.__code__.replace(co_name=name, co_qualname=name), body.__globals__, name, None, body.__closure__
         )
         twin.__qualname__, twin.__module__ = name, body.__module__
-        self.serial = compiled(twin)
+        self.serial = Compiled(twin)
 
     def __call__(self, workers: int, *args: Any) -> None:
         """Run on `args` with at most this many workers."""

@@ -292,18 +292,20 @@ def batch_norm_backward(dy: NDArray, saved: Saved, *, out: NDArray | None = None
         _arguments.output(out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
 
     dx = np.empty_like(x) if out is None else out
+    dgamma = np.empty(saved._shape, saved._dtype) if saved._with_gamma else None
+    dbeta = np.empty(saved._shape, saved._dtype) if saved._with_beta else None
     sums = np.zeros((3, layout.shape[1]))
     if x.size:
         target = layout.write(dx)
         backward = kernels.running_backward if saved.use_running else kernels.backward
         backward(layout.read(dy), saved._flat, target, layout.shape, saved._gamma, saved._stats, sums)
         layout.finish(target, dx)
-    dbeta, dgamma = sums[SUM], sums[PRODUCT] * saved._stats[INV_STD]
-    return Gradients(
-        dx,
-        dgamma.astype(saved._dtype).reshape(saved._shape) if saved._with_gamma else None,
-        dbeta.astype(saved._dtype).reshape(saved._shape) if saved._with_beta else None,
-    )
+    if dgamma is not None:
+        sums[PRODUCT] *= saved._stats[INV_STD]
+        dgamma.reshape(-1)[...] = sums[PRODUCT]
+    if dbeta is not None:
+        dbeta.reshape(-1)[...] = sums[SUM]
+    return Gradients(dx, dgamma, dbeta)
 
 
 def _parameters(state: BatchNormState) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

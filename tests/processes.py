@@ -6,6 +6,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import zlib
@@ -135,6 +136,74 @@ def fork_amid_training(times):
     stop.set()
     trainer.join()
     return [[str(sorted(set(exits)))]]
+
+
+class Interrupt(Exception):
+    """What the signal handler raises."""
+
+
+def interrupts(number):
+    """A timer interrupts training, inference, copying and resetting: how often the state was torn, and locked after.
+
+    The mean of a batch is the number of batches before it, plus 1, so that a whole state has mean == num_batches in
+    every channel. The handler itself reads the state, as one that saves a checkpoint does.
+    """
+    state = nbnorm.BatchNormState(300, momentum=1.0)
+    offsets = np.repeat(np.float32([[-1], [1]]), 300, 1)
+    out = np.empty_like(offsets)
+    torn = hits = 0
+
+    def is_whole(found):
+        seen = found["num_batches_tracked"]
+        var = 2.0 if seen else 1.0
+        return (
+            np.all(found["running_mean"] == seen)
+            and np.all(found["running_var"] == var)
+            and (found["num_samples_tracked"] == 2 * seen)
+        )
+
+    def handler(*_):
+        nonlocal torn
+        torn += not is_whole(state.state_dict())
+        raise Interrupt
+
+    signal.signal(signal.SIGALRM, handler)
+    rng = np.random.default_rng(0)
+    nbnorm.batch_norm_training(offsets + 1, state)
+    while hits < int(number):
+        x = offsets + (state.num_batches + 1)
+        delay = rng.uniform(5e-6, 80e-6)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            while True:
+                nbnorm.batch_norm_training(x, state, out=out)
+                x += 1
+                nbnorm.batch_norm_inference(x, state, out=out)
+                if state.num_batches > 50:
+                    state.reset_running()
+                    x = offsets + 1
+        except Interrupt:
+            hits += 1
+        torn += not is_whole(state.state_dict())
+
+    def is_free():
+        return state._lock.acquire(blocking=False) and state._lock.release() is None
+
+    with ThreadPoolExecutor(1) as other:
+        free = other.submit(is_free).result()
+    return [[hits, torn, free]]
+
+
+def interrupts_of_an_update_in_numpy(number):
+    """The same with the update that one would write: the test can fail."""
+
+    def commit(self, kernels, stats, count):
+        self._running_mean[...] = stats[0] + stats[1]
+        self._running_var[...] = stats[2] / (count - 1)
+        self._counters += (1, count)
+
+    nbnorm.BatchNormState._commit = commit
+    return interrupts(number)
 
 
 def executor(method):

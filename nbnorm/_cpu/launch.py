@@ -6,6 +6,7 @@ region, and where a parallel region would be unsafe the serial twin answers.
 
 from __future__ import annotations
 
+import traceback
 import types
 import warnings
 from collections.abc import Callable
@@ -32,9 +33,9 @@ class Compiled:
         dispatcher = self.dispatcher
         try:
             dispatcher(*args)
-        except Exception as error:  # a kernel never raises: its compilation has, before it ran
-            if dispatcher is not self._with_cache or isinstance(error, MemoryError):
-                raise
+        except Exception as error:
+            if dispatcher is not self._with_cache or not _comes_from_the_cache(error):
+                raise  # such as what a signal handler of the user has raised
             self._leave_the_cache(error)
             self.dispatcher(*args)
 
@@ -49,6 +50,13 @@ class Compiled:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _comes_from_the_cache(error: Exception) -> bool:
+    """Then no kernel has run yet: Numba reads and writes the cache when it compiles."""
+    return any(
+        frame.f_globals.get("__name__") == "numba.core.caching" for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 _has_warned = False

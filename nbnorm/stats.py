@@ -12,6 +12,8 @@ from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, merge
 from nbnorm._layout import Axis, layout_of
 
+_merge = getattr(merge, "py_func", merge)  # with NUMBA_DISABLE_JIT it is a plain function itself
+
 
 class BatchStats(NamedTuple):
     """What is to be known of the values of each channel; the biased variance is m2/count.
@@ -121,5 +123,5 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
             )
     total: tuple[NDArray, ...] = tuple(np.array(part, np.float64) for part in stats[0])
     for one in stats[1:]:
-        total = merge.py_func(*total, *one)
+        total = _merge(*total, *one)
     return BatchStats(*(np.asarray(part) for part in total))

@@ -3,7 +3,10 @@
 `python processes.py NAME ...` prints a JSON list of digests: one for every thread, child or pool worker that computed.
 """
 
+import ctypes
+import itertools
 import json
+import mmap
 import multiprocessing
 import os
 import signal
@@ -16,7 +19,7 @@ import numba
 import numpy as np
 
 import nbnorm
-from nbnorm._cpu import threads
+from nbnorm._cpu import plan, threads
 
 SHAPES = ((8, 4, 100, 100), (4_000, 24))  # large enough for a parallel region, small enough for 2,000 of them
 
@@ -217,6 +220,60 @@ def joblib_backend(backend):
     import joblib
 
     return joblib.Parallel(n_jobs=2, backend=backend)(joblib.delayed(digest)() for _ in range(4))
+
+
+# ---- guard pages
+
+
+class Guarded:
+    """Memory between two pages whose touch kills the process."""
+
+    def __init__(self, values, at_end):
+        page = mmap.PAGESIZE
+        pages = -(-values.nbytes // page)
+        self.memory = mmap.mmap(-1, (pages + 2) * page)
+        offset = page + (pages * page - values.nbytes if at_end else 0)
+        self.array = np.ndarray(values.shape, values.dtype, self.memory, offset)
+        self.array[...] = values
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        for at in (start, start + (pages + 1) * page):
+            if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(at), ctypes.c_size_t(page), 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+
+
+GUARDED_SHAPES = (
+    (3, 2, 64), (3, 2, 65), (9, 1, 101), (2, 3, 71), (1, 2, 96), (2, 1, 50_000), (5, 3, 40_001),
+    (2, 3, 7, 7), (33, 5, 3), (64, 160, 7, 7), (2, 1), (3, 31), (17, 32), (300, 33), (5_001, 3), (700, 129),
+    (40, 3_001),
+)  # fmt: skip
+
+
+def guard_pages():
+    """Every function, on arrays that begin or end at a guard page; how many calls lived and gave the bits of others."""
+    rng, calls, cache_bytes = np.random.default_rng(0), 0, plan.CACHE_BYTES
+    for shape, plan.CACHE_BYTES in itertools.product(GUARDED_SHAPES, (cache_bytes, 0)):  # without a cache, all stream
+        for dtype in ("float16", "float32", "float64"):
+            plain = [rng.standard_normal(shape).astype(dtype) for _ in range(2)]
+            for at_end in (False, True):
+                guarded = [Guarded(values, at_end) for values in (*plain, plain[0])]
+                (x, dy, out), found = (one.array for one in guarded), []
+                for given, gradient, target in ((*plain, None), (x, dy, out)):
+                    state = nbnorm.BatchNormState(shape[1])
+                    y, saved = nbnorm.batch_norm_training(given, state, out=target)
+                    found.append([y.tobytes()])
+                    dx, dgamma, dbeta = nbnorm.batch_norm_backward(gradient, saved, out=target)
+                    found[-1] += [array.tobytes() for array in (dx, dgamma, dbeta, nbnorm.batch_stats(given).m2)]
+                    found[-1].append(nbnorm.batch_norm_inference(given, state, out=target).tobytes())
+                assert found[0] == found[1], (shape, dtype, at_end)
+                calls += 4
+    return [[calls]]
+
+
+def touch(place):
+    """What guard_pages would be spared: one value read beside an array."""
+    one = Guarded(np.zeros(mmap.PAGESIZE, np.uint8), at_end=True)
+    beside = ctypes.addressof(ctypes.c_char.from_buffer(one.memory)) + mmap.PAGESIZE
+    return [[ctypes.string_at(beside + (-1 if place == "before" else mmap.PAGESIZE), 1)[0]]]
 
 
 if __name__ == "__main__":

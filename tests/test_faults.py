@@ -179,4 +179,4 @@ def test_a_copy_made_while_another_thread_trains_is_of_one_moment(duplicate):
 def test_without_the_lock_copies_would_be_torn(monkeypatch):
     monkeypatch.setattr(nbnorm.BatchNormState, "_lock", contextlib.nullcontext())
     state = nbnorm.BatchNormState(100_000, momentum=1.0)
-    assert torn_copies(state, COPIES["deepcopy"], times=30) > 0
+    assert any(torn_copies(state, COPIES["deepcopy"], times=20) for _ in range(100))

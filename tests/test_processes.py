@@ -42,7 +42,7 @@ def run(*arguments, layer="default", threads=4):
         "LD_LIBRARY_PATH": search,
     }
     command = [sys.executable, str(PROGRAMS), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 @functools.cache

@@ -18,12 +18,13 @@ import operator
 import platform
 
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
 from nbnorm import _formulas
+from nbnorm._cpu import vector_python
 
 LANES = 32
 FEW = 8
@@ -324,7 +325,7 @@ def _broadcast(typingctx, value):
 
 def lanes(values, i):
     """What position i is multiplied with or added to: a slice of a table, or one number in every lane."""
-    return values if isinstance(values, float) else values[i : i + LANES]
+    return vector_python.lanes(values, i)
 
 
 @overload(lanes, inline="always")
@@ -332,3 +333,19 @@ def _(values, i):
     if isinstance(values, types.Array):
         return lambda values, i: load(values, i)
     return lambda values, i: _broadcast(values)
+
+
+if config.DISABLE_JIT:
+    from nbnorm._cpu.vector_python import (  # noqa: F811
+        element,
+        fence,
+        fold,
+        keep,
+        load,
+        load_part,
+        store,
+        store_part,
+        stream,
+        until_line,
+        zeros,
+    )

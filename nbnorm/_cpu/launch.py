@@ -39,6 +39,11 @@ class Compiled:
             self._leave_the_cache(error)
             self.dispatcher(*args)
 
+    @property
+    def cache_path(self) -> str | None:
+        """The directory with the compiled kernel; None when there is none, as with NUMBA_DISABLE_JIT."""
+        return getattr(getattr(self.dispatcher, "stats", None), "cache_path", None)
+
     def _leave_the_cache(self, error: Exception) -> None:
         global _has_warned
         self.dispatcher = self._compile_anew()

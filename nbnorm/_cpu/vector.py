@@ -28,7 +28,7 @@ from nbnorm._cpu import vector_python
 
 LANES = 32
 FEW = 8
-LINE = 64  # bytes of a cache line, and the alignment of a streaming store
+LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -336,16 +336,4 @@ def _(values, i):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import (  # noqa: F811
-        element,
-        fence,
-        fold,
-        keep,
-        load,
-        load_part,
-        store,
-        store_part,
-        stream,
-        until_line,
-        zeros,
-    )
+    from nbnorm._cpu.vector_python import *  # type: ignore[assignment]  # noqa: F403

@@ -1,7 +1,7 @@
-"""The vector value in NumPy, for NUMBA_DISABLE_JIT=1: what vector.py makes LLVM do, to be stepped through and measured.
+"""The vector value in NumPy, for NUMBA_DISABLE_JIT=1: what vector.py makes LLVM do, to be stepped through.
 
-A vector is a float64 array of LANES. Names, arguments and results are those of vector.py; only `fma` rounds twice. Every
-access checks that it stays inside its array and, where it must, that it is aligned.
+A vector is a float64 array of LANES. Names, arguments and results are those of vector.py; only `fma` rounds twice.
+Every access checks that it stays inside its array and, where it must, that it is aligned.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._cpu.plan import LANES
+
+__all__ = [
+    "element", "fence", "fold", "keep", "load", "load_part", "store", "store_part", "stream", "until_line", "zeros"
+]  # fmt: skip
 
 LINE = 64
 Vector = NDArray[np.float64]

@@ -3,7 +3,9 @@
 `python processes.py NAME ...` prints a JSON list of digests: one for every thread, child or pool worker that computed.
 """
 
+import contextlib
 import ctypes
+import gc
 import itertools
 import json
 import mmap
@@ -220,6 +222,36 @@ def joblib_backend(backend):
     import joblib
 
     return joblib.Parallel(n_jobs=2, backend=backend)(joblib.delayed(digest)() for _ in range(4))
+
+
+# ---- memory
+
+
+def growth(number, leak=None):
+    """Bytes by which the process grows in so many calls, of every function and of calls that fail."""
+    state, kept = nbnorm.BatchNormState(4), []
+    arrays = [np.ones((rows, 4, size), np.float32) for rows in (2, 9) for size in (1, 70)]
+
+    def calls(number):
+        for i in range(number // 4):
+            x = arrays[i % len(arrays)]
+            y, saved = nbnorm.batch_norm_training(x, state)
+            nbnorm.batch_norm_backward(y, saved)
+            nbnorm.batch_norm_inference(x, state, out=y)
+            with contextlib.suppress(ValueError):
+                nbnorm.batch_norm_inference(x, state, out=y[1:])
+            if leak:
+                kept.append(saved.mean)
+
+    def resident():
+        gc.collect()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+
+    calls(5_000)
+    before = resident()
+    calls(int(number))
+    return [[resident() - before]]
 
 
 # ---- guard pages

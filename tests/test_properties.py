@@ -13,7 +13,7 @@ from tolerance import FORMATS, assert_close, assert_stat_close, tolerance, ulp
 import nbnorm
 
 settings.register_profile(
-    "nbnorm", derandomize=True, deadline=None, max_examples=int(os.environ.get("NBNORM_EXAMPLES", "30"))
+    "nbnorm", derandomize=True, deadline=None, max_examples=int(os.environ.get("NBNORM_EXAMPLES", "300"))
 )
 settings.load_profile("nbnorm")
 FLOATS = ["float32", "float64"] if reference.WIDER_THAN_FLOAT64 else ["float32"]

@@ -7,7 +7,7 @@ import os
 import pickle
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -176,7 +176,19 @@ def test_a_copy_made_while_another_thread_trains_is_of_one_moment(duplicate):
     assert torn_copies(nbnorm.BatchNormState(3_000, momentum=1.0), duplicate) == 0
 
 
-def test_without_the_lock_copies_would_be_torn(monkeypatch):
-    monkeypatch.setattr(nbnorm.BatchNormState, "_lock", contextlib.nullcontext())
-    state = nbnorm.BatchNormState(100_000, momentum=1.0)
-    assert any(torn_copies(state, COPIES["deepcopy"], times=20) for _ in range(100))
+WAITING = {
+    **COPIES,
+    "training": lambda state: nbnorm.batch_norm_training(np.eye(3, dtype=np.float32), state),
+    "reset": lambda state: state.reset_running(),
+}
+
+
+@pytest.mark.parametrize("call", WAITING.values(), ids=WAITING)
+def test_whatever_reads_or_changes_a_state_waits_for_its_turn(call):
+    state = nbnorm.BatchNormState(3)
+    call(state)  # compiled now
+    with ThreadPoolExecutor(1) as other:
+        with nbnorm.BatchNormState._lock:
+            waiting = other.submit(call, state)
+            assert wait([waiting], timeout=0.1).not_done == {waiting}
+        waiting.result(timeout=60)

@@ -1,4 +1,4 @@
-"""Invariants, on arrays drawn by Hypothesis: NBNORM_EXAMPLES of them for each, 30 if it is not set."""
+"""Invariants, on arrays drawn by Hypothesis: NBNORM_EXAMPLES of them for each, 300 if it is not set."""
 
 import os
 from typing import NamedTuple

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as _numpy  # noqa: F401  the array library nothing here works without
 
 if TYPE_CHECKING:
+    from nbnorm._cpu.threads import get_num_threads, set_num_threads
     from nbnorm.functional import (
         Gradients,
         Saved,
@@ -41,7 +42,9 @@ _HOME = {
     "batch_norm_inference": "functional",
     "batch_norm_training": "functional",
     "batch_stats": "stats",
+    "get_num_threads": "_cpu.threads",
     "merge_stats": "stats",
+    "set_num_threads": "_cpu.threads",
 }
 
 __all__ = [
@@ -55,7 +58,9 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_training",
     "batch_stats",
+    "get_num_threads",
     "merge_stats",
+    "set_num_threads",
 ]
 
 

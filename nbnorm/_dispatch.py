@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 
 _WAY_OUT = {
-    "torch": "x.numpy() or numpy.from_dlpack(x)",
-    "jax": "numpy.asarray(x)",
-    "jaxlib": "numpy.asarray(x)",
-    "numba": "cupy.asarray(x) or x.copy_to_host()",
+    "torch": "{0}.numpy() or numpy.from_dlpack({0})",
+    "numba": "{0}.copy_to_host()",
 }
 
 
@@ -53,6 +51,8 @@ def _refuse_foreign(name: str, array: Any) -> None:
     if isinstance(array, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix; pass numpy.asarray({name})")
     if not isinstance(array, np.ndarray):
-        on_gpu = "cupy.asarray(x)" if hasattr(array, "__cuda_array_interface__") else "numpy.asarray(x)"
-        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], on_gpu).replace("x", name, 1)
-        raise TypeError(f"{name} is a {kind.__module__}.{kind.__qualname__}; expected a numpy.ndarray: pass {way_out}")
+        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], "numpy.asarray({0})")
+        if hasattr(array, "__cuda_array_interface__"):
+            way_out = "cupy.asarray({0})"
+        shown = f"{kind.__module__}.{kind.__qualname__}"
+        raise TypeError(f"{name} is a {shown}; expected a numpy.ndarray: pass {way_out.format(name)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from typing import NamedTuple
 
 from numpy.typing import NDArray
@@ -15,4 +15,4 @@ class Update(NamedTuple):
     var: NDArray
     counters: NDArray
     momentum: float | None  # None: exact pooling
-    lock: threading.Lock  # for kernels that run at once; those of a GPU run in the order of their stream
+    lock: contextlib.AbstractContextManager  # for kernels of the CPU; those of a GPU run in the order of their stream

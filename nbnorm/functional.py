@@ -54,15 +54,18 @@ class Saved:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        return (self._stats[ORIGIN] + self._stats[DEVIATION]).reshape(self._shape)
+        with self._kernels.on_device_of(self._stats):
+            return (self._stats[ORIGIN] + self._stats[DEVIATION]).reshape(self._shape)
 
     @property
     def inv_std(self) -> NDArray[np.float64]:
-        return self._stats[INV_STD].reshape(self._shape).copy()
+        with self._kernels.on_device_of(self._stats):
+            return self._stats[INV_STD].reshape(self._shape).copy()
 
     @property
     def gamma(self) -> NDArray[np.float64] | None:
-        return self._stats[GAMMA].reshape(self._shape).copy() if self._with_gamma else None
+        with self._kernels.on_device_of(self._stats):
+            return self._stats[GAMMA].reshape(self._shape).copy() if self._with_gamma else None
 
     def __repr__(self) -> str:
         return f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, use_running={self.use_running})"
@@ -152,21 +155,19 @@ def batch_norm_training(
 
     with kernels.on_device_of(x):
         y = kernels.xp.empty_like(x) if out is None else out
-        stats = kernels.xp.empty((5, C)) if x.size else kernels.xp.zeros((5, C))
+        stats = batch = kernels.kept(kernels.xp.empty((5, C)) if x.size else kernels.xp.zeros((5, C)))
         flat, target = kernels.read(layout, x), kernels.write(layout, y)
         saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels)
-        if x.size:
-            if running is None:
-                kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats, update)
-            else:
-                kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, *running, stats)
-                if update is not None:
-                    kernels.batch_statistics(flat, layout.shape, kernels.xp.empty((5, C)), update)
-            kernels.finish(layout, target, y)
-        elif update is not None:
-            counters = update.counters
-            with update.lock:
-                counters += kernels.xp.asarray((1, N * S))
+        if x.size and running is None:
+            kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats)
+        elif x.size and running is not None:
+            if update is not None:
+                batch = kernels.scratch(5 * C).reshape(5, C)
+                kernels.batch_statistics(flat, layout.shape, batch)
+            kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, *running, stats)
+        kernels.finish(layout, target, y)
+        if update is not None:
+            kernels.commit(update, batch, layout.shape)
     return y, saved
 
 

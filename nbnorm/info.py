@@ -48,7 +48,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "threads", f"{settings.NUMBA_NUM_THREADS} for kernels, {os.cpu_count()} processors"
     built = [layer for layer, module in LAYERS.items() if find_spec(f"numba.np.ufunc.{module}")]
     yield "threading layer", f"setting {settings.THREADING_LAYER!r}; {', '.join(built)} built; not started yet"
-    cache = Path(reduce_segments.serial.stats.cache_path or "none")
+    cache = Path(reduce_segments.serial.cache_path or "none")
     yield "kernel cache", f"{cache} ({'writable' if _writable(cache) else 'NOT WRITABLE: set NUMBA_CACHE_DIR'})"
     found = [f"{name} {version}" for name in GPU_PACKAGES if (version := _version(name))]
     yield "GPU packages", ", ".join(found) or "none"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Mapping
+from itertools import starmap
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -103,6 +107,10 @@ class BatchNormState:
     array([2., 2., 2.], dtype=float32)
     """
 
+    # One for all states, held for microseconds, so that a fork can wait for it: a child gets whole states and a free
+    # lock. An RLock, since a signal handler that saves a state may interrupt the thread that has it.
+    _lock = threading.RLock()
+
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -127,7 +135,6 @@ class BatchNormState:
             self._running_mean = xp.zeros(shape) if track_running else None
             self._running_var = xp.ones(shape) if track_running else None
             self._counters = xp.zeros(2, np.int64)  # batches, values per channel
-        self._lock = threading.Lock()
 
     # ---- what it is
 
@@ -231,10 +238,11 @@ class BatchNormState:
         >>> state.running_mean, state.num_batches
         (array([0., 0.]), 0)
         """
+        arrays, values = (self._running_mean, self._running_var, self._counters), (0, 1, 0)
+        present = [(array, ..., value) for array, value in zip(arrays, values, strict=True) if array is not None]
         with self._lock, _device.current(self._device):
-            if self._running_mean is not None and self._running_var is not None:
-                self._running_mean[...], self._running_var[...] = 0, 1
-            self._counters[...] = 0
+            # One call without a line of Python in it: no signal arrives between the arrays.
+            deque(starmap(setitem, present), maxlen=0)
 
     def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Inference as one map, y = scale*x + shift: for folding into a neighbouring linear map.
@@ -308,7 +316,7 @@ class BatchNormState:
         >>> sorted(nbnorm.BatchNormState(2, use_beta=False).state_dict())
         ['num_batches_tracked', 'num_samples_tracked', 'running_mean', 'running_var', 'weight']
         """
-        with self._lock:
+        with self._lock, _device.current(self._device):
             found = {_TORCH_NAMES[name]: getattr(self, "_" + name) for name in _ARRAYS}
             result = {key: array.copy() for key, array in found.items() if array is not None}
             if self._running_mean is not None:
@@ -375,12 +383,24 @@ class BatchNormState:
         return state.to(device)
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            own = {key: value for key, value in vars(self).items() if key != "_lock"}
-            with _device.current(self._device):
-                own.update((name, own[name].copy()) for name in _PLACES if own[name] is not None)
+        with self._lock, _device.current(self._device):
+            own = vars(self).copy()
+            own.update((name, own[name].copy()) for name in _PLACES if own[name] is not None)
         return own
 
     def __setstate__(self, own: dict[str, Any]) -> None:
         vars(self).update(own)
-        self._lock = threading.Lock()
+        with _device.current(self._device):  # CuPy unpickles onto the device that is current
+            vars(self).update((name, self._xp.asarray(own[name])) for name in _PLACES if own[name] is not None)
+
+
+def _after_fork_in_child() -> None:
+    BatchNormState._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: BatchNormState._lock.acquire(),
+        after_in_parent=lambda: BatchNormState._lock.release(),
+        after_in_child=_after_fork_in_child,
+    )

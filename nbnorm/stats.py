@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, merge
 from nbnorm._layout import Axis, layout_of
 
-_merge = getattr(merge, "py_func", merge)  # arrays go through it as they are; NUMBA_DISABLE_JIT leaves no py_func
+_merge = getattr(merge, "py_func", merge)  # with NUMBA_DISABLE_JIT it is a plain function itself
 
 
 class BatchStats(NamedTuple):
@@ -77,7 +78,7 @@ def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:
         xp = kernels.xp
         stats = xp.empty((5, C)) if x.size else xp.zeros((5, C))
         if x.size:
-            kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats, None)
+            kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats)
         mean = stats[ORIGIN] + stats[DEVIATION]
         return BatchStats(xp.full((), float(N * S)), mean.reshape(shape), stats[M2].reshape(shape))
 
@@ -128,6 +129,8 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     for i, one in enumerate(stats):
         if one.mean.shape != stats[0].mean.shape or one.m2.shape != stats[0].mean.shape:
             raise ValueError(f"argument {i} has channels of shape {one.mean.shape}, argument 0 {stats[0].mean.shape}")
-    for one in stats[1:]:
-        total = _merge(*total, *one)
-    return BatchStats(*(part if any(on_gpu) else np.asarray(part) for part in total))
+    device: Any = stats[0].mean.device if any(on_gpu) else contextlib.nullcontext()
+    with device:
+        for one in stats[1:]:
+            total = _merge(*total, *one)
+        return BatchStats(*(part.copy() if any(on_gpu) else np.asarray(part) for part in total))

@@ -18,10 +18,14 @@ def _use_a_kernel_cache_of_these_sources():
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     assert "numba" not in sys.modules, "numba has read its configuration already; start pytest another way"
+    os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "kernels" / hash_of_sources(ROOT / "nbnorm"))
+
+
+def hash_of_sources(package):
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "nbnorm").rglob("*.py")):
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
-    os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "kernels" / digest.hexdigest()[:16])
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 _use_a_kernel_cache_of_these_sources()

@@ -22,10 +22,13 @@ pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """The stand-in, unless the machine has the real one."""
-    if "cupy" not in sys.modules:
-        fake_cupy.install()
-    return sys.modules["cupy"]
+    """The stand-in, also where the real one is installed: these tests start nothing."""
+    made = fake_cupy.install()
+    for name in [name for name in sys.modules if name == "nbnorm._cuda" or name.startswith("nbnorm._cuda.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("nbnorm._cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", made)
+    return made
 
 
 @pytest.fixture
@@ -42,10 +45,10 @@ def started(cupy, monkeypatch):
         def compile(self, signature):
             return self.kernel, signature
 
-    def starter(compiled, grid, block):
+    def starter(compiled):
         kernel, signature = compiled
 
-        def start(stream, *values):
+        def start(stream, grid, block, *values):
             assert len(values) == len(signature)
             log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, stream=stream, values=values,
                                              signature=signature))  # fmt: skip
@@ -78,37 +81,40 @@ def step(cupy, shape, dtype="float32", **options):
     return x, dy, state, y, saved, gradients
 
 
-def test_segments_take_two_launches_each_way_and_one_for_inference(cupy, started):
+def test_segments_take_two_launches_each_way_and_one_for_the_running_statistics(cupy, started):
     step(cupy, (8, 16, 10, 10))
     assert [one.kernel for one in started] == [
-        "reduce_segments", "normalize_segments", "reduce_segments", "gradient_segments", "running_segments",
+        "reduce_segments", "normalize_segments", "commit_batch", "reduce_segments", "gradient_segments",
+        "running_segments",
     ]  # fmt: skip
 
 
-def test_columns_take_three(cupy, started):
+def test_columns_take_three_and_so_do_their_gradients(cupy, started):
     step(cupy, (500, 16))
     assert [one.kernel for one in started] == [
-        "reduce_columns", "finalize", "apply_columns", "reduce_columns", "finalize_gradient", "apply_columns",
-        "running_columns",
+        "reduce_columns", "finalize", "apply_columns", "commit_batch", "reduce_columns", "finalize_gradient",
+        "apply_columns", "running_columns",
     ]  # fmt: skip
 
 
 def test_pointers_are_those_of_the_arrays(cupy, started):
     x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
-    forward, normalize, backward, gradient, inference = map(arguments, started)
+    forward, normalize, commit, backward, gradient, inference = map(arguments, started)
     at = {"x": x, "dy": dy, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
           "mean": state.running_mean, "var": state.running_var, "counters": state._counters,
           "dgamma": gradients.dgamma, "dbeta": gradients.dbeta, "dx": gradients.dx}  # fmt: skip
     for found, names, others in (
-        (forward, "x stats counters", {"dy": 0}),
-        (normalize, "x stats gamma beta mean var counters", {"y": y.data.ptr, "parts": forward["parts"]}),
-        (backward, "x dy stats", {"counters": 0, "centred": 1}),
+        (forward, "x stats", {"dy": 0}),
+        (normalize, "x stats gamma beta", {"y": y.data.ptr, "parts": forward["parts"]}),
+        (commit, "stats mean var counters", {"C": 16}),
+        (backward, "x dy stats", {"centred": 1}),
         (gradient, "x dy dx stats dgamma dbeta", {"parts": backward["parts"]}),
         (inference, "x gamma beta mean var", {"stats": 0}),
     ):
         assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
         assert {name: found[name] for name in others} == others
-    assert (normalize["count"], normalize["eps"], normalize["momentum"]) == (800.0, state.eps, 0.1)
+    assert (normalize["count"], normalize["eps"]) == (800.0, state.eps)
+    assert (commit["count"], commit["momentum"]) == (800.0, 0.1)
 
 
 def test_numbers_have_the_width_that_the_signature_says(cupy, started):
@@ -146,7 +152,7 @@ def test_blocks_cover_the_array_once(cupy, started, shape, dtype):
             assert rows <= a["per"] * a["P"]
             assert one.grid[1] == a["P"]
         else:
-            assert one.grid == (a["C"], 1)
+            assert one.grid == (1 if one.kernel == "commit_batch" else a["C"], 1)
             continue
         assert lanes * itemsize <= 16
 
@@ -157,25 +163,54 @@ def test_the_current_stream_is_used(cupy, started, monkeypatch):
     assert {one.stream for one in started} == {77}
 
 
-def test_scratch_of_a_captured_call_is_kept(cupy, started, monkeypatch):
+@pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
+@pytest.mark.parametrize("use_running", [False, True])
+def test_memory_of_a_captured_call_is_kept(cupy, started, monkeypatch, shape, use_running):
+    """Whatever a kernel gets belongs to the caller, was returned, or is kept for the life of the process."""
     from nbnorm._cuda import memory
 
     monkeypatch.setattr(memory, "_OF_GRAPHS", [])
-    step(cupy, (500, 16))
+    step(cupy, shape)
     assert memory._OF_GRAPHS == []
     capturing = types.SimpleNamespace(ptr=77, is_capturing=lambda: True)
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: capturing)
-    step(cupy, (500, 16))
-    kept = {array.data.ptr for array in memory._OF_GRAPHS}
-    assert {arguments(one)["parts"] for one in started[-7:] if "parts" in arguments(one)} <= kept
+    started.clear()
+    x, dy, out = (cupy.asarray(np.ones((shape[0] * 2, *shape[1:]), np.float32))[::2] for _ in range(3))  # copied
+    state = nbnorm.BatchNormState(shape[1], device="cuda")
+    y, saved = nbnorm.batch_norm_training(x, state, use_running=use_running, out=out)
+    gradients = nbnorm.batch_norm_backward(dy, saved)
+    nbnorm.batch_norm_inference(x, state, out=out)
+    known = [x, dy, out, y, saved._flat, saved._stats, *gradients, state.gamma, state.beta, state.running_mean,
+             state.running_var, state._counters, *memory._OF_GRAPHS]  # fmt: skip
+    addresses = {0, *(array.data.ptr for array in known)}
+    for one in started:
+        pointers = [v for v, kind in zip(one.values, one.signature, strict=True) if str(kind).endswith("*")]
+        assert set(pointers) <= addresses, one.kernel
 
 
 def test_a_forked_child_says_how_to_start_it(cupy, started, monkeypatch):
     from nbnorm._cuda import launch
 
+    def refused():
+        raise RuntimeError("cudaErrorInitializationError")
+
     monkeypatch.setattr(launch, "_forked", True)
+    x, state = cupy.asarray(np.ones((5, 3), np.float32)), nbnorm.BatchNormState(3, device="cuda")
+    monkeypatch.setattr(cupy.cuda.runtime, "getDevice", refused)
     with pytest.raises(RuntimeError, match="spawn"):
-        step(cupy, (500, 16))
+        nbnorm.batch_norm_training(x, state)
+
+
+def test_numbas_own_launch_is_given_what_it_takes(cupy, monkeypatch):
+    """The fallback: cuda.core refuses a stream that is a number."""
+    from nbnorm._cuda import launch
+
+    log = []
+    compiled = types.SimpleNamespace(launch=lambda *args, **kwargs: log.append((args, kwargs)))
+    launch._starter(compiled)(77, (3, 2), 64, 1, 2.0)
+    (((values, grid, block), options),) = log
+    assert (values, grid, block) == ((1, 2.0), (3, 2, 1), (64, 1, 1))
+    assert int(options["stream"].handle) == 77
 
 
 def test_both_backends_have_the_same_functions(cupy):
@@ -203,7 +238,7 @@ for module in [m for name, m in sys.modules.items() if name.startswith(("numba.c
 loaded = types.SimpleNamespace(kernel="the kernel", module=types.SimpleNamespace(initialized=True))
 CUDACodeLibrary.get_cufunc = lambda library: loaded
 kernel = reduce.reduce_segments
-signature = kernel.signature((("float32", 4), None, "float64", "float64", None), (0,) * 5 + (1,) * 7)
+signature = kernel.signature((("float32", 4), None, "float64", "float64"), (0,) * 4 + (1,) * 7)
 print(launch._loaded(kernel.dispatcher.compile(signature)), sum(kernel.dispatcher.stats.cache_hits.values()))
 """
 

@@ -1,9 +1,12 @@
-"""Memory beyond the output: at most 2 % of x and 4 MB, or what the channels themselves need."""
+"""Memory beyond the output: at most 2 % of x and 4 MB, or what the channels themselves need; and it does not grow."""
 
+import json
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
+from test_processes import run
 
 import nbnorm
 
@@ -43,3 +46,15 @@ def test_a_call_needs_little_more_than_its_output(shape):
     assert z is y
     assert in_place <= budget
     assert gradients.dx.shape == x.shape
+
+
+def growth(*arguments):
+    done = run("growth", *arguments, threads=1)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["digests"][0][0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NO GROWTH TEST: it reads /proc/self/statm")
+def test_memory_does_not_grow_with_the_calls():
+    assert growth(100_000) <= 256 << 10
+    assert growth(100_000, "leak") > 256 << 10

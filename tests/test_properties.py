@@ -1,4 +1,4 @@
-"""Invariants, on arrays drawn by Hypothesis: NBNORM_EXAMPLES of them for each, 30 if it is not set."""
+"""Invariants, on arrays drawn by Hypothesis: NBNORM_EXAMPLES of them for each, 300 if it is not set."""
 
 import os
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tolerance import FORMATS, assert_close, assert_stat_close, tolerance, ulp
 import nbnorm
 
 settings.register_profile(
-    "nbnorm", derandomize=True, deadline=None, max_examples=int(os.environ.get("NBNORM_EXAMPLES", "30"))
+    "nbnorm", derandomize=True, deadline=None, max_examples=int(os.environ.get("NBNORM_EXAMPLES", "300"))
 )
 settings.load_profile("nbnorm")
 FLOATS = ["float32", "float64"] if reference.WIDER_THAN_FLOAT64 else ["float32"]

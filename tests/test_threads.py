@@ -1,15 +1,19 @@
-"""The bits do not depend on the number of threads, on the twin that runs, or on the driver."""
+"""The bits do not depend on the number of threads, on the twin that runs, or on the driver; which twin runs."""
 
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
+from common import same_bits
 
 import nbnorm
-from nbnorm._cpu import plan, stages
+from nbnorm._cpu import launch, plan, stages, threads
+from nbnorm._cpu.reduce import reduce_segments
 
 SHAPES = {
     "channels first": ((32, 8, 28, 28), 1),
@@ -80,3 +84,127 @@ def test_fused_and_split_drivers_give_the_same_bits(shape, axis, kind, monkeypat
     monkeypatch.setattr(plan, "columns", lambda *shape, cut=plan.columns: cut(*shape)._replace(channels=0))
     assert step() == fused
     assert len(used) == 2
+
+
+# ---- how many: a number that Numba has not been told
+
+
+@pytest.fixture
+def number_of_threads():
+    """Numba's setting, and nbnorm's, as they were."""
+    own = numba.get_num_threads()
+    yield own
+    nbnorm.set_num_threads(None)
+    numba.set_num_threads(own)
+
+
+def seen_by_kernels(monkeypatch):
+    """The number of workers of every parallel launch from now on."""
+    seen = []
+
+    def spy(*args):
+        seen.append(args[-1])
+        reduce_segments.serial(*args[:-1], 1)
+
+    monkeypatch.setattr(reduce_segments, "parallel", spy)
+    return seen
+
+
+LARGE = np.random.default_rng(0).standard_normal((3, 1, 90_000), np.float32)  # beyond threads.SERIAL_BELOW
+
+
+def test_nbnorm_uses_the_number_it_was_told_and_leaves_numbas_as_it_was(number_of_threads, monkeypatch):
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", max(4, number_of_threads))
+    told = []
+    monkeypatch.setattr(threads.numba, "set_num_threads", told.append)
+    seen = seen_by_kernels(monkeypatch)
+    expected = nbnorm.batch_stats(LARGE)
+    assert told == []  # never set, nothing done
+    for n in (2, 3):
+        nbnorm.set_num_threads(n)
+        assert nbnorm.get_num_threads() == n
+        assert all(same_bits(a, b) for a, b in zip(nbnorm.batch_stats(LARGE), expected, strict=True))
+        assert told == [n, number_of_threads]
+        assert seen.pop() == n
+        told.clear()
+    nbnorm.set_num_threads(1)
+    nbnorm.batch_stats(LARGE)
+    assert told == []
+
+
+def test_an_exception_leaves_numbas_number_as_it_was_too(number_of_threads, monkeypatch):
+    if number_of_threads < 2:
+        pytest.skip("ONE THREAD: there is no other number to restore")
+    numba.set_num_threads(1)
+    nbnorm.set_num_threads(2)
+
+    def interrupted(*args):
+        assert numba.get_num_threads() == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reduce_segments, "parallel", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nbnorm.batch_stats(LARGE)
+    assert numba.get_num_threads() == 1
+    nbnorm.set_num_threads(None)
+    assert nbnorm.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("n", "error"),
+    [(0, ValueError), (-1, ValueError), (10**30, ValueError), (1.0, TypeError), ("2", TypeError), (True, TypeError)],
+)
+def test_the_number_must_be_one_that_numba_has(n, error):
+    with pytest.raises(error, match=r"^n is .*expected") as caught:
+        nbnorm.set_num_threads(n)
+    assert len(str(caught.value)) < 200
+    assert nbnorm.get_num_threads() == numba.get_num_threads()
+
+
+@pytest.fixture
+def unknown_layer(monkeypatch):
+    monkeypatch.setattr(threads.guard, "any_thread_may_run", False)
+    monkeypatch.setattr(launch.numba, "threading_layer", lambda: "workqueue")
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
+
+
+def test_while_a_thread_is_in_a_parallel_region_another_runs_the_serial_twin(unknown_layer, monkeypatch):
+    ran = []
+    for twin in ("parallel", "serial"):
+        monkeypatch.setattr(reduce_segments, twin, lambda *args, twin=twin: ran.append(twin))
+    nbnorm.batch_stats(LARGE)
+    with threads.guard.lock, ThreadPoolExecutor(1) as other:
+        other.submit(nbnorm.batch_stats, LARGE).result()
+    other = ThreadPoolExecutor(1)
+    other.submit(nbnorm.batch_stats, LARGE).result()
+    assert ran == ["parallel", "serial", "parallel"]
+
+
+def test_an_interrupt_never_leaves_the_guard_locked(unknown_layer, monkeypatch):
+    """Ctrl-C is delivered when a call returns: here when the lock's does, and when the kernel's does."""
+
+    class Interrupted:
+        def __init__(self, lock):
+            self.lock, self.release = lock, lock.release
+
+        def acquire(self, blocking):
+            assert self.lock.acquire(blocking)
+            raise KeyboardInterrupt
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    lock = threads.guard.lock
+    monkeypatch.setattr(threads.guard, "lock", Interrupted(lock))
+    with pytest.raises(KeyboardInterrupt):
+        nbnorm.batch_stats(LARGE)
+    monkeypatch.setattr(threads.guard, "lock", lock)
+    monkeypatch.setattr(reduce_segments, "parallel", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nbnorm.batch_stats(LARGE)
+
+    def is_free():
+        return lock.acquire(blocking=False) and lock.release() is None
+
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(is_free).result(), "the lock is still held"

@@ -6,7 +6,7 @@ rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift
 
 from __future__ import annotations
 
-from nbnorm._cpu.launch import compiled
+from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import routine
 from nbnorm._formulas import (
     DEVIATION,
@@ -45,13 +45,13 @@ def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
         sums[SUM, c], sums[PRODUCT, c] = whole_sum(s, h, count), sum_dy_xmu
 
 
-@compiled
+@Compiled
 def finalize(dy, stats, sums, gamma, beta, eps, count, coef):
     for c in range(gamma.size):
         finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef)
 
 
-@compiled
+@Compiled
 def finalize_running(mean, var, gamma, beta, eps, stats, coef):
     """The running statistics in the place of a batch's: k is the mean itself, d is 0."""
     for c in range(gamma.size):
@@ -60,7 +60,7 @@ def finalize_running(mean, var, gamma, beta, eps, stats, coef):
         coef[SCALE, c], coef[SHIFT, c] = normalizing_map(0.0, stats[INV_STD, c], gamma[c], beta[c])
 
 
-@compiled
+@Compiled
 def commit_running(stats, count, momentum, mean, var, counters):
     """Fold a batch into the running statistics and count it, Eq. 9.
 
@@ -73,7 +73,7 @@ def commit_running(stats, count, momentum, mean, var, counters):
     counters[1] += int(count)
 
 
-@compiled
+@Compiled
 def commit_pooled(stats, count, mean, var, counters):
     """The same with exact pooling of everything seen, Eq. 8; the variance stays as it is below two values."""
     seen = float(counters[1])

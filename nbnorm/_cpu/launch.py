@@ -6,9 +6,7 @@ region, and where a parallel region would be unsafe the serial twin answers.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
+import traceback
 import types
 import warnings
 from collections.abc import Callable
@@ -16,21 +14,57 @@ from typing import Any
 
 import numba
 
-# Below this many bytes read and written a parallel region costs more than it saves (docs/kernels.md).
-SERIAL_BELOW = 128 << 10
+from nbnorm._cpu.threads import exactly, guard, limited
 
 
-def compiled(body: Callable[..., None], **options: Any) -> Any:
-    """`njit` with the disk cache if there is a place for one."""
-    try:
-        return numba.njit(nogil=True, cache=True, **options)(body)
-    except RuntimeError as error:  # Numba: "no locator available"
-        warnings.warn(
-            f"kernels are compiled anew in every process ({error}); set NUMBA_CACHE_DIR to a writable directory",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return numba.njit(nogil=True, **options)(body)
+class Compiled:
+    """A body compiled with Numba's disk cache, or without where that cannot be written or read."""
+
+    def __init__(self, body: Callable[..., None], **options: Any) -> None:
+        self.__name__, self.__doc__ = body.__name__, body.__doc__
+        self._compile_anew = lambda: numba.njit(nogil=True, **options)(body)
+        self._with_cache: Any = None
+        try:
+            self.dispatcher = self._with_cache = numba.njit(nogil=True, cache=True, **options)(body)
+        except RuntimeError as error:  # Numba: "no locator available"
+            self._leave_the_cache(error)
+
+    def __call__(self, *args: Any) -> None:
+        dispatcher = self.dispatcher
+        try:
+            dispatcher(*args)
+        except Exception as error:
+            if dispatcher is not self._with_cache or not _comes_from_the_cache(error):
+                raise  # such as what a signal handler of the user has raised
+            self._leave_the_cache(error)
+            self.dispatcher(*args)
+
+    @property
+    def cache_path(self) -> str | None:
+        """The directory with the compiled kernel; None when there is none, as with NUMBA_DISABLE_JIT."""
+        return getattr(getattr(self.dispatcher, "stats", None), "cache_path", None)
+
+    def _leave_the_cache(self, error: Exception) -> None:
+        global _has_warned
+        self.dispatcher = self._compile_anew()
+        if not _has_warned:
+            _has_warned = True
+            warnings.warn(
+                f"kernels are compiled anew in every process: {type(error).__name__} {error!s:.300}; "
+                "empty the directory that `python -m nbnorm info` names, or set NUMBA_CACHE_DIR to a writable one",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _comes_from_the_cache(error: Exception) -> bool:
+    """Then no kernel has run yet: Numba reads and writes the cache when it compiles."""
+    return any(
+        frame.f_globals.get("__name__") == "numba.core.caching" for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+_has_warned = False
 
 
 class Kernel:
@@ -41,7 +75,7 @@ class Kernel:
 
     def __init__(self, body: Callable[..., None]) -> None:
         self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self.parallel = compiled(body, parallel=True)
+        self.parallel = Compiled(body, parallel=True)
         # Numba's disk cache knows a function by file, name and line but not by `parallel`: under the same name
         # the serial twin would be handed the parallel code.
         name = body.__name__ + "_serial"
@@ -49,47 +83,32 @@ class Kernel:
             body.__code__.replace(co_name=name, co_qualname=name), body.__globals__, name, None, body.__closure__
         )
         twin.__qualname__, twin.__module__ = name, body.__module__
-        self.serial = compiled(twin)
+        self.serial = Compiled(twin)
 
     def __call__(self, workers: int, *args: Any) -> None:
         """Run on `args` with at most this many workers."""
         if workers == 1:
             self.serial(*args, 1)
-        elif _guard.any_thread_may_run:
-            self.parallel(*args, workers)
-        elif _guard.lock.acquire(blocking=False):
-            try:
-                self.parallel(*args, workers)
-                _guard.any_thread_may_run = numba.threading_layer() != "workqueue"
-            finally:
-                _guard.lock.release()
+        elif guard.any_thread_may_run:
+            self._run_parallel(args, workers)
         else:
-            self.serial(*args, 1)
+            # An interrupt may come between any two calls. Asking and entering are therefore inside the same `try`, and
+            # giving back is the first call behind it: it fails, and may, where this thread does not have the lock.
+            try:
+                if guard.lock.acquire(blocking=False):
+                    self._run_parallel(args, workers)
+                    guard.any_thread_may_run = numba.threading_layer() != "workqueue"
+                else:
+                    self.serial(*args, 1)
+            finally:
+                try:  # noqa: SIM105  contextlib.suppress would be a call before it
+                    guard.lock.release()
+                except RuntimeError:
+                    pass
 
-
-def workers_for(nbytes: int) -> int:
-    """How many workers a call deserves that reads and writes this much."""
-    return 1 if nbytes < SERIAL_BELOW or _guard.forked else numba.get_num_threads()
-
-
-class _Guard:
-    """Which threads may enter a parallel region.
-
-    Numba's `workqueue` layer aborts the process when two threads are in a region at once; until the first region
-    has run, the layer is unknown. After a fork a child of an OpenMP parent dies at its first region.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.any_thread_may_run = False
-        self.forked = False
-
-    def after_fork_in_child(self) -> None:
-        self.lock = threading.Lock()
-        with contextlib.suppress(ValueError):  # no region has run in the parent: the child starts its own threads
-            self.forked = self.forked or numba.threading_layer() == "omp"
-
-
-_guard = _Guard()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _guard.after_fork_in_child())
+    def _run_parallel(self, args: tuple[Any, ...], workers: int) -> None:
+        if limited():
+            with exactly(workers):
+                self.parallel(*args, workers)
+        else:
+            self.parallel(*args, workers)

@@ -66,6 +66,16 @@ def write(layout: Layout, array: NDArray) -> NDArray:
     return ordered.reshape(-1) if ordered.flags.c_contiguous else np.empty(array.size, array.dtype)
 
 
+def scratch(size: int) -> NDArray[np.float64]:
+    """Room for float64 values that nobody needs after the call."""
+    return np.empty(size)
+
+
+def kept(array: NDArray) -> NDArray:
+    """Nothing to do: the CPU repeats no call behind its caller's back."""
+    return array
+
+
 def finish(layout: Layout, target: NDArray, array: NDArray) -> None:
     """Bring what was written to `write(layout, array)` into `array`."""
     if target.size and not np.may_share_memory(target, array):

@@ -13,8 +13,8 @@ from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments
 from nbnorm._cpu.finalize import SCALE, commit_pooled, commit_running, finalize, finalize_running
 from nbnorm._cpu.fused import fused_columns, fused_segments
-from nbnorm._cpu.launch import workers_for
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
+from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import GAMMA, INV_STD, PRODUCT, SUM
 from nbnorm._update import Update
 
@@ -23,22 +23,19 @@ Shape = tuple[int, int, int]
 
 
 def training_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
-    update: Update | None,
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array
 ) -> None:  # fmt: skip
-    """y and stats from x, and the batch into the running statistics: reduce, finalize, apply."""
+    """y and stats from x: reduce, finalize, apply."""
     scale, shift = _parameters(gamma, beta, stats)
     _fused_or_split(_raw(x), None, _raw(y), shape, stats, np.zeros((3, shape[1])), scale, shift, eps)
-    _commit(update, stats, shape)
 
 
-def batch_statistics(x: Array, shape: Shape, stats: Array, update: Update | None) -> None:
-    """stats of x, and the batch into the running statistics."""
+def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
+    """stats of x, but for gamma."""
     _, C, _ = shape
     unit, sums = np.ones(C), np.zeros((3, C))
     _reduce(_raw(x), None, True, shape, stats, sums)
     finalize(None, stats, sums, unit, unit, 1.0, _count(shape), np.empty((4, C)))
-    _commit(update, stats, shape)
 
 
 def running_forward(
@@ -73,6 +70,15 @@ def running_backward(
     _parameter_gradients(sums, stats, dgamma, dbeta)
 
 
+def commit(update: Update, stats: Array, shape: Shape) -> None:
+    """Fold a batch into the running statistics and count it, in one step that cannot fail."""
+    with update.lock:
+        if update.momentum is None:
+            commit_pooled(stats, _count(shape), update.mean, update.var, update.counters)
+        else:
+            commit_running(stats, _count(shape), update.momentum, update.mean, update.var, update.counters)
+
+
 def _parameters(gamma: Array | None, beta: Array | None, stats: Array) -> tuple[Array, Array]:
     """Gamma, kept in stats, and beta as float64, flat; 1 and 0 where there are none."""
     stats[GAMMA] = 1 if gamma is None else gamma.reshape(-1)
@@ -80,21 +86,12 @@ def _parameters(gamma: Array | None, beta: Array | None, stats: Array) -> tuple[
 
 
 def _parameter_gradients(sums: Array, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
+    # In place: dx may have been written over dy, and nothing may fail now.
     if dgamma is not None:
-        dgamma.reshape(-1)[:] = sums[PRODUCT] * stats[INV_STD]
+        sums[PRODUCT] *= stats[INV_STD]
+        dgamma.reshape(-1)[:] = sums[PRODUCT]
     if dbeta is not None:
         dbeta.reshape(-1)[:] = sums[SUM]
-
-
-def _commit(update: Update | None, stats: Array, shape: Shape) -> None:
-    """Fold the batch into the running statistics and count it, in one step that cannot fail."""
-    if update is None:
-        return
-    with update.lock:
-        if update.momentum is None:
-            commit_pooled(stats, _count(shape), update.mean, update.var, update.counters)
-        else:
-            commit_running(stats, _count(shape), update.momentum, update.mean, update.var, update.counters)
 
 
 def _raw(array: Array) -> Array:

@@ -17,17 +17,18 @@ import operator
 import platform
 
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
 from nbnorm import _formulas
+from nbnorm._cpu import vector_python
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
 
 LANES = 32
 FEW = 8
-LINE = 64  # bytes of a cache line, and the alignment of a streaming store
+LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 
 I64 = ir.IntType(64)
 LANES_OF_DOUBLE = ir.VectorType(DOUBLE, LANES)
@@ -284,7 +285,7 @@ def _broadcast(typingctx, value):
 
 def lanes(values, i):
     """What position i is multiplied with or added to: a slice of a table, or one number in every lane."""
-    return values if isinstance(values, float) else values[i : i + LANES]
+    return vector_python.lanes(values, i)
 
 
 @overload(lanes, inline="always")
@@ -292,3 +293,7 @@ def _(values, i):
     if isinstance(values, types.Array):
         return lambda values, i: load(values, i)
     return lambda values, i: _broadcast(values)
+
+
+if config.DISABLE_JIT:
+    from nbnorm._cpu.vector_python import *  # type: ignore[assignment]  # noqa: F403

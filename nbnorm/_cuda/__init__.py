@@ -1,9 +1,23 @@
 """The CUDA backend: the same names as every other backend. See stages.py and memory.py for what each one does."""
 
-from nbnorm._cuda.memory import Array, address, device, finish, footprint, on_device_of, read, values, write, xp
+from nbnorm._cuda.memory import (
+    Array,
+    address,
+    device,
+    finish,
+    footprint,
+    kept,
+    on_device_of,
+    read,
+    scratch,
+    values,
+    write,
+    xp,
+)
 from nbnorm._cuda.stages import (
     backward,
     batch_statistics,
+    commit,
     running_backward,
     running_forward,
     training_forward,
@@ -14,13 +28,16 @@ __all__ = [
     "address",
     "backward",
     "batch_statistics",
+    "commit",
     "device",
     "finish",
     "footprint",
+    "kept",
     "on_device_of",
     "read",
     "running_backward",
     "running_forward",
+    "scratch",
     "training_forward",
     "values",
     "write",

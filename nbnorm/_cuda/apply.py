@@ -71,17 +71,12 @@ def map_segments(x, dy, y, c, p, t, T, N, C, SV, per, k, scale, shift, a, h):
 
 
 @Kernel
-def normalize_segments(
-    x, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, SV, per, P, count, eps, momentum
-):  # fmt: skip
-    """Block (c, p) of a training forward; the first of a channel keeps stats and the running statistics."""
+def normalize_segments(x, y, parts, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
+    """Block (c, p) of a training forward; the first of a channel keeps its statistics."""
     c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
-    k, scale, shift = finalize_forward(
-        s, q, c, C, p == 0 and t == 0, stats, gamma, beta, eps, count, momentum, mean, var, counters,
-        parts[2 * C * P + C],
-    )  # fmt: skip
+    k, scale, shift = finalize_forward(s, q, c, C, p == 0 and t == 0, stats, gamma, beta, eps, count)
     map_segments(x, None, y, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
 
 

@@ -58,27 +58,8 @@ def parameter(values, c, default):
 
 
 @routine
-def commit(c, new, m2, count, momentum, mean, var, counters, seen):
-    """Fold a batch into the running statistics, Eq. 9 or 8, and count it with channel 0.
-
-    The variance stays as it is below two values.
-    """
-    if momentum == POOLED:
-        old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
-        total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, m2)
-        if total > 1.0:
-            var[c] = m2 / (total - 1.0)
-    else:
-        mean[c] = moving_average(mean[c], new, momentum)
-        var[c] = moving_average(var[c], m2 / (count - 1.0), momentum)
-    if c == 0:
-        counters[0] += 1
-        counters[1] += int(count)
-
-
-@routine
-def finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count, momentum, mean, var, counters, seen):
-    """Eq. 4 to 6, and the running statistics if there are any to update."""
+def finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count):
+    """Eq. 4 to 6."""
     k = stats[ORIGIN * C + c]
     d, m2 = moments(s, q, count)
     inv_std = inverse_std(m2 / count, eps)
@@ -86,8 +67,6 @@ def finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count, momentum
     if first:
         stats[DEVIATION * C + c], stats[M2 * C + c], stats[INV_STD * C + c] = d, m2, inv_std
         stats[GAMMA * C + c] = parameter(gamma, c, 1.0)
-        if mean is not None:
-            commit(c, k + d, m2, count, momentum, mean, var, counters, seen)
     return k, scale, shift
 
 
@@ -118,17 +97,13 @@ def running_coefficients(c, C, first, stats, gamma, beta, mean, var, eps):
 
 
 @Kernel
-def finalize(
-    parts, stats, gamma, beta, mean, var, counters, coef, C, run, copies, at_h, count, eps, momentum
-):  # fmt: skip
+def finalize(parts, stats, gamma, beta, coef, C, run, copies, count, eps):
     """Block c: channel c of a forward pass."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     if t == 0:
-        k, scale, shift = finalize_forward(
-            s, q, c, C, True, stats, gamma, beta, eps, count, momentum, mean, var, counters, parts[at_h + C]
-        )
+        k, scale, shift = finalize_forward(s, q, c, C, True, stats, gamma, beta, eps, count)
         if coef is not None:
             coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
 
@@ -145,3 +120,27 @@ def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, f
             k, scale, shift = 0.0, a, 0.0
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
         coef[A * C + c], coef[H * C + c] = a, h
+
+
+@Kernel
+def commit_batch(stats, mean, var, counters, C, count, momentum):
+    """The one block: fold a batch into the running statistics, Eq. 9 or 8, and count it.
+
+    Pooled variances stay as they are below two values.
+    """
+    t, T = cuda.threadIdx.x, cuda.blockDim.x
+    seen = float(counters[1])
+    for c in range(t, C, T):
+        new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
+        if momentum == POOLED:
+            old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
+            total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, m2)
+            if total > 1.0 and count > 0.0:
+                var[c] = m2 / (total - 1.0)
+        else:
+            mean[c] = moving_average(mean[c], new, momentum)
+            var[c] = moving_average(var[c], m2 / (count - 1.0), momentum)
+    cuda.syncthreads()  # every thread has read the count
+    if t == 0:
+        counters[0] += 1
+        counters[1] += int(count)

@@ -1,7 +1,7 @@
 """Launch: a kernel body compiled for the types it gets, started on CuPy's current stream from raw pointers.
 
 This is the only module that imports `numba.cuda`. Numba compiles and loads a kernel; cuda.core starts it, because
-Numba's own dispatcher takes twenty times as long for the same launch (docs/kernels.md).
+Numba's own dispatcher unpacks every array anew at every launch, which takes longer than many a kernel.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class Kernel:
         if SIMULATED:
             self.dispatcher[grid, block](*_simulated(kinds, values))
             return
-        key = kinds, grid, block, _device()
+        key = kinds, _device()
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
-            start = self.ready[key] = _starter(compiled, grid, block)
-        start(_stream(), *values)
+            start = self.ready[key] = _starter(compiled)
+        start(_stream(), grid, block, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
         """Numba's types of the arguments."""
@@ -72,16 +72,30 @@ class Kernel:
         return (*map(_pointer_type, kinds), *(types.int64 if isinstance(v, int) else types.float64 for v in numbers))
 
 
-def _starter(compiled: Any, grid: tuple[int, int], block: int) -> Callable[..., None]:
-    """A function (stream, *values) that starts a compiled kernel."""
+def _starter(compiled: Any) -> Callable[..., None]:
+    """A function (stream, grid, block, *values) that starts a compiled kernel."""
     kernel = _loaded(compiled)
     if kernel is None:
-        return lambda stream, *values: compiled.launch(values, (*grid, 1), (block, 1, 1), stream=stream)
-    from cuda.core import LaunchConfig, Stream, launch
+        return lambda stream, grid, block, *values: compiled.launch(
+            values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream)
+        )
+    from cuda.core import launch
 
-    config = LaunchConfig(grid=grid, block=block)
-    stream_of = lru_cache(256)(Stream.from_handle)
-    return lambda stream, *values: launch(stream_of(stream), config, kernel, *values)
+    return lambda stream, grid, block, *values: launch(_stream_of(stream), _configuration(grid, block), kernel, *values)
+
+
+@lru_cache(256)
+def _stream_of(handle: int) -> Any:
+    from cuda.core import Stream
+
+    return Stream.from_handle(handle)
+
+
+@lru_cache(1024)
+def _configuration(grid: tuple[int, int], block: int) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=grid, block=block)
 
 
 def _loaded(compiled: Any) -> Any:
@@ -108,12 +122,9 @@ def _dispatcher(body: Callable[..., None]) -> Any:
     options = {"launch_bounds": (256, 2), "extensions": [_AbsentAsNull]}
     try:
         return numba_cuda.jit(body, cache=True, **options)
-    except RuntimeError as error:  # Numba: "no locator available"
-        warnings.warn(
-            f"kernels are compiled anew in every process ({error}); set NUMBA_CACHE_DIR to a writable directory",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    except RuntimeError:  # Numba: "no locator available"
+        text = "CUDA kernels are compiled anew in every process; set NUMBA_CACHE_DIR to a writable directory"
+        warnings.warn(text, RuntimeWarning, stacklevel=1)  # one place and one text: shown once
         return numba_cuda.jit(body, **options)
 
 
@@ -139,12 +150,16 @@ def _stream() -> int:
 
 def _device() -> int:
     """Number of CuPy's current device."""
+    return sys.modules["cupy"].cuda.runtime.getDevice()
+
+
+def refuse_after_fork() -> None:
+    """The driver would only speak of an initialization error."""
     if _forked:
         raise RuntimeError(
             "CUDA was in use before this process was forked and cannot be used in it; "
             'start processes with multiprocessing.get_context("spawn")'
         )
-    return sys.modules["cupy"].cuda.runtime.getDevice()
 
 
 _forked = False

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nbnorm import _arguments
+from nbnorm._cuda.launch import refuse_after_fork
 from nbnorm._cuda.plan import ACCESS
 from nbnorm._layout import Layout
 
@@ -29,6 +30,7 @@ def values(name: str, array: Any) -> Any:
 
 def on_device_of(array: Any) -> contextlib.AbstractContextManager:
     """Makes the array's device current, if it is not."""
+    refuse_after_fork()
     number = array.data.device_id
     return _HERE if number == xp.cuda.runtime.getDevice() else xp.cuda.Device(number)
 

@@ -15,7 +15,6 @@ BLOCKS = 1_024  # wanted: enough for every multiprocessor of the largest GPU, se
 STEPS = 8  # packs a thread should meet at least, so that what a block does once is small beside them
 ACCESS = 16  # bytes of the widest memory access
 SHORT = 64  # segments shorter than this are treated as columns
-FINALIZE = 64  # threads of a block that finalizes one channel; a power of two
 WARP = 32  # packs beside each other in a block's row, at most
 
 # Shared memory, in float64.
@@ -41,6 +40,7 @@ class Cut(NamedTuple):
     columns: int  # that have sums; a channel of the segments is one
     run: int  # sums of a channel that lie together
     copies: int  # of such runs
+    finalize_threads: int  # of the block that finalizes a channel; a power of two
 
 
 def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:
@@ -57,7 +57,7 @@ def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
     parts = min(-(-BLOCKS // C), max(1, packs // (threads * STEPS)), THREADS)
     per = -(-packs // parts)
     P = -(-packs // per)
-    return Cut(True, lanes, (C, P), threads, (N, C, S, S // lanes, per, P), C, P, 1)
+    return Cut(True, lanes, (C, P), threads, (N, C, S, S // lanes, per, P), C, P, 1, _finalize_threads(P))
 
 
 @lru_cache(1024)
@@ -75,4 +75,13 @@ def _columns(N: int, C: int, S: int, itemsize: int) -> Cut:
     parts = min(max(1, BLOCKS // tiles), max(1, rows // (down * STEPS)), THREADS)
     per = max(1, -(-rows // parts))
     P = max(1, -(-rows // per))
-    return Cut(False, lanes, (tiles, P), THREADS, (N, C, S, K, tile, across, down, per, P), K, S * P, tile)
+    numbers = N, C, S, K, tile, across, down, per, P
+    return Cut(False, lanes, (tiles, P), THREADS, numbers, K, S * P, tile, _finalize_threads(S * P * tile))
+
+
+def _finalize_threads(pairs: int) -> int:
+    """A thread should meet few of a channel's pairs; THREADS is a power of two."""
+    threads = min(THREADS, WARP)
+    while threads < THREADS and threads < pairs:
+        threads *= 2
+    return threads

@@ -7,8 +7,7 @@ Every block leaves the two sums of each of its columns in `parts`; a channel of 
 of every sum follows from the cut of plan.py: a thread's packs front to back, lanes and threads in a tree, parts in
 a tree (finalize.py). Sums are float64; for float64 data too, because each of thousands of lanes adds few values.
 
-`parts` is flat: pairs (s, q) of (column, part), then h of each channel, then how many values the running statistics
-held before this batch.
+`parts` is flat: pairs (s, q) of (column, part), then h of each channel.
 """
 
 from __future__ import annotations
@@ -61,13 +60,6 @@ def keep_origins(dy, c, k, h, C, stats, parts, at_h):
 
 
 @routine
-def keep_seen(counters, parts, at_seen):
-    """A later kernel counts this batch while its blocks still need the old count."""
-    if counters is not None:
-        parts[at_seen] = float(counters[1])
-
-
-@routine
 def add(s, q, x, dy, k, h):
     """The sums and one more value or pack of each array."""
     u = x - k
@@ -110,7 +102,7 @@ def following(n, i, dn, di, c, C, SV):
 
 
 @Kernel
-def reduce_segments(x, dy, stats, parts, counters, N, C, S, SV, per, P, centred):
+def reduce_segments(x, dy, stats, parts, N, C, S, SV, per, P, centred):
     """Block (c, p): packs p*per to (p + 1)*per of channel c."""
     c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
@@ -148,8 +140,6 @@ def reduce_segments(x, dy, stats, parts, counters, N, C, S, SV, per, P, centred)
         parts[2 * (c * P + p) + 1] = total_q
         if p == 0:
             keep_origins(dy, c, k, h, C, stats, parts, 2 * C * P)
-            if c == 0:
-                keep_seen(counters, parts, 2 * C * P + C)
 
 
 # ---- columns
@@ -172,7 +162,7 @@ def column_sum(table, j, width, down):
 
 
 @Kernel
-def reduce_columns(x, dy, stats, parts, counters, N, C, S, K, tile, across, down, per, P, centred):
+def reduce_columns(x, dy, stats, parts, N, C, S, K, tile, across, down, per, P, centred):
     """Block (b, p): `across` packs side by side, rows p*per to (p + 1)*per."""
     b, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k_table = cuda.shared.array(WIDTH, float64)
@@ -188,8 +178,6 @@ def reduce_columns(x, dy, stats, parts, counters, N, C, S, K, tile, across, down
         k_table[j - first], h_table[j - first] = k, h
         if p == 0 and j < C * S and j % S == 0:
             keep_origins(dy, c, k, h, C, stats, parts, 2 * K * P)
-    if b == 0 and p == 0 and t == 0:
-        keep_seen(counters, parts, 2 * K * P + C)
     cuda.syncthreads()
     beside, below = t % across, t // across
     s, q = zeros(x), zeros(x)

@@ -17,7 +17,7 @@ from nbnorm._cuda.apply import (
     running_columns,
     running_segments,
 )
-from nbnorm._cuda.finalize import POOLED, ROWS, finalize, finalize_gradient
+from nbnorm._cuda.finalize import POOLED, ROWS, commit_batch, finalize, finalize_gradient
 from nbnorm._cuda.launch import Kind, pointer
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
@@ -29,35 +29,38 @@ F64: Kind = "float64"
 
 
 def training_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, stats: Array, update: Update | None
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array
 ) -> None:  # fmt: skip
-    """y and stats from x, and the batch into the running statistics: reduce, finalize, apply."""
+    """y and stats from x: reduce, finalize, apply."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
-    running, momentum, running_kinds = _running(update)
-    parts = _reduce(cut, pack, x, None, stats, running[2], running_kinds[2])
-    arrays = pointer(stats), pointer(gamma), pointer(beta), *running
-    kinds = F64, _kind(gamma), _kind(beta), *running_kinds
+    parts = _reduce(cut, pack, x, None, stats)
     if cut.segments:
         normalize_segments(
-            cut.grid, cut.threads, (pack, pack, F64, *kinds), pointer(x), pointer(y), pointer(parts), *arrays,
-            *cut.numbers, count, eps, momentum,
+            cut.grid, cut.threads, (pack, pack, F64, F64, _kind(gamma), _kind(beta)),
+            pointer(x), pointer(y), pointer(parts), pointer(stats), pointer(gamma), pointer(beta),
+            *cut.numbers, count, eps,
         )  # fmt: skip
     else:
         coef = scratch(ROWS * shape[1])
-        _finalize(cut, shape, (F64, *kinds, F64), pointer(parts), *arrays, pointer(coef), count, eps, momentum)
+        _finalize(cut, shape, parts, stats, gamma, beta, coef, count, eps)
         _apply(cut, pack, x, None, y, coef)
 
 
-def batch_statistics(x: Array, shape: Shape, stats: Array, update: Update | None) -> None:
-    """stats of x, and the batch into the running statistics."""
+def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
+    """stats of x, but for gamma."""
     cut = plan.cut(shape, x.itemsize)
-    running, momentum, kinds = _running(update)
-    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, stats, running[2], kinds[2])
-    absent = pointer(None)
-    _finalize(
-        cut, shape, (F64, F64, None, None, *kinds, None), pointer(parts), pointer(stats), absent, absent, *running,
-        absent, float(shape[0] * shape[2]), 1.0, momentum,
+    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, stats)
+    _finalize(cut, shape, parts, stats, None, None, None, float(shape[0] * shape[2]), 1.0)
+
+
+def commit(update: Update, stats: Array, shape: Shape) -> None:
+    """Fold a batch into the running statistics and count it, in one step that cannot fail."""
+    momentum = POOLED if update.momentum is None else update.momentum
+    commit_batch(
+        (1, 1), plan.THREADS, (F64, F64, F64, "int64"),
+        pointer(stats), pointer(update.mean), pointer(update.var), pointer(update.counters),
+        shape[1], float(shape[0] * shape[2]), momentum,
     )  # fmt: skip
 
 
@@ -79,7 +82,7 @@ def backward(dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma:
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
-    parts = _reduce(cut, pack, x, dy, stats, pointer(None), None)
+    parts = _reduce(cut, pack, x, dy, stats)
     if cut.segments:
         gradient_segments(
             cut.grid, cut.threads, (pack, pack, pack, F64, F64, _kind(dgamma), _kind(dbeta)),
@@ -95,29 +98,33 @@ def running_backward(dy: Array, x: Array, dx: Array, shape: Shape, stats: Array,
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
-    parts = _reduce(cut, pack, x, dy, stats, pointer(None), None, centred=0)
+    parts = _reduce(cut, pack, x, dy, stats, centred=0)
     coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, frozen=1)
     _apply(cut, pack, dy, None, dx, coef)
 
 
 def _reduce(
-    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, stats: Array, counters: Any, counters_kind: Kind,
-    centred: int = 1,
+    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, stats: Array, centred: int = 1
 ) -> Array:  # fmt: skip
     """The parts, which the caller keeps until the last launch that reads them."""
-    parts = scratch(_at_h(cut) + cut.numbers[1] + 1)
+    parts = scratch(_at_h(cut) + cut.numbers[1])
     kernel = reduce_segments if cut.segments else reduce_columns
     kernel(
-        cut.grid, cut.threads, (pack, None if dy is None else pack, F64, F64, counters_kind),
-        pointer(x), pointer(dy), pointer(stats), pointer(parts), counters, *cut.numbers, centred,
+        cut.grid, cut.threads, (pack, None if dy is None else pack, F64, F64),
+        pointer(x), pointer(dy), pointer(stats), pointer(parts), *cut.numbers, centred,
     )  # fmt: skip
     return parts
 
 
-def _finalize(cut: plan.Cut, shape: Shape, kinds: tuple[Kind, ...], *values: Any) -> None:
-    *arrays, count, eps, momentum = values
-    C = shape[1]
-    finalize((C, 1), plan.FINALIZE, kinds, *arrays, C, cut.run, cut.copies, _at_h(cut), count, eps, momentum)
+def _finalize(
+    cut: plan.Cut, shape: Shape, parts: Array, stats: Array, gamma: Array | None, beta: Array | None,
+    coef: Array | None, count: float, eps: float,
+) -> None:  # fmt: skip
+    finalize(
+        (shape[1], 1), cut.finalize_threads, (F64, F64, _kind(gamma), _kind(beta), _kind(coef)),
+        pointer(parts), pointer(stats), pointer(gamma), pointer(beta), pointer(coef),
+        shape[1], cut.run, cut.copies, count, eps,
+    )  # fmt: skip
 
 
 def _finalize_gradient(
@@ -126,7 +133,7 @@ def _finalize_gradient(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_gradient(
-        (C, 1), plan.FINALIZE, (F64, F64, _kind(dgamma), _kind(dbeta), F64),
+        (C, 1), cut.finalize_threads, (F64, F64, _kind(dgamma), _kind(dbeta), F64),
         pointer(parts), pointer(stats), pointer(dgamma), pointer(dbeta), pointer(coef),
         C, cut.run, cut.copies, _at_h(cut), frozen, count,
     )  # fmt: skip
@@ -148,12 +155,3 @@ def _at_h(cut: plan.Cut) -> int:
 
 def _kind(array: Array | None) -> Kind:
     return None if array is None else in_memory(array.dtype)
-
-
-def _running(update: Update | None) -> tuple[tuple[Any, Any, Any], float, tuple[Kind, Kind, Kind]]:
-    """What kernels get of the running statistics: mean, var and counters, the momentum, and the kinds of the arrays."""
-    if update is None:
-        absent = pointer(None)
-        return (absent, absent, absent), 0.0, (None, None, None)
-    momentum = POOLED if update.momentum is None else update.momentum
-    return (pointer(update.mean), pointer(update.var), pointer(update.counters)), momentum, (F64, F64, "int64")

@@ -27,7 +27,7 @@ class ndarray(np.ndarray):
 
     @property
     def device(self):
-        return types.SimpleNamespace(id=self.device_number)
+        return Device(self.device_number)
 
     @property
     def flags(self):
@@ -35,7 +35,7 @@ class ndarray(np.ndarray):
         return types.SimpleNamespace(c_contiguous=real.c_contiguous, f_contiguous=real.f_contiguous)
 
     def get(self):
-        return np.array(self.view(np.ndarray), order="K")
+        return np.array(self.view(np.ndarray), order="C")
 
     def __array_function__(self, function, kinds, args, kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")

@@ -44,8 +44,8 @@ def test_calls_run_on_the_current_stream(cupy, rng, shape):
     cupy.cuda.Device().synchronize()
     with stream:
         busy = cupy.ones((4096, 4096))
-        for _ in range(20):  # keeps the stream busy: a launch on another one would read x too early
-            busy = busy @ busy * 1e-4
+        for _ in range(200):  # keeps the stream busy: a launch on another one would read x too early
+            busy = cupy.sqrt(busy)
         late = x + 1
         y, _ = nbnorm.batch_norm_training(late, nbnorm.BatchNormState(shape[1], device="cuda"))
     stream.synchronize()
@@ -78,6 +78,8 @@ def test_a_graph_replays_a_step(cupy, rng, shape):
 
 def test_more_than_two_to_the_31_elements(cupy):
     shape = (2**31 + 2**20) // 64, 64
+    if cupy.cuda.runtime.memGetInfo()[0] < 12 << 30:
+        pytest.skip("NOT ENOUGH MEMORY for more than 2**31 elements: 12 GiB")
     x = cupy.empty(shape, np.float16)
     x[...] = cupy.arange(64, dtype=np.float16)
     x[::2] += 1  # mean c + 1/2, variance 1/4, exactly

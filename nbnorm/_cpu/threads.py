@@ -1,0 +1,117 @@
+"""Threads: how many a call gets, and which threads of a process may enter a parallel region."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numba
+
+# Below this many bytes read and written a parallel region costs more than it saves (docs/kernels.md).
+SERIAL_BELOW = 128 << 10
+
+_limit: int | None = None  # what set_num_threads was given
+
+
+def set_num_threads(n: int | None) -> None:
+    """Let every call of nbnorm in this process use up to `n` threads, whatever Numba's own setting is.
+
+    Parameters
+    ----------
+    n : int or None
+        1 up to ``numba.config.NUMBA_NUM_THREADS``, which is the number of processors unless the environment
+        variable of that name says otherwise before Numba is imported. None: follow ``numba.set_num_threads``, as
+        in the beginning.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When n is not an int, or out of range.
+
+    Notes
+    -----
+    Any number gives the same bits. Numba's own number of threads, which is one of each Python thread, is what it
+    was when a call returns. `threadpoolctl` does not limit Numba. A process forked from one that uses OpenMP has
+    one thread whatever is set.
+
+    Examples
+    --------
+    >>> import nbnorm
+    >>> nbnorm.set_num_threads(1)
+    >>> nbnorm.get_num_threads()
+    1
+    >>> nbnorm.set_num_threads(None)
+    """
+    global _limit
+    settings: Any = numba.config
+    most = settings.NUMBA_NUM_THREADS
+    if n is not None:
+        if not isinstance(n, int) or isinstance(n, bool):
+            raise TypeError(f"n is a {type(n).__qualname__}; expected an int, or None to follow numba.set_num_threads")
+        if not 1 <= n <= most:
+            raise ValueError(
+                f"n is {n!r:.20}; expected 1 to {most}; NUMBA_NUM_THREADS, set before the start, allows more"
+            )
+    _limit = n
+
+
+def get_num_threads() -> int:
+    """How many threads a large call of nbnorm uses in this Python thread.
+
+    Examples
+    --------
+    >>> import nbnorm
+    >>> nbnorm.get_num_threads() >= 1
+    True
+    """
+    if guard.forked:
+        return 1
+    return numba.get_num_threads() if _limit is None else _limit
+
+
+def workers_for(nbytes: int) -> int:
+    """How many workers a call deserves that reads and writes this much."""
+    return 1 if nbytes < SERIAL_BELOW else get_num_threads()
+
+
+def limited() -> bool:
+    """Whether Numba must be told the number of workers."""
+    return _limit is not None
+
+
+@contextlib.contextmanager
+def exactly(workers: int) -> Iterator[None]:
+    """Numba uses this many threads; afterwards as many as the caller had chosen."""
+    own = numba.get_num_threads()
+    try:
+        numba.set_num_threads(workers)
+        yield
+    finally:
+        numba.set_num_threads(own)
+
+
+class Guard:
+    """Which threads may enter a parallel region.
+
+    Numba's `workqueue` layer aborts the process when two threads are in a region at once; until the first region
+    has run, the layer is unknown. After a fork a child of an OpenMP parent dies at its first region.
+    """
+
+    def __init__(self) -> None:
+        # An RLock, since its release fails in a thread that does not have it (Kernel leans on that).
+        self.lock = threading.RLock()
+        self.any_thread_may_run = False
+        self.forked = False
+
+    def after_fork_in_child(self) -> None:
+        self.lock = threading.RLock()
+        with contextlib.suppress(ValueError):  # no region has run in the parent: the child starts its own threads
+            self.forked = self.forked or numba.threading_layer() == "omp"
+
+
+guard = Guard()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=guard.after_fork_in_child)

@@ -1,0 +1,102 @@
+"""The vector value in NumPy, for NUMBA_DISABLE_JIT=1: what vector.py makes LLVM do, to be stepped through.
+
+A vector is a float64 array of LANES. Names, arguments and results are those of vector.py; only `fma` rounds twice.
+Every access checks that it stays inside its array and, where it must, that it is aligned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm._cpu.plan import LANES
+
+__all__ = [
+    "element", "fence", "fold", "keep", "load", "load_part", "store", "store_part", "stream", "until_line", "zeros"
+]  # fmt: skip
+
+LINE = 64
+Vector = NDArray[np.float64]
+
+
+def _inside(array: NDArray, i: int, n: int) -> NDArray:
+    assert 0 <= i <= i + n <= array.size, f"{i}:{i + n} of {array.size} places"
+    assert array.flags.c_contiguous
+    return array[i : i + n]
+
+
+def _widen(raw: NDArray) -> Vector:
+    if raw.dtype == np.uint16:
+        return raw.view(np.float16).astype(np.float64)
+    if raw.dtype == np.int16:
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return raw.astype(np.float64)
+
+
+def _narrow(values: Vector, dtype: np.dtype) -> NDArray:
+    """Rounded to nearest even (16-bit types through float32), with infinities beyond the largest number."""
+    if dtype == np.float64:
+        return values
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        single = values.astype(np.float32)
+        if dtype == np.float32:
+            return single
+        if dtype == np.uint16:
+            return single.astype(np.float16).view(np.uint16)
+    bits = single.view(np.uint32)
+    rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
+    return (np.where(np.isnan(single), np.uint32(0x7FC00000), rounded) >> 16).astype(np.uint16).view(np.int16)
+
+
+def zeros() -> Vector:
+    return np.zeros(LANES)
+
+
+def fold(v: Vector) -> float:
+    while v.size > 1:
+        v = v[: v.size // 2] + v[v.size // 2 :]
+    return v[0]
+
+
+def keep(v: Vector, n: int, width: int) -> Vector:
+    assert 0 <= n <= width
+    return np.concatenate([v[:n], np.zeros(LANES - n)])
+
+
+def element(array: NDArray, i: int) -> float:
+    return _widen(_inside(array, i, 1))[0]
+
+
+def load(array: NDArray | None, i: int) -> Vector | None:
+    return None if array is None else _widen(_inside(array, i, LANES))
+
+
+def load_part(array: NDArray | None, i: int, n: int, width: int) -> Vector | None:
+    assert 0 <= n <= width
+    return None if array is None else np.concatenate([_widen(_inside(array, i, n)), np.zeros(LANES - n)])
+
+
+def store(array: NDArray, i: int, v: Vector) -> None:
+    _inside(array, i, LANES)[:] = _narrow(v, array.dtype)
+
+
+def store_part(array: NDArray, i: int, n: int, v: Vector, width: int) -> None:
+    assert 0 <= n <= width
+    _inside(array, i, n)[:] = _narrow(v[:n], array.dtype)
+
+
+def stream(array: NDArray, i: int, v: Vector) -> None:
+    assert until_line(array, i) == 0
+    store(array, i, v)
+
+
+def fence() -> None:
+    pass
+
+
+def until_line(array: NDArray, i: int) -> int:
+    return -(array.ctypes.data + i * array.itemsize) % LINE // array.itemsize
+
+
+def lanes(values: NDArray | float, i: int) -> Vector:
+    return np.full(LANES, values) if np.ndim(values) == 0 else _inside(values, i, LANES)  # type: ignore[arg-type]

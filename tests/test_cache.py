@@ -1,0 +1,192 @@
+"""The kernel cache: whatever has become of it, results are right, nothing is raised, and one warning says so.
+
+Most cases are a process of their own, which computes one small inference and needs two serial kernels for it.
+NBNORM_STRESS=1 runs the full numbers of processes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from conftest import hash_of_sources
+from tolerance import assert_close
+
+import nbnorm
+from nbnorm._cpu import launch
+
+PACKAGE = Path(nbnorm.__file__).parent
+X = (np.arange(24) / 8).astype(np.float32).reshape(6, 4)
+PROGRAM = """
+import json, sys, warnings
+sys.path.insert(0, sys.argv[1])
+if len(sys.argv) > 2:
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # what a full disk does, without filling one
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import numpy as np, nbnorm
+    x = (np.arange(24) / 8).astype(np.float32).reshape(6, 4)
+    y = nbnorm.batch_norm_inference(x, nbnorm.BatchNormState(4))
+from nbnorm._cpu.apply import apply_columns
+hits = sum(apply_columns.serial.dispatcher.stats.cache_hits.values())
+found = [[w.category.__name__, str(w.message)] for w in caught]
+print(json.dumps({"file": nbnorm.__file__, "y": y.tolist(), "warnings": found, "hits": hits}))
+"""
+
+
+def start(cache, *limit, package=PACKAGE, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(package.parent), *map(str, limit)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(cache), **environment},
+    )
+
+
+def outcome(process):
+    """What the process found; it has not failed, and its y is right."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    state = nbnorm.BatchNormState(4)
+    exact = reference.inference(X, state.running_mean, state.running_var, state.gamma, state.beta, state.eps)
+    assert_close(np.float32(found["y"]), exact)
+    return found
+
+
+def the_warning(found):
+    ((category, message),) = found["warnings"]
+    assert category == "RuntimeWarning"
+    assert "NUMBA_CACHE_DIR" in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache that has the kernels."""
+    directory = tmp_path_factory.mktemp("cache")
+    found = outcome(start(directory))
+    assert (found["warnings"], found["hits"]) == ([], 0)
+    return directory
+
+
+@pytest.fixture
+def own_cache(cache, tmp_path):
+    return Path(shutil.copytree(cache, tmp_path / "cache"))
+
+
+def test_a_cache_is_used_again(cache):
+    found = outcome(start(cache))
+    assert (found["warnings"], found["hits"]) == ([], 1)
+
+
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "overwritten": lambda data: b"\xff" * len(data),
+    "another pickle": lambda data: b"\x80\x04}.",
+}
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_cache_is_left_aside_with_one_warning(own_cache, damage, suffix):
+    (file,) = own_cache.rglob("finalize.finalize_running*" + suffix)
+    file.write_bytes(damage(file.read_bytes()))
+    found = outcome(start(own_cache))
+    assert found["hits"] == 1, "the other kernel's cache is as good as it was"
+    if (damage, suffix) == (DAMAGES["another pickle"], ".nbi"):  # the index of another Numba, which Numba writes anew
+        assert found["warnings"] == []
+    else:
+        the_warning(found)
+
+
+def test_many_damaged_files_are_still_one_warning(own_cache):
+    for file in own_cache.rglob("*.nbi"):
+        file.write_bytes(b"")
+    the_warning(outcome(start(own_cache)))
+
+
+def test_a_disk_that_is_full_costs_a_warning(tmp_path):
+    pytest.importorskip("resource", reason="NO FULL DISK TEST: this system has no limit on the size of files")
+    assert "File too large" in the_warning(outcome(start(tmp_path, 4096)))
+
+
+def test_an_install_and_a_home_that_cannot_be_written_cost_a_warning(tmp_path):
+    """A zip file has no room for a cache beside the sources; the other places lie below a file."""
+    archive, file = tmp_path / "site.zip", tmp_path / "file"
+    file.touch()
+    with zipfile.ZipFile(archive, "w") as site:
+        for path in PACKAGE.rglob("*.py"):
+            site.write(path, path.relative_to(PACKAGE.parent))
+    nowhere = str(file / "home")
+    found = outcome(start(nowhere, package=archive / "nbnorm", HOME=nowhere, XDG_CACHE_HOME=nowhere))
+    assert found["file"].startswith(str(archive))
+    the_warning(found)
+
+
+def test_no_place_for_a_cache_costs_one_warning_at_import(monkeypatch):
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda body: body
+
+    monkeypatch.setattr(launch.numba, "njit", njit)
+    monkeypatch.setattr(launch, "_has_warned", False)
+    ran = []
+    with pytest.warns(RuntimeWarning, match=r"no locator available.*NUMBA_CACHE_DIR"):
+        first = launch.Compiled(ran.append)
+    launch.Compiled(ran.append)(1)  # no second warning, which would be an error here
+    first(2)
+    assert ran == [1, 2]
+
+
+@pytest.mark.parametrize("error", [MemoryError, TimeoutError, KeyboardInterrupt])
+def test_what_the_cache_has_not_raised_is_not_blamed_on_it(error, monkeypatch):
+    """A signal handler of the user may raise anything, and that is delivered when a kernel returns."""
+    tries = []
+
+    def body():
+        tries.append(1)
+        raise error
+
+    monkeypatch.setattr(launch.numba, "njit", lambda **options: lambda body: body)
+    with pytest.raises(error):
+        launch.Compiled(body)()
+    assert len(tries) == 1
+
+
+def test_processes_that_share_one_empty_cache_agree(tmp_path):
+    for process in [start(tmp_path) for _ in range(20 if os.environ.get("NBNORM_STRESS") else 6)]:
+        assert outcome(process)["warnings"] == []
+    found = outcome(start(tmp_path))
+    assert (found["warnings"], found["hits"]) == ([], 1)
+
+
+def test_an_edited_helper_is_seen_in_a_cache_of_its_own_and_in_no_other(tmp_path):
+    """The reason for NUMBA_CACHE_DIR in conftest.py: Numba looks at the file of the kernel only."""
+    package = Path(shutil.copytree(PACKAGE, tmp_path / "nbnorm", ignore=shutil.ignore_patterns("__pycache__")))
+    formulas, names = package / "_formulas.py", [hash_of_sources(package)]
+
+    def first_value(name):
+        process = start(tmp_path / name, package=package)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        return json.loads(out)["y"][0][0]
+
+    assert first_value(names[0]) == 0
+    text = formulas.read_text()
+    edited = text.replace("return fma(u, scale, shift)", "return fma(u, scale, shift) + scale")
+    assert edited != text
+    formulas.write_text(edited)
+    names.append(hash_of_sources(package))
+    assert first_value(names[0]) == 0, "Numba has learned to look at helpers: conftest.py need not any more"
+    assert first_value(names[1]) > 0.99

@@ -1,0 +1,195 @@
+"""What goes wrong in the middle: a failure anywhere, a signal, a copy while another thread trains. No state is torn."""
+
+import contextlib
+import copy
+import json
+import os
+import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import numpy as np
+import pytest
+from common import random_state, sample, snapshot
+from test_processes import run
+
+import nbnorm
+
+ALLOCATIONS = {"zeros", "empty", "ones", "empty_like", "array", "ascontiguousarray", "ndarray.astype", "ndarray.copy"}
+SIGNALS = 100_000 if os.environ.get("NBNORM_STRESS") else 20_000
+
+# ---- a failure at every call
+
+
+class Failing:
+    """A profiler that raises MemoryError at the event of a number; without one it counts them."""
+
+    def __init__(self, number=None):
+        self.number, self.events, self.allocates = number, 0, False
+
+    def __call__(self, frame, event, argument):
+        if event == "c_call" and argument.__name__ == "__exit__":
+            return  # giving a lock back cannot fail, and without it the next thread would wait for ever
+        self.events += 1
+        if self.events == self.number:
+            sys.setprofile(None)
+            self.allocates = event == "c_call" and argument.__qualname__ in ALLOCATIONS
+            raise MemoryError("injected")
+
+    def run(self, call):
+        sys.setprofile(self)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+
+
+def is_free(lock):
+    """Whether another thread can have it."""
+
+    def take_and_give_back():
+        return lock.acquire(blocking=False) and lock.release() is None
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(take_and_give_back).result()
+
+
+def strided(like):
+    return np.full((like.shape[0], *like.shape[1:-1], 2 * like.shape[-1]), 7, like.dtype)[..., ::2]
+
+
+def dense(like):
+    return np.full(like.shape, 7, like.dtype)
+
+
+CALLS = {
+    "training": lambda g, out: nbnorm.batch_norm_training(g.x, g.state, out=out),
+    "frozen training": lambda g, out: nbnorm.batch_norm_training(g.x, g.state, use_running=True, out=out),
+    "inference": lambda g, out: nbnorm.batch_norm_inference(g.x, g.state, out=out),
+    "backward": lambda g, out: nbnorm.batch_norm_backward(g.dy, g.saved, out=out),
+    "reset": lambda g, out: g.state.reset_running(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("make_out", [dense, strided])
+@pytest.mark.parametrize(("shape", "momentum"), [((8, 3, 6), 0.1), ((4, 3, 80), None)], ids=["columns", "segments"])
+def test_a_failure_anywhere_leaves_all_or_nothing(given, rng, call, make_out, shape, momentum):
+    """Before the first byte of `out` is written everything has been allocated; a state is that before or after."""
+    given.state, given.x, given.dy = random_state(rng, 3, momentum=momentum), sample(rng, shape), sample(rng, shape)
+    _, given.saved = nbnorm.batch_norm_training(given.x, given.state)
+    start = pickle.dumps(given.state)
+
+    def fresh():
+        given.state = pickle.loads(start)
+        return make_out(given.x)
+
+    call(given, fresh())  # compiles, which would take minutes under a profiler
+    out = fresh()
+    before = snapshot(given.state), out.tobytes()
+    counting = Failing()
+    counting.run(lambda: call(given, out))
+    after = snapshot(given.state), out.tobytes()
+    assert counting.events >= 8
+    allocations = 0
+    for number in range(1, counting.events):
+        out = fresh()
+        failing = Failing(number)
+        with contextlib.suppress(MemoryError):
+            failing.run(lambda: call(given, out))  # noqa: B023
+        found = snapshot(given.state), out.tobytes()
+        assert found[0] in (before[0], after[0]), f"a torn state after event {number}"
+        assert found[1] in (before[1], after[1]), f"half an output after event {number}"
+        if found[0] != before[0]:
+            assert found[1] == after[1], "the state knows a batch that has no output"
+        if failing.allocates:
+            allocations += 1
+            assert found == before, f"an allocation after something has changed, at event {number}"
+    assert allocations >= (0 if call is CALLS["reset"] else 4)
+    assert is_free(given.state._lock)
+    out = fresh()
+    call(given, out)
+    assert (snapshot(given.state), out.tobytes()) == after
+
+
+# ---- signals
+
+
+def test_a_signal_never_tears_a_state():
+    done = run("interrupts", SIGNALS)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["digests"] == [[SIGNALS, 0, True]]
+
+
+def test_an_update_in_numpy_would_be_torn():
+    ((hits, torn, free),) = json.loads(run("interrupts_of_an_update_in_numpy", 2_000).stdout)["digests"]
+    assert (hits, free) == (2_000, True)
+    assert torn > 0
+
+
+# ---- copies
+
+
+def torn_copies(state, duplicate, times=300):
+    """How many copies mix two moments, while a thread trains with means and variances (2, 2) and (-10, 50)."""
+    x = np.repeat(np.float32([[1], [3]]), state.num_features, 1)
+    stop, torn = threading.Event(), 0
+
+    def train():
+        while not stop.is_set():
+            nbnorm.batch_norm_training(x, state)
+            nbnorm.batch_norm_training(x * -5, state)
+
+    nbnorm.batch_norm_training(x, state)
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(times):
+            mean, var = duplicate(state)
+            torn += set(zip(mean.tolist(), var.tolist(), strict=True)) not in ({(2, 2)}, {(-10, 50)})
+    finally:
+        stop.set()
+        thread.join()
+    return torn
+
+
+def statistics(state):
+    return state.running_mean, state.running_var
+
+
+def of_dict(state):
+    found = state.state_dict()
+    return found["running_mean"], found["running_var"]
+
+
+COPIES = {
+    "copy": lambda state: statistics(copy.copy(state)),
+    "deepcopy": lambda state: statistics(copy.deepcopy(state)),
+    "pickle": lambda state: statistics(pickle.loads(pickle.dumps(state))),
+    "state_dict": of_dict,
+    "inference": lambda state: state._running(),
+}
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_a_copy_made_while_another_thread_trains_is_of_one_moment(duplicate):
+    assert torn_copies(nbnorm.BatchNormState(3_000, momentum=1.0), duplicate) == 0
+
+
+WAITING = {
+    **COPIES,
+    "training": lambda state: nbnorm.batch_norm_training(np.eye(3, dtype=np.float32), state),
+    "reset": lambda state: state.reset_running(),
+}
+
+
+@pytest.mark.parametrize("call", WAITING.values(), ids=WAITING)
+def test_whatever_reads_or_changes_a_state_waits_for_its_turn(call):
+    state = nbnorm.BatchNormState(3)
+    call(state)  # compiled now
+    with ThreadPoolExecutor(1) as other:
+        with nbnorm.BatchNormState._lock:
+            waiting = other.submit(call, state)
+            assert wait([waiting], timeout=0.1).not_done == {waiting}
+        waiting.result(timeout=60)

@@ -17,7 +17,7 @@ import pytest
 
 PROGRAMS = Path(__file__).with_name("processes.py")
 LIBRARIES = Path(sys.prefix) / "lib"  # where pip puts libtbb.so.12, which the loader does not search
-CALLS = 2_000 if os.environ.get("NBNORM_STRESS") else 100
+CALLS, PATIENCE = (2_000, 1_800) if os.environ.get("NBNORM_STRESS") else (100, 300)  # seconds
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="NO FORK TESTS: this system cannot fork")
 needs_openmp = pytest.mark.skipif(
     importlib.util.find_spec("numba.np.ufunc.omppool") is None, reason="NO OPENMP TESTS: not built into this Numba"
@@ -42,7 +42,7 @@ def run(*arguments, layer="default", threads=4):
         "LD_LIBRARY_PATH": search,
     }
     command = [sys.executable, str(PROGRAMS), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
 
 
 @functools.cache

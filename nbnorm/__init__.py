@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as _numpy  # noqa: F401  the array library nothing here works without
 
 if TYPE_CHECKING:
+    from nbnorm.files import StateFileError
     from nbnorm.functional import (
         Gradients,
         Saved,
@@ -37,6 +38,7 @@ _HOME = {
     "BatchStats": "stats",
     "Gradients": "functional",
     "Saved": "functional",
+    "StateFileError": "files",
     "batch_norm_backward": "functional",
     "batch_norm_inference": "functional",
     "batch_norm_training": "functional",
@@ -50,6 +52,7 @@ __all__ = [
     "BatchStats",
     "Gradients",
     "Saved",
+    "StateFileError",
     "__version__",
     "batch_norm_backward",
     "batch_norm_inference",

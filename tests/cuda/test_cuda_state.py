@@ -147,3 +147,12 @@ def test_a_layer(cupy, rng):
     assert abs(dx.get()).max() < 1e-5
     assert layer.dbeta.get().tolist() == [24] * 3
     assert layer.eval()(x).shape == y.shape
+
+
+def test_a_state_is_saved_from_the_gpu_and_loaded_on_the_cpu(cupy, rng, tmp_path):
+    state = random_state(rng, 3).to("cuda")
+    nbnorm.batch_norm_training(cupy.asarray(sample(rng, (5, 3))), state)
+    state.save(tmp_path / "state.npz")
+    loaded = nbnorm.BatchNormState.load(tmp_path / "state.npz")
+    assert loaded.device == "cpu"
+    assert snapshot(loaded) == bits(state)

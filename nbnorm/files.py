@@ -1,0 +1,189 @@
+"""State files: what they hold, how they are written and what is refused. Nothing in a file is ever executed.
+
+A file holds the arrays of `BatchNormState.state_dict` and a description: the version of the format and the arguments
+of the constructor. The description says which arrays there are, of which dtype and shape; all else is refused
+before any of them is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm import _arguments, _npz, _safetensors
+from nbnorm._npz import Specs
+
+Path = str | os.PathLike[str]
+
+_VERSION = 1
+_FORMATS = {".npz": _npz, ".safetensors": _safetensors}
+COUNTERS = ("num_batches_tracked", "num_samples_tracked")
+_NAMES = ("weight", "bias", "running_mean", "running_var", *COUNTERS)
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+class StateFileError(ValueError):
+    """A state file that is damaged, hostile or of another kind. The message has its path and the reason.
+
+    Examples
+    --------
+    >>> import nbnorm, tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+    ...     try:
+    ...         nbnorm.BatchNormState.load(file.name)
+    ...     except nbnorm.StateFileError as error:
+    ...         print(str(error).removeprefix(file.name))
+    : is too short for a zip file
+    """
+
+
+def save(path: Path, arrays: dict[str, NDArray], arguments: dict[str, Any]) -> None:
+    """Write a file that `read` reads, or leave everything as it is.
+
+    Raises
+    ------
+    ValueError
+        When the suffix is unknown, or a value is one that `read` would refuse.
+    """
+    form = _format(path)
+    _check_values(arrays)
+    data = form.write(arrays, json.dumps({"version": _VERSION, **arguments}))
+    # A link stays a link: what it points to is replaced.
+    _replace(os.path.realpath(path), data)
+
+
+def read(path: Path, prefix: str) -> tuple[dict[str, NDArray], dict[str, Any] | None]:
+    """The arrays by PyTorch's names, and the arguments of the constructor; None for a file of another library."""
+    with _format(path).opened(os.fspath(path), prefix) as (about, specs, array):
+        arguments = None if about is None else _arguments_of(about)
+        if arguments is None:
+            _check_layer(specs)
+        else:
+            _check_own(specs, arguments)
+        arrays = {name: array(name) for name in specs}
+    _check_values(arrays)
+    return arrays, arguments
+
+
+@contextmanager
+def refusing(path: Path, prefix: str) -> Iterator[None]:
+    """Whatever is wrong with the content of a file becomes a `StateFileError`; a wrong argument does not.
+
+    Raises
+    ------
+    ValueError
+        When the suffix is unknown, or there is a prefix for an .npz file.
+    """
+    if prefix and _format(path) is _npz:
+        raise ValueError(
+            f"prefix is {prefix!r:.40}; an .npz file of save has one state, without prefix "
+            "(from_state_dict(numpy.load(path), prefix) reads another one)"
+        )
+    _format(path)
+    try:
+        yield
+    except (OSError, MemoryError, ImportError):
+        raise
+    except Exception as cause:  # the parsers of zip, JSON and safetensors raise a dozen kinds
+        shown = os.fspath(path)
+        shown = shown if len(shown) <= 90 else "..." + shown[-87:]
+        raise StateFileError(f"{shown}: {cause!s:.100}") from cause
+
+
+def _format(path: Path) -> ModuleType:
+    suffix = os.path.splitext(os.fspath(path))[1]
+    if suffix not in _FORMATS:
+        raise ValueError(f"path is {os.fspath(path)[-60:]!r}; expected a name that ends in {' or '.join(_FORMATS)}")
+    return _FORMATS[suffix]
+
+
+def _arguments_of(about: str | bytes) -> dict[str, Any]:
+    """The description as arguments of the constructor, checked: no number of features costs memory yet."""
+    found = json.loads(about)
+    if not isinstance(found, dict) or found.get("version") != _VERSION:
+        version = found.get("version") if isinstance(found, dict) else None
+        raise ValueError(f"has version {version!r:.20} of the format; this version of nbnorm reads {_VERSION}")
+    del found["version"]
+    flags = ("use_gamma", "use_beta", "track_running")
+    if set(found) != {"num_features", "eps", "momentum", "dtype", *flags}:
+        raise ValueError(f"describes its state by {', '.join(sorted(found))[:60]}")
+    if not all(isinstance(found[flag], bool) for flag in flags) or found["dtype"] not in ("float32", "float64"):
+        raise ValueError("describes a state that cannot be")
+    features = found["num_features"]
+    found["num_features"] = _arguments.num_features(tuple(features) if isinstance(features, list) else features)
+    found["eps"], found["momentum"] = _arguments.eps(found["eps"]), _arguments.momentum(found["momentum"])
+    return found
+
+
+def _check_own(specs: Specs, arguments: dict[str, Any]) -> None:
+    """Exactly the arrays that the state has, each of its dtype and shape."""
+    features = arguments["num_features"]
+    shape = features if isinstance(features, tuple) else (features,)
+    has = [arguments["use_gamma"], arguments["use_beta"], *[arguments["track_running"]] * 4]
+    dtypes = [arguments["dtype"]] * 2 + ["float64"] * 2 + ["int64"] * 2
+    shapes = [shape] * 4 + [()] * 2
+    expected = {name: (dtype, shape) for name, there, dtype, shape in zip(_NAMES, has, dtypes, shapes) if there}
+    for name in sorted(expected.keys() ^ specs.keys()):
+        raise ValueError(f"{'lacks' if name in expected else 'has an unknown'} array {name!r:.40}")
+    for name, spec in expected.items():
+        if specs[name] != spec:
+            raise ValueError(f"has {name} of {_shown(specs[name])}; expected {_shown(spec)}")
+
+
+def _check_layer(specs: Specs) -> None:
+    """The arrays of one batch normalization of PyTorch: other layers have other names or shapes."""
+    unknown = sorted(specs.keys() - set(_NAMES))
+    if unknown:
+        raise ValueError(f"has {unknown[0]!r:.40} under the prefix; expected only {', '.join(_NAMES[:2])}, running_...")
+    shapes = {shape for name, (_, shape) in specs.items() if name not in COUNTERS}
+    if len(shapes) != 1:
+        raise ValueError(f"has {'arrays of several shapes' if shapes else 'no arrays'} under the prefix")
+    for name, spec in specs.items():
+        if name in COUNTERS and spec != ("int64", ()):
+            raise ValueError(f"has {name} of {_shown(spec)}; expected {_shown(('int64', ()))}")
+        if name not in COUNTERS and spec[0] not in _FLOATS:
+            raise ValueError(f"has {name} of {_shown(spec)}; expected {', '.join(_FLOATS)}")
+
+
+def _shown(spec: tuple[str, tuple[int, ...]]) -> str:
+    return f"{spec[0]:.12} {spec[1]!s:.24}"
+
+
+def _check_values(arrays: dict[str, NDArray]) -> None:
+    """Numbers that a state can work with."""
+    for name, array in arrays.items():
+        good = np.isfinite(array)
+        if name == "running_var" or name in COUNTERS:
+            good &= array >= 0
+        if not good.all():
+            raise ValueError(f"{name} has NaN, infinite or negative values, which no state file may have")
+
+
+def _replace(target: str, data: bytes) -> None:
+    """Put a file in the place of another one, or of none, at one moment: nobody sees half of it."""
+    directory = os.path.dirname(target)
+    temporary = os.path.join(directory, f".nbnorm-{os.urandom(8).hex()}.tmp")
+    file = open(temporary, "xb")  # noqa: SIM115  what has not been created must not be removed
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    with suppress(OSError):  # Windows cannot open directories
+        entry = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)

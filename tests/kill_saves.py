@@ -1,0 +1,47 @@
+"""Kill 50 processes that save states to one file; the file must always be one of these states, as a whole."""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from nbnorm import BatchNormState
+
+FEATURES = 20_000  # half a megabyte: most of the time of the loop is spent writing
+
+
+def state_of(number):
+    state = BatchNormState(FEATURES)
+    state.gamma = state.beta = state.running_mean = state.running_var = np.full(FEATURES, float(number))
+    return state
+
+
+def main(path):
+    rng, number, seen, interrupted = random.Random(0), 1, set(), 0
+    state_of(number).save(path)
+    for _ in range(50):
+        child = os.fork()
+        if not child:
+            while True:
+                number += 1
+                state_of(number).save(path)
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        state = BatchNormState.load(path)
+        number = int(state.gamma[0])
+        for array in (state.gamma, state.beta, state.running_mean, state.running_var):
+            assert np.all(array == number)
+        seen.add(number)
+        for left in path.parent.glob(".nbnorm-*.tmp"):
+            interrupted += 1
+            left.unlink()
+    print(f"50 kills, {interrupted} during a save, {len(seen)} different states")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,231 @@
+"""save and load: what comes back, what is written, and what is left when a save fails or is killed."""
+
+import errno
+import os
+import re
+import stat
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from common import random_state, refuse, same_bits, sample, snapshot
+from tolerance import dtype_of
+
+from nbnorm import BatchNormState, StateFileError, batch_norm_training
+
+FORMATS = [".npz", ".safetensors"]
+OPTIONS = [
+    {},
+    {"dtype": "float64"},
+    {"momentum": None, "eps": 0.1 + 0.2},
+    {"use_gamma": False},
+    {"use_beta": False, "momentum": 1 / 3},
+    {"track_running": False},
+    {"use_gamma": False, "use_beta": False, "dtype": "float64"},
+    {"use_gamma": False, "use_beta": False, "track_running": False, "dtype": "float64"},
+]
+
+
+def described(state):
+    """All that a state is, beside its arrays."""
+    return state.num_features, state.dtype, state.eps, state.momentum, state.device
+
+
+@pytest.fixture(params=FORMATS)
+def path(request, tmp_path):
+    return tmp_path / f"state{request.param}"
+
+
+@pytest.mark.parametrize("features", [3, (5,), (3, 4), 0, 1, (2, 0)], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_state_comes_back_bit_for_bit(options, features, path, rng):
+    state = random_state(rng, features, **options)
+    if np.prod(features) and state.running_mean is not None:
+        axis = tuple(range(1, 1 + np.ndim(np.empty(features)))) if isinstance(features, tuple) else 1
+        batch_norm_training(sample(rng, (6, *state.shape), axis=axis), state, axis=axis)
+    for array in (state.gamma, state.beta, state.running_mean):
+        if array is not None and array.size:
+            array.flat[0] = -0.0
+            array.flat[-1] = np.nextafter(array.dtype.type(0), 1)
+    before = snapshot(state), described(state)
+    state.save(path)
+    twin = BatchNormState.load(path)
+    assert (snapshot(twin), described(twin)) == before == (snapshot(state), described(state))
+    assert [type(n) for n in np.atleast_1d(twin.num_features).tolist()] == [int] * len(state.shape)
+    twin.reset_running()
+    twin.eps = 1.0
+    twin = BatchNormState.load(str(path))
+    assert (snapshot(twin), described(twin)) == before
+
+
+def test_the_same_state_gives_the_same_bytes(path, rng):
+    state = random_state(rng, 3)
+    state.save(path)
+    first = path.read_bytes()
+    state.save(str(path))
+    assert path.read_bytes() == first
+
+
+def test_other_libraries_read_our_files(tmp_path, rng):
+    state = random_state(rng, (2, 3))
+    expected = state.state_dict()
+    state.save(tmp_path / "state.npz")
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as found:
+        assert set(found) == {"nbnorm.json", *expected}
+        assert all(same_bits(found[name], array) for name, array in expected.items())
+    state.save(tmp_path / "state.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "state.safetensors")
+    assert set(found) == set(expected)
+    assert all(same_bits(found[name], array) for name, array in expected.items())
+
+
+def network(rng, dtype="float32"):
+    """As PyTorch names and types a network: statistics of the type of the parameters, an int64 counter."""
+    arrays = {"conv1.weight": np.ones((3, 2, 1, 1)), "bn10.weight": np.ones(7), "fc.bias": np.zeros(0)}
+    arrays |= {f"layer1.bn1.{name}": rng.uniform(1, 2, 3) for name in ("weight", "bias", "running_mean", "running_var")}
+    arrays = {name: array.astype(dtype_of(dtype)) for name, array in arrays.items()}
+    return arrays | {"layer1.bn1.num_batches_tracked": np.array(7), "step": np.array(True)}
+
+
+def test_a_layer_of_a_network_is_read_by_its_prefix(dtype, tmp_path, rng):
+    arrays, path = network(rng, dtype), tmp_path / "network.safetensors"
+    safetensors.numpy.save_file(arrays, path)
+    state = BatchNormState.load(path, "layer1.bn1.")
+    assert (state.num_features, state.num_batches, state.num_samples) == (3, 7, 0)
+    assert (state.eps, state.momentum, state.dtype) == (1e-5, 0.1, "float64" if dtype == "float64" else "float32")
+    for own, name in (("gamma", "weight"), ("beta", "bias"), ("running_mean",) * 2, ("running_var",) * 2):
+        expected = arrays[f"layer1.bn1.{name}"]
+        assert same_bits(getattr(state, own), expected.astype(getattr(state, own).dtype))
+
+
+CHANGES = {
+    "no such layer": ({}, "bn2.", "no arrays"),
+    "the whole network": ({}, "", "bn10.weight"),
+    "another layer": ({}, "conv", "1.weight"),
+    "the dot forgotten": ({}, "layer1.bn1", ".bias"),
+    "unknown name": ({"running_std": np.ones(3)}, "layer1.bn1.", "running_std"),
+    "shapes": ({"bias": np.ones(4)}, "layer1.bn1.", "several shapes"),
+    "integers": ({"bias": np.ones(3, np.int32)}, "layer1.bn1.", "I32"),
+    "float counter": ({"num_batches_tracked": np.array(7.0)}, "layer1.bn1.", "expected int64"),
+    "many counters": ({"num_batches_tracked": np.array([7])}, "layer1.bn1.", "expected int64"),
+    "negative counter": ({"num_batches_tracked": np.array(-7)}, "layer1.bn1.", "num_batches_tracked"),
+    "negative variance": ({"running_var": -np.ones(3)}, "layer1.bn1.", "running_var"),
+    "NaN": ({"weight": np.array([1, np.nan, 1])}, "layer1.bn1.", "weight"),
+}
+
+
+@pytest.mark.parametrize(("change", "prefix", "text"), CHANGES.values(), ids=CHANGES)
+def test_a_layer_that_is_none_is_refused(given, change, prefix, text, tmp_path, rng):
+    path = tmp_path / "network.safetensors"
+    arrays = network(rng) | {f"layer1.bn1.{name}": array for name, array in change.items()}
+    safetensors.numpy.save_file(arrays, path)
+    refuse(given, lambda: BatchNormState.load(path, prefix), StateFileError, text)
+
+
+def test_only_what_is_asked_for_is_read(tmp_path):
+    """Of 128 MB less than one is touched, also when the names are wrong."""
+    path = tmp_path / "network.safetensors"
+    arrays = {"big.weight": np.zeros((4000, 4000)), "big.bias": np.zeros(4000), "bn.weight": np.ones(3, np.float32)}
+    safetensors.numpy.save_file(arrays, path)
+    del arrays
+    tracemalloc.start()
+    try:
+        assert BatchNormState.load(path, "bn.").gamma.tolist() == [1, 1, 1]
+        for prefix in ("big.", ""):
+            with pytest.raises(StateFileError):
+                BatchNormState.load(path, prefix)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_wrong_arguments_are_no_fault_of_the_file(given, tmp_path):
+    for name in ("state", "state.npy", "state.npz.tmp", ".npz"):
+        refuse(given, lambda n=name: given.state.save(tmp_path / n), ValueError, name, ".npz or .safetensors")
+        refuse(given, lambda n=name: BatchNormState.load(tmp_path / n), ValueError, name, ".npz or .safetensors")
+    assert list(tmp_path.iterdir()) == []
+    for suffix in FORMATS:
+        refuse_os_error(lambda s=suffix: BatchNormState.load(tmp_path / f"none{s}"), FileNotFoundError)
+        refuse_os_error(lambda s=suffix: given.state.save(tmp_path / "none" / f"state{s}"), FileNotFoundError)
+    given.state.save(tmp_path / "state.npz")
+    refuse(given, lambda: BatchNormState.load(tmp_path / "state.npz", "bn1."), ValueError, "bn1.", "from_state_dict")
+
+
+def refuse_os_error(call, kind):
+    with pytest.raises(kind) as caught:
+        call()
+    assert not isinstance(caught.value, StateFileError)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_what_load_would_refuse_is_not_saved(given, value, path):
+    given.state.save(path)
+    before = path.read_bytes()
+    for name in ("running_var",) if value == -1 else ("gamma", "beta", "running_mean", "running_var"):
+        array = getattr(given.state, name)
+        old, array[1] = array[1], value
+        key = {"gamma": "weight", "beta": "bias"}.get(name, name)
+        refuse(given, lambda: given.state.save(path), ValueError, key)
+        array[1] = old
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_file_has_the_permissions_of_any_new_file(given, path):
+    given.state.save(path)
+    other = path.with_name("other")
+    other.write_bytes(b"")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+def test_a_link_stays_a_link(given, path):
+    target = path.with_name(f"target{path.suffix}")
+    path.symlink_to(target)
+    given.state.save(path)
+    assert path.is_symlink()
+    assert snapshot(BatchNormState.load(target)) == snapshot(given.state)
+
+
+def test_a_save_that_fails_leaves_everything_as_it_was(given, path):
+    BatchNormState(2).save(path)
+    before, state = path.read_bytes(), snapshot(given.state)
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # a full disk, for this process
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            given.state.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    directory = path.with_name(f"directory{path.suffix}")
+    directory.mkdir()
+    refuse_os_error(lambda: given.state.save(directory), IsADirectoryError)
+    refuse_os_error(lambda: BatchNormState.load(directory), IsADirectoryError)
+    assert sorted(path.parent.iterdir()) == sorted([path, directory])
+    assert path.read_bytes() == before
+    assert snapshot(given.state) == state
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may write everywhere")
+def test_an_unwritable_directory(given, path):
+    path.parent.chmod(0o500)
+    try:
+        refuse_os_error(lambda: given.state.save(path), PermissionError)
+        assert list(path.parent.iterdir()) == []
+    finally:
+        path.parent.chmod(0o700)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_fifty_kills_during_save_leave_a_readable_file(path):
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("kill_saves.py"), path], capture_output=True, text=True, check=True
+    )
+    found = re.fullmatch(r"50 kills, (\d+) during a save, (\d+) different states\n", done.stdout)
+    assert found, done.stdout
+    assert int(found[1]) >= 10
+    assert int(found[2]) >= 10

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sources import hash_of_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,13 +19,6 @@ def _use_a_kernel_cache_of_these_sources():
         return
     assert "numba" not in sys.modules, "numba has read its configuration already; start pytest another way"
     os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "kernels" / hash_of_sources(ROOT / "nbnorm"))
-
-
-def hash_of_sources(package):
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 _use_a_kernel_cache_of_these_sources()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from conftest import hash_of_sources
+from sources import hash_of_sources
 from tolerance import assert_close
 
 import nbnorm

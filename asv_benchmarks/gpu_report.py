@@ -1,0 +1,85 @@
+"""gpu.py's results as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+DRY_RUN = "**DRY RUN: no figure here is a measurement.**"
+Entry = dict[str, Any]
+
+
+def markdown(results: Entry) -> str:
+    return "\n".join(_lines(results))
+
+
+def _lines(results: Entry) -> Iterator[str]:
+    if results["dry_run"]:
+        yield from (DRY_RUN, "")
+    yield from (f"- {name}: {text}" for name, text in results["versions"].items())
+    before, after = results["copy"]["GB/s"]
+    size = results["copy"]["bytes"] / 1e6
+    yield f"- copy of {size:.3g} MB: {before:.4g} GB/s before, {after:.4g} after, read and written"
+    yield from (f"- left out: {reason}" for reason in results["left_out"])
+    yield from ("", "## Large arrays", "")
+    yield from (
+        "Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over the better copy. The other",
+        "ratios are their time over nbnorm's: above 1, nbnorm is faster. (h): the GPU probably waited for the host; the ratio",
+        "is then one of host times.",
+        "",
+    )
+    header = ["shape", "dtype", "operation", "µs median", "µs min", "GB/s", "× copy", "× PyTorch", "× CuPy"]
+    yield from _table(header, (row for entry in results["large"] for row in _large(entry, max(before, after))))
+    yield from (
+        "",
+        "## Small arrays",
+        "",
+        "Host: µs of a call that does not wait. GPU: µs of a call in a replayed graph.",
+        "",
+    )
+    header = ["shape", "dtype", "operation", "host", "host, CuPy", "host, PyTorch", "GPU", "GPU, CuPy"]
+    yield from _table(header, (row for entry in results["small"] for row in _small(entry)))
+    yield from ("", "## Errors", "")
+    yield from (
+        "Largest error of y against float64 on the host, in units of 2^-24 max|y| (float16: 2^-11, bfloat16: 2^-8);",
+        "0.5 to 1 is correctly rounded. Training, standard deviation 1.",
+        "",
+    )
+    yield from _table(["shape", "dtype", "mean", "nbnorm", "CuPy", "PyTorch"], map(_errors, results["errors"]))
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    for row in (header, ["---"] * len(header), *rows):
+        yield f"| {' | '.join(row)} |"
+
+
+def _large(entry: Entry, copy: float) -> Iterator[list[str]]:
+    ours, theirs = entry["us"]["nbnorm"], {name: entry["us"].get(name) for name in ("PyTorch", "CuPy")}
+    for kind, size in entry["bytes"].items():
+        time = ours[kind]
+        speed = 1e-3 * size / time["median"]
+        ratios = [
+            f"{times[kind]['median'] / time['median']:.2f}{_waits(times[kind])}" if times else ""
+            for times in theirs.values()
+        ]
+        ratios[0] += f" {entry['torch_form']}" if ratios[0] else ""
+        yield [
+            entry["shape"], entry["dtype"], kind, f"{time['median']:.1f}{_waits(time)}", f"{time['min']:.1f}",
+            f"{speed:.0f}", f"{speed / copy:.2f}", *ratios,
+        ]  # fmt: skip
+
+
+def _waits(time: Entry) -> str:
+    return " (h)" if time["host"] > 0.8 * time["median"] else ""
+
+
+def _small(entry: Entry) -> Iterator[list[str]]:
+    columns = [(system, how) for how in ("host", "graph") for system in ("nbnorm", "CuPy", "PyTorch")][:-1]
+    for kind in entry["us"]["nbnorm"]:
+        times = [entry["us"].get(system, {}).get(kind, {}).get(how) for system, how in columns]
+        yield [entry["shape"], entry["dtype"], kind, *(f"{time['median']:.1f}" if time else "" for time in times)]
+
+
+def _errors(entry: Entry) -> list[str]:
+    units = [entry["units"].get(name) for name in ("nbnorm", "CuPy", "PyTorch")]
+    return [entry["shape"], entry["dtype"], f"{entry['mean']:g}", *("" if u is None else f"{u:.2g}" for u in units)]

@@ -24,8 +24,8 @@ def _lines(results: Entry) -> Iterator[str]:
     yield from ("", "## Large arrays", "")
     yield from (
         "Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over the better copy. The other",
-        "ratios are their time over nbnorm's: above 1, nbnorm is faster. (h): the GPU probably waited for the host; the",
-        "ratio is then one of host times.",
+        "ratios are their time over nbnorm's: above 1, nbnorm is faster. (h): the GPU probably waited for the host;",
+        "the ratio is then one of host times.",
         "",
     )
     header = ["shape", "dtype", "operation", "µs median", "µs min", "GB/s", "× copy", "× PyTorch", "× CuPy"]

@@ -26,23 +26,13 @@ from gpu_measure import MEANS, Measurement
 from gpu_report import markdown
 from gpu_systems import shape
 
-LARGE = [
-    "32x64x112x112",
-    "32x256x56x56",
-    "32x512x28x28",
-    "256x1024x14x14",
-    "64x2048x7x7",
-    "64x3x224x224",
-    "2x32x128x128x128",
-    "32x64x112x112:last",
-    "256x1024x14x14:last",
-    "1000000x64",
-    "65536x1024",
-    "4096x256",
-]
-SMALL = ["128x64", "128x512", "32x64x14x14", "32x256x7x7", "32x256x7x7:last"]
-ERRORS = ["16x8x64x64", "16x8x64x64:last"]
-TINY = ["2x2x8x8", "4x3x3x3", "2x2x4x4x4", "2x2x8x8:last", "16x4"]  # what a dry run takes instead
+LARGE = (
+    "32x64x112x112", "32x256x56x56", "32x512x28x28", "256x1024x14x14", "64x2048x7x7", "64x3x224x224",
+    "2x32x128x128x128", "32x64x112x112:last", "256x1024x14x14:last", "1000000x64", "65536x1024", "4096x256",
+)  # fmt: skip
+SMALL = ("128x64", "128x512", "32x64x14x14", "32x256x7x7", "32x256x7x7:last")
+ERRORS = ("16x8x64x64", "16x8x64x64:last")
+TINY = ("2x2x8x8", "4x2x2x2", "2x4x2x2:last", "16x4"), ("2x2x4x4x4",), ("2x2x8x8",)  # the same three, for a dry run
 DTYPES = ("float32", "float16", "bfloat16")
 SIMULATOR = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
 
@@ -79,7 +69,7 @@ def measure(cupy: ModuleType, args: argparse.Namespace) -> dict[str, Any]:
     clock = Clock(cupy, DRY if args.dry_run else QUICK if args.quick else FULL)
     measurement = Measurement(clock, _torch(clock, args.dry_run, left_out), left_out)
     dtypes = _dtypes(cupy, args.dtypes, left_out)
-    usual = [TINY] * 3 if args.dry_run else [LARGE[:: 2 if args.quick else 1], SMALL, ERRORS]
+    usual = TINY if args.dry_run else (LARGE[:: 2 if args.quick else 1], SMALL, ERRORS)
     large, small, errors = ([shape(text) for text in texts] for texts in usual)
     bandwidth = [clock.copy_bandwidth()]
     results = {

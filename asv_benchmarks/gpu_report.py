@@ -6,6 +6,23 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 DRY_RUN = "**DRY RUN: no figure here is a measurement.**"
+LARGE = """
+## Large arrays
+
+Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over those of the better copy. × PyTorch and
+× CuPy: their time over nbnorm's; above 1, nbnorm is faster. (h): the GPU waited for the host, whose time this is.
+"""
+SMALL = """
+## Small arrays
+
+Host: µs of a call that does not wait. GPU: µs of a call in a replayed graph. The caches hold all.
+"""
+ERRORS = """
+## Errors
+
+Largest error of y against float64 on the host, in units of 2^-24 max|y| (float16: 2^-11, bfloat16: 2^-8); 0.5 to 1 is
+correctly rounded. Training, standard deviation 1.
+"""
 Entry = dict[str, Any]
 
 
@@ -21,30 +38,13 @@ def _lines(results: Entry) -> Iterator[str]:
     size = results["copy"]["bytes"] / 1e6
     yield f"- copy of {size:.3g} MB: {before:.4g} GB/s before, {after:.4g} after, read and written"
     yield from (f"- left out: {reason}" for reason in results["left_out"])
-    yield from ("", "## Large arrays", "")
-    yield from (
-        "Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over the better copy. The other",
-        "ratios are their time over nbnorm's: above 1, nbnorm is faster. (h): the GPU probably waited for the host;",
-        "the ratio is then one of host times.",
-        "",
-    )
+    yield LARGE
     header = ["shape", "dtype", "operation", "µs median", "µs min", "GB/s", "× copy", "× PyTorch", "× CuPy"]
     yield from _table(header, (row for entry in results["large"] for row in _large(entry, max(before, after))))
-    yield from (
-        "",
-        "## Small arrays",
-        "",
-        "Host: µs of a call that does not wait. GPU: µs of a call in a replayed graph.",
-        "",
-    )
+    yield SMALL
     header = ["shape", "dtype", "operation", "host", "host, CuPy", "host, PyTorch", "GPU", "GPU, CuPy"]
     yield from _table(header, (row for entry in results["small"] for row in _small(entry)))
-    yield from ("", "## Errors", "")
-    yield from (
-        "Largest error of y against float64 on the host, in units of 2^-24 max|y| (float16: 2^-11, bfloat16: 2^-8);",
-        "0.5 to 1 is correctly rounded. Training, standard deviation 1.",
-        "",
-    )
+    yield ERRORS
     yield from _table(["shape", "dtype", "mean", "nbnorm", "CuPy", "PyTorch"], map(_errors, results["errors"]))
 
 
@@ -54,19 +54,19 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
 
 
 def _large(entry: Entry, copy: float) -> Iterator[list[str]]:
-    ours, theirs = entry["us"]["nbnorm"], {name: entry["us"].get(name) for name in ("PyTorch", "CuPy")}
+    by_system = entry["us"]
     for kind, size in entry["bytes"].items():
-        time = ours[kind]
+        time = by_system["nbnorm"][kind]
         speed = 1e-3 * size / time["median"]
-        ratios = [
-            f"{times[kind]['median'] / time['median']:.2f}{_waits(times[kind])}" if times else ""
-            for times in theirs.values()
-        ]
-        ratios[0] += f" {entry['torch_form']}" if ratios[0] else ""
+        torch, cupy = (_ratio(by_system[name][kind], time) if name in by_system else "" for name in ("PyTorch", "CuPy"))
         yield [
             entry["shape"], entry["dtype"], kind, f"{time['median']:.1f}{_waits(time)}", f"{time['min']:.1f}",
-            f"{speed:.0f}", f"{speed / copy:.2f}", *ratios,
+            f"{speed:.0f}", f"{speed / copy:.2f}", f"{torch} {entry['torch_form']}" if torch else "", cupy,
         ]  # fmt: skip
+
+
+def _ratio(theirs: Entry, ours: Entry) -> str:
+    return f"{theirs['median'] / ours['median']:.2f}{_waits(theirs)}"
 
 
 def _waits(time: Entry) -> str:

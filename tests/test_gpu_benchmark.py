@@ -1,0 +1,49 @@
+"""The GPU benchmark without a GPU: its dry run walks every section, and says that it measured nothing."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_dry_run(tmp_path):
+    pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
+    saved = tmp_path / "results.json"
+    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu.py"), "--dry-run", "--json", str(saved)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    table = saved.with_suffix(".md").read_text()
+    assert done.stdout == table
+    assert table.startswith("**DRY RUN: no figure here is a measurement.**\n")
+
+    results = json.loads(saved.read_text())
+    dtypes = {entry["dtype"] for entry in results["large"]}
+    assert results["dry_run"] is True
+    assert {"float32", "float16"} <= dtypes <= {"float32", "float16", "bfloat16"}
+    peers_that_failed = [reason for reason in results["left_out"] if not reason.startswith(("PyTorch", "bfloat16"))]
+    assert peers_that_failed == []
+    assert results["versions"]["numpy"] == np.__version__
+    assert min(results["copy"]["GB/s"]) > 0
+    assert max(entry["sets"] for entry in results["large"]) > 1
+    operations = {"training", "backward", "inference"}
+    for entry in results["large"]:
+        values = math.prod(map(int, entry["shape"].removesuffix(":last").split("x")))
+        size = values * (4 if entry["dtype"] == "float32" else 2)
+        assert entry["bytes"] == {"training": 3 * size, "backward": 5 * size, "inference": 2 * size}
+    for section, figures in (("large", ("median", "min", "host")), ("small", ("host", "graph"))):
+        for entry in results[section]:
+            assert set(entry["us"]) == {"nbnorm", "CuPy"}
+            for times in entry["us"].values():
+                assert {kind: tuple(found) for kind, found in times.items()} == dict.fromkeys(operations, figures)
+    # Correctly rounded but for the rounding of float64; the expression's float32 sums lose the digits of the mean.
+    errors = {(entry["dtype"], entry["mean"]): entry["units"] for entry in results["errors"]}
+    assert max(units["nbnorm"] for units in errors.values()) < 1.01
+    assert errors["float32", 1e6]["CuPy"] > 1e3

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from nbnorm import _arguments, _npz, _safetensors
 from nbnorm._npz import Specs
+from nbnorm._state_dict import COUNTERS, NAMES
 
 Path = str | os.PathLike[str]
 
 _VERSION = 1
 _FORMATS = {".npz": _npz, ".safetensors": _safetensors}
-COUNTERS = ("num_batches_tracked", "num_samples_tracked")
-_NAMES = ("weight", "bias", "running_mean", "running_var", *COUNTERS)
+_NAMES = (*NAMES.values(), *COUNTERS)
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 

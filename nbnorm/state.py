@@ -11,41 +11,14 @@ from operator import setitem
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from nbnorm import _arguments, _device, files
+from nbnorm import _arguments, _device, _state_dict, files
+from nbnorm._array_attribute import ArrayAttribute
+from nbnorm._state_dict import COUNTERS, NAMES
 from nbnorm._update import Update
 
-_ARRAYS = ("gamma", "beta", "running_mean", "running_var")
-_PLACES = (*("_" + name for name in _ARRAYS), "_counters")
-_TORCH_NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
-
-
-class _Array:
-    """An array attribute of the state: reading gives the array or None, assigning copies into it."""
-
-    def __init__(self, flag: str) -> None:
-        self.flag = flag
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name, self.place = name, "_" + name
-
-    def __get__(self, state: BatchNormState, owner: type | None = None) -> NDArray | None:
-        return self if state is None else getattr(state, self.place)
-
-    def __set__(self, state: BatchNormState, value: ArrayLike) -> None:
-        target = getattr(state, self.place)
-        if target is value:  # state.gamma -= ... has worked in place already
-            return
-        if target is None:
-            raise ValueError(f"the state has no {self.name}; make it with {self.flag}=True")
-        array: Any = value if isinstance(value, type(target)) else np.asarray(value)
-        if array.shape != target.shape:
-            raise ValueError(f"{self.name} has shape {array.shape!s:.60}; expected {target.shape!s:.60}")
-        if not np.can_cast(array.dtype, target.dtype, "same_kind"):
-            raise TypeError(f"{self.name} has dtype {array.dtype}; expected {target.dtype}, or what casts to it safely")
-        with _device.current(state._device):
-            target[...] = state._xp.asarray(array)
+_PLACES = (*("_" + name for name in NAMES), "_counters")
 
 
 class BatchNormState:
@@ -211,10 +184,10 @@ class BatchNormState:
     def momentum(self, value: float | None) -> None:
         self._momentum = _arguments.momentum(value)
 
-    gamma = _Array("use_gamma")
-    beta = _Array("use_beta")
-    running_mean = _Array("track_running")
-    running_var = _Array("track_running")
+    gamma = ArrayAttribute("use_gamma")
+    beta = ArrayAttribute("use_beta")
+    running_mean = ArrayAttribute("track_running")
+    running_var = ArrayAttribute("track_running")
 
     @property
     def num_batches(self) -> int:
@@ -317,11 +290,10 @@ class BatchNormState:
         ['num_batches_tracked', 'num_samples_tracked', 'running_mean', 'running_var', 'weight']
         """
         with self._lock, _device.current(self._device):
-            found = {_TORCH_NAMES[name]: getattr(self, "_" + name) for name in _ARRAYS}
+            found = {key: getattr(self, "_" + name) for name, key in NAMES.items()}
             result = {key: array.copy() for key, array in found.items() if array is not None}
             if self._running_mean is not None:
-                result["num_batches_tracked"] = self._xp.array(self._counters[0])
-                result["num_samples_tracked"] = self._xp.array(self._counters[1])
+                result.update((key, self._xp.array(self._counters[i])) for i, key in enumerate(COUNTERS))
         return result
 
     @classmethod
@@ -352,35 +324,9 @@ class BatchNormState:
         >>> nbnorm.BatchNormState.from_state_dict(arrays, "bn.").gamma is None
         True
         """
-        found = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
-        device = next((f"cuda:{a.device.id}" for a in found.values() if hasattr(a, "get")), "cpu")
-        arrays = {name: _device.host(found.pop(key)) for name, key in _TORCH_NAMES.items() if key in found}
-        counters = [int(found.pop(key, 0)) for key in ("num_batches_tracked", "num_samples_tracked")]
-        if found:
-            raise ValueError(f"state_dict has unknown names under {prefix!r:.40}: {', '.join(sorted(found))[:80]}")
-        if not arrays:
-            raise ValueError(f"state_dict has no arrays under {prefix!r:.40}; expected weight, running_mean, ...")
-        if ("running_mean" in arrays) != ("running_var" in arrays):
-            raise ValueError(f"state_dict has only one of running_mean and running_var under {prefix!r:.40}")
-        if min(counters) < 0 or np.any(arrays.get("running_var", np.zeros(1)) < 0):
-            raise ValueError(f"state_dict has a negative running_var or counter under {prefix!r:.40}")
-        shape = next(iter(arrays.values())).shape
-        if not shape:
-            raise ValueError(f"state_dict has scalars under {prefix!r:.40}; expected arrays with a place per channel")
-        parameter = arrays.get("gamma", arrays.get("beta"))
-        state = cls(
-            shape if len(shape) != 1 else shape[0],
-            eps=eps,
-            momentum=momentum,
-            use_gamma="gamma" in arrays,
-            use_beta="beta" in arrays,
-            track_running="running_mean" in arrays,
-            dtype="float64" if parameter is not None and parameter.dtype == np.float64 else "float32",
-        )
-        for name, array in arrays.items():
-            setattr(state, name, array)
-        state._counters[...] = counters
-        return state.to(device)
+        found = _state_dict.content(state_dict, prefix)
+        state = cls._filled({**found.arguments, "eps": eps, "momentum": momentum}, found.arrays, found.counters)
+        return state.to(found.device)
 
     def save(self, path: files.Path) -> None:
         """Write the state to a file, at one moment: there is always the old file or the new one.
@@ -454,12 +400,16 @@ class BatchNormState:
             arrays, arguments = files.read(path, prefix)
             if arguments is None:
                 return cls.from_state_dict(arrays)
-            state = cls(**arguments)
-            for name, key in _TORCH_NAMES.items():
-                if key in arrays:
-                    setattr(state, name, arrays[key])
-            state._counters[...] = [arrays.get(key, 0) for key in files.COUNTERS]
-            return state
+            named = {name: arrays[key] for name, key in NAMES.items() if key in arrays}
+            return cls._filled(arguments, named, [arrays.get(key, 0) for key in COUNTERS])
+
+    @classmethod
+    def _filled(cls, arguments: dict[str, Any], arrays: dict[str, NDArray], counters: list[Any]) -> BatchNormState:
+        state = cls(**arguments)
+        for name, array in arrays.items():
+            setattr(state, name, array)
+        state._counters[...] = counters
+        return state
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock, _device.current(self._device):

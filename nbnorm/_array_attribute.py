@@ -25,7 +25,7 @@ class ArrayAttribute:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name, self.place = name, "_" + name
 
-    def __get__(self, state: Any, owner: type | None = None) -> NDArray | None:
+    def __get__(self, state: Any, owner: type | None = None) -> Any:
         return self if state is None else getattr(state, self.place)
 
     def __set__(self, state: Any, value: ArrayLike) -> None:

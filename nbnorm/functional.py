@@ -144,14 +144,14 @@ def batch_norm_training(
     _arguments.features(x, axis, axes, state.num_features)
     layout = layout_of(x, axes)
     N, C, S = layout.shape
-    update = state._update() if update_running else None
+    update = state._running() if update_running else None
     if not use_running:
         _arguments.enough_values(x, N * S)
     elif update is not None and update.momentum is not None:
         _arguments.enough_values_to_update(x, N * S)
     if out is not None:
         _arguments.output(kernels, out, x, {"x": x}, allowed=())
-    running = state._running() if use_running else None
+    running = state._demand_running() if use_running else None
 
     with kernels.on_device_of(x):
         y = kernels.xp.empty_like(x) if out is None else out
@@ -164,7 +164,7 @@ def batch_norm_training(
             if update is not None:
                 batch = kernels.scratch(5 * C).reshape(5, C)
                 kernels.batch_statistics(flat, layout.shape, batch)
-            kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, *running, stats)
+            kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, running, stats)
         kernels.finish(layout, target, y)
         if update is not None:
             kernels.commit(update, batch, layout.shape)
@@ -224,7 +224,7 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
     _arguments.features(x, axis, axes, state.num_features)
     if out is not None:
         _arguments.output(kernels, out, x, {"x": x}, allowed=("x",))
-    running = state._running()
+    running = state._demand_running()
 
     with kernels.on_device_of(x):
         y = kernels.xp.empty_like(x) if out is None else out
@@ -232,7 +232,7 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
             layout = layout_of(x, axes)
             target = kernels.write(layout, y)
             kernels.running_forward(
-                kernels.read(layout, x), target, layout.shape, state.gamma, state.beta, state.eps, *running, None
+                kernels.read(layout, x), target, layout.shape, state.gamma, state.beta, state.eps, running, None
             )
             kernels.finish(layout, target, y)
     return y

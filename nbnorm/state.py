@@ -15,8 +15,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from nbnorm import _arguments, _device, _state_dict, files
 from nbnorm._array_attribute import ArrayAttribute
+from nbnorm._running import Running
 from nbnorm._state_dict import COUNTERS, NAMES
-from nbnorm._update import Update
 
 _PLACES = (*("_" + name for name in NAMES), "_counters")
 
@@ -242,8 +242,10 @@ class BatchNormState:
         >>> [float(v.round(9)[0]) for v in state.as_affine()]
         [0.5, -5.0]
         """
-        mean, var = self._running()
+        running = self._demand_running()
         with _device.current(self._device):
+            with self._lock:
+                mean, var = running.mean.copy(), running.var.copy()
             scale = 1 / self._xp.sqrt(var + self._eps)
             if self._gamma is not None:
                 scale *= self._gamma
@@ -252,25 +254,20 @@ class BatchNormState:
                 shift += self._beta
         return scale, shift
 
-    def _running(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The running statistics of one moment: a copy, or on a GPU, where a stream has its order, themselves."""
+    def _running(self) -> Running | None:
+        """None without running statistics."""
         if self._running_mean is None or self._running_var is None:
+            return None
+        return Running(self._running_mean, self._running_var, self._counters, self._momentum, self._lock)
+
+    def _demand_running(self) -> Running:
+        running = self._running()
+        if running is None:
             raise ValueError(
                 "the state has no running statistics (track_running=False); "
                 "make it with track_running=True, or use batch_norm_training"
             )
-        if self._device != "cpu":
-            return self._running_mean, self._running_var
-        with self._lock:
-            return self._running_mean.copy(), self._running_var.copy()
-
-    def _update(self) -> Update | None:
-        """What a training step folds its batch into; None without running statistics."""
-        if self._running_mean is None or self._running_var is None:
-            return None
-        return Update(
-            self._running_mean.reshape(-1), self._running_var.reshape(-1), self._counters, self._momentum, self._lock
-        )
+        return running
 
     # ---- elsewhere
 

@@ -13,7 +13,7 @@ PACKAGE = Path(nbnorm.__file__).parent
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
 PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._array_attribute"}
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
-    {"nbnorm._formulas", "nbnorm._floats", "nbnorm._update", "nbnorm._cpu.plan", "nbnorm._cuda.plan"},
+    {"nbnorm._formulas", "nbnorm._floats", "nbnorm._running", "nbnorm._cpu.plan", "nbnorm._cuda.plan"},
     {"nbnorm._layout", "nbnorm._device", "nbnorm._arguments", *FILES, *PIECES_OF_STATE},
     {"nbnorm._cpu", "nbnorm._cuda", "nbnorm.state"},
     {"nbnorm._dispatch"},

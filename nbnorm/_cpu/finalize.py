@@ -1,16 +1,19 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), float64.
 
-`stats` (4, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
+`stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
 rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift.
 """
 
 from __future__ import annotations
+
+from numba import float64
 
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import routine
 from nbnorm._formulas import (
     DEVIATION,
     DY_ORIGIN,
+    GAMMA,
     INV_STD,
     M2,
     ORIGIN,
@@ -30,34 +33,46 @@ A, SCALE, SHIFT, H = range(4)  # rows of coef
 
 
 @routine
+def parameter(values, c, default):
+    """Gamma or beta of channel c."""
+    result = default
+    if values is not None:
+        result = float64(values[c])
+    return result
+
+
+@routine
 def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
     """Eq. 4 to 6 when dy is None, Eq. 11 and 12 (sums become sum_dy, sum_dy_xmu) when it is an array."""
     if dy is None:
         d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], count)
         inv_std = inverse_std(m2 / count, eps)
         stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c] = d, m2, inv_std
-        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(d, inv_std, gamma[c], beta[c])
+        stats[GAMMA, c] = parameter(gamma, c, 1.0)
+        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(d, inv_std, stats[GAMMA, c], parameter(beta, c, 0.0))
     else:
         s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
         sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
-        a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, gamma[c], stats[INV_STD, c])
+        a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, stats[GAMMA, c], stats[INV_STD, c])
         coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
         sums[SUM, c], sums[PRODUCT, c] = whole_sum(s, h, count), sum_dy_xmu
 
 
 @Compiled
 def finalize(dy, stats, sums, gamma, beta, eps, count, coef):
-    for c in range(gamma.size):
+    for c in range(stats.shape[1]):
         finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef)
 
 
 @Compiled
 def finalize_running(mean, var, gamma, beta, eps, stats, coef):
     """The running statistics in the place of a batch's: k is the mean itself, d is 0."""
-    for c in range(gamma.size):
+    for c in range(mean.size):
         stats[ORIGIN, c], stats[DEVIATION, c] = mean[c], 0.0
-        stats[INV_STD, c] = inverse_std(var[c], eps)
-        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(0.0, stats[INV_STD, c], gamma[c], beta[c])
+        stats[INV_STD, c], stats[GAMMA, c] = inverse_std(var[c], eps), parameter(gamma, c, 1.0)
+        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(
+            0.0, stats[INV_STD, c], stats[GAMMA, c], parameter(beta, c, 0.0)
+        )
 
 
 @Compiled

@@ -56,14 +56,13 @@ def footprint(array: NDArray) -> NDArray:
 
 def read(layout: Layout, array: NDArray) -> NDArray:
     """The elements in this order, flat: a view where possible, otherwise a copy. For reading only."""
-    flat = np.ascontiguousarray(array.transpose(layout.order)).reshape(-1)
+    flat = array.ravel("K") if layout.holds(array) else np.ascontiguousarray(array.transpose(layout.order)).reshape(-1)
     return flat if flat.flags.writeable else _as_if_writable(flat)
 
 
 def write(layout: Layout, array: NDArray) -> NDArray:
     """Where to write the elements of `array` in this order: its own memory where possible."""
-    ordered = array.transpose(layout.order)
-    return ordered.reshape(-1) if ordered.flags.c_contiguous else np.empty(array.size, array.dtype)
+    return array.ravel("K") if layout.holds(array) else np.empty(array.size, array.dtype)
 
 
 def scratch(size: int) -> NDArray[np.float64]:
@@ -78,7 +77,7 @@ def kept(array: NDArray) -> NDArray:
 
 def finish(layout: Layout, target: NDArray, array: NDArray) -> None:
     """Bring what was written to `write(layout, array)` into `array`."""
-    if target.size and not np.may_share_memory(target, array):
+    if target.base is not array and target.size and not np.may_share_memory(target, array):
         ordered = array.transpose(layout.order)
         ordered[...] = target.reshape(ordered.shape)
 

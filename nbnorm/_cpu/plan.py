@@ -20,6 +20,7 @@ MAP_WIDTH = 8_192  # and those whose coefficients fill a part of a second-level 
 BLOCK = 131_072  # values of a block of rows
 CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
+SMALL = 65_536  # values that stay in a second-level cache, whatever their dtype
 CACHE_BYTES = 32 << 20  # last-level cache
 
 
@@ -68,7 +69,11 @@ def columns(N: int, C: int, S: int) -> Columns:
     # Apply prefers runs of a whole panel, unless the tables would cost more than the map.
     map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 16) // K)
     channels = min(C, L2_BYTES // (4 * N * S))
-    if tile > 1 or channels * S < min(128, base) or N * base <= 65_536:
+    if N * base <= SMALL:
+        channels = C
+    elif channels * S < min(128, base):
+        channels = 0
+    if tile > 1:
         channels = 0
     return Columns(tile, block, -(-rows // block), K, up(K, LANES), map_tile, base * map_tile, channels)
 

@@ -16,7 +16,7 @@ from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import GAMMA, INV_STD, PRODUCT, SUM
-from nbnorm._update import Update
+from nbnorm._running import Running
 
 Array = NDArray
 Shape = tuple[int, int, int]
@@ -26,27 +26,27 @@ def training_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array
 ) -> None:  # fmt: skip
     """y and stats from x: reduce, finalize, apply."""
-    scale, shift = _parameters(gamma, beta, stats)
-    _fused_or_split(_raw(x), None, _raw(y), shape, stats, np.zeros((3, shape[1])), scale, shift, eps)
+    sums = np.zeros((3, shape[1]))
+    _fused_or_split(_raw(x), None, _raw(y), shape, stats, sums, _flat(gamma), _flat(beta), eps)
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
     """stats of x, but for gamma."""
-    _, C, _ = shape
-    unit, sums = np.ones(C), np.zeros((3, C))
+    sums = np.zeros((3, shape[1]))
     _reduce(_raw(x), None, True, shape, stats, sums)
-    finalize(None, stats, sums, unit, unit, 1.0, _count(shape), np.empty((4, C)))
+    finalize(None, stats, sums, None, None, 1.0, _count(shape), np.empty((4, shape[1])))
 
 
 def running_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, mean: Array, var: Array,
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, running: Running,
     stats: Array | None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats but for m2."""
     stats = np.empty((5, shape[1])) if stats is None else stats
     coef = np.empty((4, shape[1]))
-    scale, shift = _parameters(gamma, beta, stats)
-    finalize_running(mean.reshape(-1), var.reshape(-1), scale, shift, eps, stats, coef)
+    mean, var = _flat(running.mean), _flat(running.var)
+    with running.lock:  # the statistics of one moment
+        finalize_running(mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
     _apply(_raw(x), None, _raw(y), shape, stats, coef)
 
 
@@ -55,7 +55,7 @@ def backward(
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(_raw(x), _raw(dy), _raw(dx), shape, stats, sums, stats[GAMMA], stats[GAMMA], 0.0)
+    _fused_or_split(_raw(x), _raw(dy), _raw(dx), shape, stats, sums, None, None, 0.0)
     _parameter_gradients(sums, stats, dgamma, dbeta)
 
 
@@ -70,19 +70,18 @@ def running_backward(
     _parameter_gradients(sums, stats, dgamma, dbeta)
 
 
-def commit(update: Update, stats: Array, shape: Shape) -> None:
+def commit(running: Running, stats: Array, shape: Shape) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
-    with update.lock:
-        if update.momentum is None:
-            commit_pooled(stats, _count(shape), update.mean, update.var, update.counters)
+    mean, var = _flat(running.mean), _flat(running.var)
+    with running.lock:
+        if running.momentum is None:
+            commit_pooled(stats, _count(shape), mean, var, running.counters)
         else:
-            commit_running(stats, _count(shape), update.momentum, update.mean, update.var, update.counters)
+            commit_running(stats, _count(shape), running.momentum, mean, var, running.counters)
 
 
-def _parameters(gamma: Array | None, beta: Array | None, stats: Array) -> tuple[Array, Array]:
-    """Gamma, kept in stats, and beta as float64, flat; 1 and 0 where there are none."""
-    stats[GAMMA] = 1 if gamma is None else gamma.reshape(-1)
-    return stats[GAMMA], np.zeros(stats.shape[1]) if beta is None else beta.astype(np.float64).reshape(-1)
+def _flat(parameter: Array | None) -> Array | None:
+    return parameter if parameter is None or parameter.ndim == 1 else parameter.reshape(-1)
 
 
 def _parameter_gradients(sums: Array, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
@@ -112,7 +111,7 @@ def _count(shape: Shape) -> float:
 
 def _fused_or_split(
     x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, sums: Array,
-    gamma: Array, beta: Array, eps: float,
+    gamma: Array | None, beta: Array | None, eps: float,
 ) -> None:  # fmt: skip
     N, C, S = shape
     coef = np.empty((4, C))

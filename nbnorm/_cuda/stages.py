@@ -21,7 +21,7 @@ from nbnorm._cuda.finalize import POOLED, ROWS, commit_batch, finalize, finalize
 from nbnorm._cuda.launch import Kind, pointer
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
-from nbnorm._update import Update
+from nbnorm._running import Running
 
 Array = Any
 Shape = tuple[int, int, int]
@@ -54,18 +54,18 @@ def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
     _finalize(cut, shape, parts, stats, None, None, None, float(shape[0] * shape[2]), 1.0)
 
 
-def commit(update: Update, stats: Array, shape: Shape) -> None:
+def commit(running: Running, stats: Array, shape: Shape) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
-    momentum = POOLED if update.momentum is None else update.momentum
+    momentum = POOLED if running.momentum is None else running.momentum
     commit_batch(
         (1, 1), plan.THREADS, (F64, F64, F64, "int64"),
-        pointer(stats), pointer(update.mean), pointer(update.var), pointer(update.counters),
+        pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters),
         shape[1], float(shape[0] * shape[2]), momentum,
     )  # fmt: skip
 
 
 def running_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, mean: Array, var: Array,
+    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, running: Running,
     stats: Array | None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats but for m2."""
@@ -74,7 +74,7 @@ def running_forward(
     kernel = running_segments if cut.segments else running_columns
     kernel(
         cut.grid, cut.threads, (pack, pack, _kind(stats), _kind(gamma), _kind(beta), F64, F64), pointer(x), pointer(y),
-        pointer(stats), pointer(gamma), pointer(beta), pointer(mean), pointer(var), *cut.numbers, eps,
+        pointer(stats), pointer(gamma), pointer(beta), pointer(running.mean), pointer(running.var), *cut.numbers, eps,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a training step changes in a state: the running statistics as kernels see them."""
+"""The running statistics of a state as kernels see them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 from numpy.typing import NDArray
 
 
-class Update(NamedTuple):
-    """Running statistics to fold a batch into, flat; counters has batches and values per channel."""
+class Running(NamedTuple):
+    """What inference reads and a training step folds its batch into; counters has batches and values per channel."""
 
     mean: NDArray
     var: NDArray

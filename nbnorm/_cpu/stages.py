@@ -162,7 +162,7 @@ def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coe
     N, C, S = shape
     traffic = (2 if dy is None else 3) * x.nbytes
     workers, streaming = workers_for(traffic), plan.streams(traffic)
-    if S >= plan.SHORT:
+    if S >= plan.SHORT or (S > plan.LANES and not streaming):  # the map of a value is the same either way
         apply_segments(workers, x, dy, y, stats, coef, N, C, S, streaming)
     else:
         K = plan.columns(N, C, S).map_K

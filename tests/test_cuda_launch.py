@@ -34,7 +34,7 @@ def cupy(monkeypatch):
 @pytest.fixture
 def started(cupy, monkeypatch):
     """Every launch that would have been: (kernel, grid, block, stream, arguments as the signature has them)."""
-    from nbnorm._cuda import apply, finalize, launch, reduce
+    from nbnorm._cuda import apply, finalize, fused, launch, reduce
 
     log = []
 
@@ -48,14 +48,14 @@ def started(cupy, monkeypatch):
     def starter(compiled):
         kernel, signature = compiled
 
-        def start(stream, grid, block, *values):
+        def start(stream, grid, block, room, *values):
             assert len(values) == len(signature)
-            log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, stream=stream, values=values,
-                                             signature=signature))  # fmt: skip
+            log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, room=room, stream=stream,
+                                             values=values, signature=signature))  # fmt: skip
 
         return start
 
-    for module in (reduce, finalize, apply):
+    for module in (reduce, finalize, apply, fused):
         for name, kernel in vars(module).items():
             if isinstance(kernel, launch.Kernel):
                 monkeypatch.setattr(kernel, "dispatcher", Recorder(name))
@@ -66,9 +66,9 @@ def started(cupy, monkeypatch):
 
 def arguments(one):
     """By the names of the kernel's parameters."""
-    from nbnorm._cuda import apply, finalize, reduce
+    from nbnorm._cuda import apply, finalize, fused, reduce
 
-    kernel = next(vars(m)[one.kernel] for m in (reduce, finalize, apply) if one.kernel in vars(m))
+    kernel = next(vars(m)[one.kernel] for m in (reduce, finalize, apply, fused) if one.kernel in vars(m))
     return dict(zip(inspect.signature(kernel.body).parameters, one.values, strict=True))
 
 
@@ -97,6 +97,51 @@ def test_columns_take_three_and_so_do_their_gradients(cupy, started):
     ]  # fmt: skip
 
 
+@pytest.fixture
+def one_launch(started, monkeypatch):
+    from nbnorm._cuda import plan
+
+    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
+
+
+@pytest.mark.usefixtures("one_launch")
+def test_one_launch_has_room_for_a_channel_or_is_not_used(cupy, started):
+    """47 KiB with 4 KiB of sums: 11,008 float32 values of x, 5,504 of x and dy."""
+    fused, split = ["fused_segments"], ["reduce_segments", "normalize_segments"]
+    fused_backward, split_backward = ["fused_gradient_segments"], ["reduce_segments", "gradient_segments"]
+    for values, dtype, forward, backward in (
+        (5_504, "float32", fused, fused_backward),
+        (5_508, "float32", fused, split_backward),
+        (11_008, "float32", fused, split_backward),
+        (11_012, "float32", split, split_backward),
+        (11_008, "float16", fused, fused_backward),
+        (5_504, "float64", fused, split_backward),
+    ):
+        started.clear()
+        step(cupy, (1, 3, values), dtype)
+        assert [one.kernel for one in started] == [*forward, "commit_batch", *backward, "running_segments"]
+        size = values * np.dtype(dtype).itemsize
+        rooms = {"fused_segments": size, "fused_gradient_segments": 2 * size}
+        assert [one.room for one in started] == [rooms.get(one.kernel, 0) for one in started]
+    started.clear()
+    step(cupy, (500, 16))
+    assert not any("fused" in one.kernel for one in started)
+
+
+@pytest.mark.usefixtures("one_launch")
+def test_pointers_of_the_one_launch_are_those_of_the_arrays(cupy, started):
+    x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
+    forward, _, backward, _ = started
+    assert [one.grid for one in (forward, backward)] == [(16, 1)] * 2
+    at = {"x": x, "dy": dy, "y": y, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
+          "dx": gradients.dx, "dgamma": gradients.dgamma, "dbeta": gradients.dbeta}  # fmt: skip
+    for one, names in ((forward, "x y stats gamma beta"), (backward, "x dy dx stats dgamma dbeta")):
+        found = arguments(one)
+        assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
+        assert (found["count"], found["per"], found["P"]) == (800.0, 200, 1)
+    assert arguments(forward)["eps"] == state.eps
+
+
 def test_pointers_are_those_of_the_arrays(cupy, started):
     x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
     forward, normalize, commit, backward, gradient, inference = map(arguments, started)
@@ -117,8 +162,12 @@ def test_pointers_are_those_of_the_arrays(cupy, started):
     assert (commit["count"], commit["momentum"]) == (800.0, 0.1)
 
 
-def test_numbers_have_the_width_that_the_signature_says(cupy, started):
+def test_numbers_have_the_width_that_the_signature_says(cupy, started, monkeypatch):
     """cuda.core passes an int in 8 bytes and a float as a double; a parameter of another size would read garbage."""
+    from nbnorm._cuda import plan
+
+    step(cupy, (8, 16, 10, 10))
+    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
     step(cupy, (8, 16, 10, 10))
     step(cupy, (500, 16), momentum=None)
     for one in started:
@@ -207,9 +256,9 @@ def test_numbas_own_launch_is_given_what_it_takes(cupy, monkeypatch):
 
     log = []
     compiled = types.SimpleNamespace(launch=lambda *args, **kwargs: log.append((args, kwargs)))
-    launch._starter(compiled)(77, (3, 2), 64, 1, 2.0)
+    launch._starter(compiled)(77, (3, 2), 64, 512, 1, 2.0)
     (((values, grid, block), options),) = log
-    assert (values, grid, block) == ((1, 2.0), (3, 2, 1), (64, 1, 1))
+    assert (values, grid, block, options["sharedmem"]) == ((1, 2.0), (3, 2, 1), (64, 1, 1), 512)
     assert int(options["stream"].handle) == 77
 
 

@@ -54,17 +54,22 @@ class Kernel:
         self.dispatcher = _dispatcher(body)
         self.ready: dict[tuple, Any] = {}
 
-    def __call__(self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any) -> None:
-        """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers."""
+    def __call__(
+        self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any, room: int = 0
+    ) -> None:  # fmt: skip
+        """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers.
+
+        `room` is in bytes the dynamic shared memory of a block.
+        """
         if SIMULATED:
-            self.dispatcher[grid, block](*_simulated(kinds, values))
+            self.dispatcher[grid, block, 0, room](*_simulated(kinds, values))
             return
         key = kinds, _device()
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
             start = self.ready[key] = _starter(compiled)
-        start(_stream(), grid, block, *values)
+        start(_stream(), grid, block, room, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
         """Numba's types of the arguments."""
@@ -73,15 +78,17 @@ class Kernel:
 
 
 def _starter(compiled: Any) -> Callable[..., None]:
-    """A function (stream, grid, block, *values) that starts a compiled kernel."""
+    """A function (stream, grid, block, room, *values) that starts a compiled kernel."""
     kernel = _loaded(compiled)
     if kernel is None:
-        return lambda stream, grid, block, *values: compiled.launch(
-            values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream)
+        return lambda stream, grid, block, room, *values: compiled.launch(
+            values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream), sharedmem=room
         )
     from cuda.core import launch
 
-    return lambda stream, grid, block, *values: launch(_stream_of(stream), _configuration(grid, block), kernel, *values)
+    return lambda stream, grid, block, room, *values: launch(
+        _stream_of(stream), _configuration(grid, block, room), kernel, *values
+    )
 
 
 @lru_cache(256)
@@ -92,10 +99,10 @@ def _stream_of(handle: int) -> Any:
 
 
 @lru_cache(1024)
-def _configuration(grid: tuple[int, int], block: int) -> Any:
+def _configuration(grid: tuple[int, int], block: int, room: int) -> Any:
     from cuda.core import LaunchConfig
 
-    return LaunchConfig(grid=grid, block=block)
+    return LaunchConfig(grid=grid, block=block, shmem_size=room)
 
 
 def _loaded(compiled: Any) -> Any:

@@ -113,8 +113,9 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
     wanted = {0: 0, 1: 5, 2: 6}[inputs]
     assert loads >= wanted
     assert stores >= {0: 0, 1: 5, 2: 3}[inputs] * written
-    if name.startswith("fused"):  # what is read is kept on the chip, and the map reads it there
-        assert wide(ptx, "st.shared") == wide(ptx, "ld.shared") == loads
+    if name.startswith("fused"):  # all that is read is kept on the chip, and the map reads it there
+        assert wide(ptx, "st.shared") == loads
+        assert wide(ptx, "ld.shared") >= wanted
 
 
 @pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])

@@ -353,7 +353,7 @@ class BatchNormState:
         True
         """
         found = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
-        device = next((f"cuda:{a.device.id}" for a in found.values() if hasattr(a, "get")), "cpu")
+        device = max(map(_device.of, found.values()), default="cpu")  # a GPU, if one is among them
         arrays = {name: _device.host(found.pop(key)) for name, key in _TORCH_NAMES.items() if key in found}
         counters = [int(found.pop(key, 0)) for key in ("num_batches_tracked", "num_samples_tracked")]
         if found:

@@ -40,10 +40,12 @@ def started(cupy, monkeypatch):
 
     def starter(compiled):
         kernel, signature = compiled
+        loaded_for = fake_cupy.Device.current
 
         def start(stream, grid, block, room, *values):
             assert len(values) == len(signature)
             log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, room=room, stream=stream,
+                                             device=fake_cupy.Device.current, loaded_for=loaded_for,
                                              values=values, signature=signature))  # fmt: skip
 
         return start

@@ -153,6 +153,25 @@ def test_the_current_stream_is_used(cupy, started, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
+def test_kernels_of_a_device_run_there_and_on_its_stream(cupy, started, shape):
+    """Whatever is current: kernels are loaded for each device, and launched on the current stream of theirs."""
+    cupy.cuda.streams[:] = [types.SimpleNamespace(ptr=70 + number, is_capturing=bool) for number in range(2)]
+    loaded = []
+    for number in (0, 1, 0):
+        started.clear()
+        with cupy.cuda.Device(number):
+            x, dy = (cupy.asarray(np.ones(shape, np.float32)) for _ in range(2))
+        state = nbnorm.BatchNormState(16, device=f"cuda:{number}")
+        _, saved = nbnorm.batch_norm_training(x, state)
+        nbnorm.batch_norm_backward(dy, saved)
+        nbnorm.batch_norm_inference(x, state)
+        assert {(one.device, one.stream) for one in started} == {(number, 70 + number)}
+        loaded.append([one.loaded_for for one in started])
+        assert cupy.cuda.runtime.getDevice() == 0
+    assert [set(numbers) for numbers in loaded] == [{0}, {1}, {0}]
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
 @pytest.mark.parametrize("use_running", [False, True])
 def test_memory_of_a_captured_call_is_kept(cupy, started, monkeypatch, shape, use_running):
     """Whatever a kernel gets belongs to the caller, was returned, or is kept for the life of the process."""

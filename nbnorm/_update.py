@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Update(NamedTuple):
-    """Running statistics to fold a batch into, flat; counters has batches and values per channel."""
+    """Running statistics to fold a batch into, of any shape; counters has batches and values per channel."""
 
     mean: NDArray
     var: NDArray

@@ -295,9 +295,7 @@ class BatchNormState:
         """What a training step folds its batch into; None without running statistics."""
         if self._running_mean is None or self._running_var is None:
             return None
-        return Update(
-            self._running_mean.reshape(-1), self._running_var.reshape(-1), self._counters, self._momentum, self._lock
-        )
+        return Update(self._running_mean, self._running_var, self._counters, self._momentum, self._lock)
 
     # ---- elsewhere
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import nbnorm
+from nbnorm import _dispatch
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def cupy(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("nbnorm._cuda", raising=False)
     monkeypatch.setitem(sys.modules, "cupy", made)
-    return made
+    _dispatch._cuda.cache_clear()
+    yield made
+    _dispatch._cuda.cache_clear()
 
 
 @pytest.fixture

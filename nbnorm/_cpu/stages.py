@@ -72,11 +72,12 @@ def running_backward(
 
 def commit(update: Update, stats: Array, shape: Shape) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
+    count, mean, var = _count(shape), update.mean.reshape(-1), update.var.reshape(-1)
     with update.lock:
         if update.momentum is None:
-            commit_pooled(stats, _count(shape), update.mean, update.var, update.counters)
+            commit_pooled(stats, count, mean, var, update.counters)
         else:
-            commit_running(stats, _count(shape), update.momentum, update.mean, update.var, update.counters)
+            commit_running(stats, count, update.momentum, mean, var, update.counters)
 
 
 def _parameters(gamma: Array | None, beta: Array | None, stats: Array) -> tuple[Array, Array]:

@@ -64,12 +64,13 @@ class Kernel:
         if SIMULATED:
             self.dispatcher[grid, block, 0, room](*_simulated(kinds, values))
             return
-        key = kinds, _device()
+        cupy_cuda = sys.modules["cupy"].cuda
+        key = kinds, cupy_cuda.runtime.getDevice()
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
             start = self.ready[key] = _starter(compiled)
-        start(_stream(), grid, block, room, *values)
+        start(cupy_cuda.get_current_stream().ptr, grid, block, room, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
         """Numba's types of the arguments."""
@@ -147,17 +148,7 @@ def _pointer_type(kind: Kind) -> Any:
     return types.CPointer(Pack(getattr(types, dtype), lanes))
 
 
-# ---- CuPy: the stream, the device, the memory
-
-
-def _stream() -> int:
-    """Handle of CuPy's current stream."""
-    return sys.modules["cupy"].cuda.get_current_stream().ptr
-
-
-def _device() -> int:
-    """Number of CuPy's current device."""
-    return sys.modules["cupy"].cuda.runtime.getDevice()
+# ---- CuPy: processes, the memory
 
 
 def refuse_after_fork() -> None:
@@ -181,13 +172,11 @@ if hasattr(os, "register_at_fork"):  # this module is imported by the first call
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def pointer(array: Any, offset: int = 0) -> Any:
-    """What a kernel gets for an array, from element `offset` on; memory order is all that counts."""
-    if array is None:
-        return None if SIMULATED else 0
+def pointer(array: Any) -> Any:
+    """What a kernel gets for an array; memory order is all that counts."""
     if SIMULATED:
-        return _flat(array)[offset:]
-    return array.data.ptr + offset * array.itemsize
+        return None if array is None else _flat(array)
+    return 0 if array is None else array.data.ptr
 
 
 def _flat(array: Any) -> Any:

@@ -56,6 +56,7 @@ def test_one_launch_has_room_for_a_channel_or_is_not_used(cupy, started):
         (11_012, "float32", split, split_backward),
         (11_008, "float16", fused, fused_backward),
         (5_504, "float64", fused, split_backward),
+        (9_001, "float32", split, split_backward),  # single values, of which one block gets at most 4,095
     ):
         started.clear()
         step(cupy, (1, 3, values), dtype)

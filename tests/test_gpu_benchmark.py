@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,22 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_cost_of_a_call_for_the_host():
+    """The real launch path, down to a pretended driver."""
+    pytest.importorskip("cuda.core", reason="the launch path of numba-cuda[cu13]")
+    if shutil.which("cc") is None:
+        pytest.skip("NO C COMPILER for the pretended driver")
+    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu_host.py"), "--rounds", "1", "--runs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    header, _, *rows = done.stdout.splitlines()
+    assert header == "| µs of the host | training | backward | inference |"
+    assert [row.split(" | ")[0] for row in rows] == ["| (32, 64, 14, 14)", "| (32, 64, 7, 7)", "| (128, 64)"]
+    times = [[float(time) for time in row.strip("| ").split(" | ")[1:]] for row in rows]
+    assert [[time > 0 for time in of_shape] for of_shape in times] == [[True] * 3] * 3
 
 
 def test_a_dry_run(tmp_path):

@@ -90,7 +90,7 @@ def calls(shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     }
 
 
-def microseconds(call: Callable[[], Any], rounds: int, runs: int, repeats: int = 50) -> float:
+def microseconds(call: Callable[[], Any], rounds: int, runs: int, repeats: int = 20) -> float:
     def run() -> float:
         start = time.perf_counter()
         for _ in range(repeats):
@@ -123,7 +123,7 @@ def measure(rounds: int, runs: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=300, help="in a round, of 50 calls")
+    parser.add_argument("--runs", type=int, default=600, help="in a round, of 20 calls")
     parser.add_argument("--driver-loaded", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.driver_loaded:

@@ -45,6 +45,16 @@ def nbnorm_system(data: Data, dtype: str) -> System:
     vectors, threads = -(-x.nbytes // (8 * LANES)), nbnorm.get_num_threads()
     source = np.random.default_rng(0).random(vectors * LANES)
     target = _on_a_line(source)
+    copies: dict[str, Callable[[], Any]] = {
+        "copy, NumPy": lambda: np.copyto(target, source),
+        "copy, plain": lambda: copy_plainly(threads, source, target, vectors),
+        "copy, streaming": lambda: copy_streaming(threads, source, target, vectors),
+    }
+    for name, copy in copies.items():
+        target[:] = 0
+        copy()
+        if not np.array_equal(target, source):
+            raise ArithmeticError(f"{name} does not copy")
     calls: dict[str, Callable[[], Any]] = {
         "training": lambda: nbnorm.batch_norm_training(x, state),
         "backward": lambda: nbnorm.batch_norm_backward(dy, saved),
@@ -52,12 +62,9 @@ def nbnorm_system(data: Data, dtype: str) -> System:
         "training out": lambda: nbnorm.batch_norm_training(x, state, out=out),
         "backward out": lambda: nbnorm.batch_norm_backward(dy, saved, out=out),
         "inference out": lambda: nbnorm.batch_norm_inference(x, frozen, out=out),
-        "copy, NumPy": lambda: np.copyto(target, source),
-        "copy, plain": lambda: copy_plainly(threads, source, target, vectors),
-        "copy, streaming": lambda: copy_streaming(threads, source, target, vectors),
     }
     version = f"{nbnorm.__version__} (Numba {numba.__version__})"
-    return System(version, calls, lambda _: (state.running_mean, state.running_var), np.asarray)
+    return System(version, calls | copies, lambda _: (state.running_mean, state.running_var), np.asarray)
 
 
 def _on_a_line(array: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .common import BACKENDS, CASES, DTYPE_CASES, DTYPES, operations, timer  # noqa: F401  asv finds the timer here
+from .common import BACKENDS, CASES, DTYPE_CASES, DTYPES, operation, timer  # noqa: F401  asv finds the timer here
 
 
 class Backward:
@@ -13,10 +13,10 @@ class Backward:
     repeat = (10, 100, 1.0)  # calls: at least, at most, seconds
 
     def setup(self, case: str, dtype: str, backend: str) -> None:
-        self.operations = operations(case, dtype, backend)
+        self.call = operation("backward", case, dtype, backend)
 
     def time_backward(self, *_: str) -> None:
-        self.operations.backward()
+        self.call()
 
 
 class BackwardDtypes(Backward):

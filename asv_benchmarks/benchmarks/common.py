@@ -1,4 +1,4 @@
-"""What the families share: named cases, data, the three operations on a backend, and the timer."""
+"""What the families share: named cases, data, the operations on a backend, and the timer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from timeit import default_timer
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba  # noqa: F401  loaded once, before asv forks a process for each benchmark
 import numpy as np
@@ -41,35 +41,26 @@ def timer() -> float:
     return default_timer()
 
 
-class Operations(NamedTuple):
-    training: Callable[[], Any]
-    backward: Callable[[], Any]
-    inference: Callable[[], Any]
-    inference_out: Callable[[], Any]  # into an array that is there
-    stats: Callable[[], Any]
-
-
 @lru_cache
-def operations(case: str, dtype: str, backend: str) -> Operations:
-    """The calls on x and dy of a case, all of them made once, which compiles.
+def operation(name: str, case: str, dtype: str, backend: str) -> Callable[[], Any]:
+    """An operation on x and dy of a case, called once, which compiles it.
 
     Cached: asv runs `setup` again before each call that it times.
     """
-    xp: Any = module(backend)
+    xp = module(backend)
     shape, axis = CASES[case]
     x, dy = (xp.asarray(values) for values in data(shape, dtype))
     state = nbnorm.BatchNormState(shape[axis], device="cuda" if backend == "cupy" else "cpu")
-    _, saved = nbnorm.batch_norm_training(x, state, axis=axis)
-    y = nbnorm.batch_norm_inference(x, state, axis=axis)
-    nbnorm.batch_norm_backward(dy, saved)
-    nbnorm.batch_stats(x, axis=axis)
-    return Operations(
-        lambda: nbnorm.batch_norm_training(x, state, axis=axis),
-        lambda: nbnorm.batch_norm_backward(dy, saved),
-        lambda: nbnorm.batch_norm_inference(x, state, axis=axis),
-        lambda: nbnorm.batch_norm_inference(x, state, axis=axis, out=y),
-        lambda: nbnorm.batch_stats(x, axis=axis),
-    )
+    y, saved = nbnorm.batch_norm_training(x, state, axis=axis) if name == "backward" else (xp.empty_like(x), None)
+    calls: dict[str, Callable[[], Any]] = {
+        "training": lambda: nbnorm.batch_norm_training(x, state, axis=axis),
+        "backward": lambda: nbnorm.batch_norm_backward(dy, saved),
+        "inference": lambda: nbnorm.batch_norm_inference(x, state, axis=axis),
+        "inference out": lambda: nbnorm.batch_norm_inference(x, state, axis=axis, out=y),
+        "stats": lambda: nbnorm.batch_stats(x, axis=axis),
+    }
+    calls[name]()
+    return calls[name]
 
 
 def data(shape: tuple[int, ...], dtype: str, mean: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .common import BACKENDS, CASES, DTYPE_CASES, DTYPES, operations, timer  # noqa: F401  asv finds the timer here
+from .common import BACKENDS, CASES, DTYPE_CASES, DTYPES, operation, timer  # noqa: F401  asv finds the timer here
 
 
 class Inference:
@@ -13,10 +13,10 @@ class Inference:
     repeat = (10, 100, 1.0)  # calls: at least, at most, seconds
 
     def setup(self, case: str, dtype: str, backend: str) -> None:
-        self.operations = operations(case, dtype, backend)
+        self.call = operation("inference", case, dtype, backend)
 
     def time_inference(self, *_: str) -> None:
-        self.operations.inference()
+        self.call()
 
 
 class InferenceDtypes(Inference):
@@ -28,5 +28,5 @@ class InferenceOut(Inference):
 
     params: ClassVar = (("resnet50 stage 1", "volume", "tall"), ("float32",), BACKENDS)
 
-    def time_inference(self, *_: str) -> None:
-        self.operations.inference_out()
+    def setup(self, case: str, dtype: str, backend: str) -> None:
+        self.call = operation("inference out", case, dtype, backend)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from .common import BACKENDS, operations
+from .common import BACKENDS, operation
 
 CASES = ("resnet50 stage 1", "resnet50 stage 1, channels last", "tall")
 
@@ -16,21 +15,20 @@ CASES = ("resnet50 stage 1", "resnet50 stage 1, channels last", "tall")
 class Workspace:
     """Bytes at the peak of a call, less those of the arrays that it returned. NumPy tells tracemalloc."""
 
-    params: ClassVar = (CASES,)
-    param_names = ("case",)
+    params: ClassVar = (("training", "backward", "inference"), CASES)
+    param_names = ("operation", "case")
     unit = "bytes"
 
-    def setup(self, case: str) -> None:
-        self.operations = operations(case, "float32", "numpy")
+    def setup(self, name: str, case: str) -> None:
+        self.call = operation(name, case, "float32", "numpy")
 
-    def track_training(self, case: str) -> int:
-        return beside_outputs(self.operations.training)
-
-    def track_backward(self, case: str) -> int:
-        return beside_outputs(self.operations.backward)
-
-    def track_inference(self, case: str) -> int:
-        return beside_outputs(self.operations.inference)
+    def track_bytes(self, name: str, case: str) -> int:
+        tracemalloc.start()
+        result = self.call()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        outputs = result if isinstance(result, tuple) else (result,)
+        return peak - sum(array.nbytes for array in outputs if isinstance(array, np.ndarray))
 
 
 class Process:
@@ -40,17 +38,7 @@ class Process:
     param_names = ("case", "backend")
 
     def setup(self, case: str, backend: str) -> None:
-        self.operations = operations(case, "float32", backend)
+        self.call = operation("backward", case, "float32", backend)
 
     def peakmem_step(self, case: str, backend: str) -> None:
-        self.operations.training()
-        self.operations.backward()
-
-
-def beside_outputs(call: Callable[[], Any]) -> int:
-    tracemalloc.start()
-    result = call()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    outputs = result if isinstance(result, tuple) else (result,)
-    return peak - sum(array.nbytes for array in outputs if isinstance(array, np.ndarray))
+        self.call()

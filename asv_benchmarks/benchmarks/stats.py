@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import nbnorm
 
-from .common import BACKENDS, operations, timer  # noqa: F401  asv finds the timer here
+from .common import BACKENDS, operation, timer  # noqa: F401  asv finds the timer here
 
 
 class Stats:
@@ -15,10 +15,10 @@ class Stats:
     repeat = (10, 100, 1.0)  # calls: at least, at most, seconds
 
     def setup(self, case: str, backend: str) -> None:
-        self.operations = operations(case, "float32", backend)
+        self.call = operation("stats", case, "float32", backend)
 
     def time_batch_stats(self, *_: str) -> None:
-        self.operations.stats()
+        self.call()
 
 
 class Merge:
@@ -29,7 +29,7 @@ class Merge:
     repeat = (10, 100, 1.0)
 
     def setup(self, backend: str) -> None:
-        self.pieces = [operations("small", "float32", backend).stats()] * 100
+        self.pieces = [operation("stats", "small", "float32", backend)()] * 100
 
     def time_merge_stats(self, *_: str) -> None:
         nbnorm.merge_stats(*self.pieces)

@@ -9,7 +9,7 @@ from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import nbnorm
 
-from .common import operations
+from .common import operation
 
 
 class Threads:
@@ -21,7 +21,7 @@ class Threads:
         if threads > numba.config.NUMBA_NUM_THREADS:
             raise SkipNotImplemented(f"{numba.config.NUMBA_NUM_THREADS} threads")
         nbnorm.set_num_threads(threads)
-        self.operations = operations(case, "float32", "numpy")
+        self.call = operation("training", case, "float32", "numpy")
 
     def time_training(self, case: str, threads: int) -> None:
-        self.operations.training()
+        self.call()

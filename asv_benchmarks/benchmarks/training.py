@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .common import BACKENDS, CASES, DTYPE_CASES, DTYPES, operations, timer  # noqa: F401  asv finds the timer here
+from .common import BACKENDS, CASES, DTYPE_CASES, DTYPES, operation, timer  # noqa: F401  asv finds the timer here
 
 
 class Training:
@@ -13,10 +13,10 @@ class Training:
     repeat = (10, 100, 1.0)  # calls: at least, at most, seconds
 
     def setup(self, case: str, dtype: str, backend: str) -> None:
-        self.operations = operations(case, dtype, backend)
+        self.call = operation("training", case, dtype, backend)
 
     def time_training(self, *_: str) -> None:
-        self.operations.training()
+        self.call()
 
 
 class TrainingDtypes(Training):

@@ -11,9 +11,8 @@ import peers_report
 import peers_worker
 import pytest
 import reference
-from peers_rows import GROUPS, data, row
+from peers_rows import DTYPES, GROUPS, data, row
 from peers_systems import EPS, MOMENTUM, SYSTEMS, make, numpy_dtype
-from tolerance import DTYPES
 
 SCRIPT = Path(__file__).resolve().parent.parent / "asv_benchmarks" / "peers.py"
 NEEDS = {"PyTorch": "torch", "torch.compile": "torch", "JAX": "jax"}

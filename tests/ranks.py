@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,28 +18,37 @@ PATIENCE = 60  # seconds until a rank that waits alone gives up
 class Sync:
     """The contract of nbnorm.parallel with a list and a barrier."""
 
-    def __init__(self, rank, slots, barrier):
-        self.rank, self.slots, self.barrier = rank, slots, barrier
+    def __init__(self, rank, slots, barrier, turn):
+        self.rank, self.slots, self.barrier, self.turn = rank, slots, barrier, turn
         self.sizes = []  # of the messages that were sent
 
     def __call__(self, packed):
         self.sizes.append(packed.size)
-        self.slots[self.rank] = packed.copy()
-        self.barrier.wait()
-        everyone = np.stack(self.slots)
-        self.barrier.wait()  # nobody sends again before all have read
-        return everyone
+        on_gpu = hasattr(packed, "get")
+        self.slots[self.rank] = packed.get() if on_gpu else packed.copy()
+        self.turn.release()
+        try:
+            self.barrier.wait()
+            everyone = np.stack(self.slots)
+            self.barrier.wait()  # nobody sends again before all have read
+        finally:
+            self.turn.acquire()
+        return sys.modules["cupy"].asarray(everyone) if on_gpu else everyone
 
 
 def run(size, work):
-    """What work(rank, sync) returns, or the exception it raises, for each rank."""
-    slots, barrier = [None] * size, threading.Barrier(size, timeout=PATIENCE)
+    """What work(rank, sync) returns, or the exception it raises, for each rank.
+
+    The ranks take turns, like threads of old Python: Numba's CUDA simulator has room for one at a time.
+    """
+    slots, barrier, turn = [None] * size, threading.Barrier(size, timeout=PATIENCE), threading.Lock()
 
     def caught(rank):
-        try:
-            return work(rank, Sync(rank, slots, barrier))
-        except Exception as error:
-            return error
+        with turn:
+            try:
+                return work(rank, Sync(rank, slots, barrier, turn))
+            except Exception as error:
+                return error
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(caught, range(size)))

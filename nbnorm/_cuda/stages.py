@@ -17,10 +17,12 @@ from nbnorm._cuda.apply import (
     running_columns,
     running_segments,
 )
+from nbnorm._cuda.combine import finalize_given
 from nbnorm._cuda.finalize import POOLED, ROWS, commit_batch, finalize, finalize_gradient
 from nbnorm._cuda.launch import Kind, pointer
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
+from nbnorm._formulas import DEVIATION, M2, ORIGIN
 from nbnorm._running import Running
 
 Array = Any
@@ -69,6 +71,13 @@ def running_forward(
     stats: Array | None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats but for m2."""
+    if stats is not None and not x.size:  # a shard without values, whose statistics are needed all the same
+        stats[ORIGIN], stats[DEVIATION], stats[M2] = running.mean.reshape(-1), 0.0, running.var.reshape(-1)
+        finalize_given(
+            (shape[1], 1), 1, (F64, _kind(gamma), _kind(beta), F64),
+            pointer(stats), pointer(gamma), pointer(beta), pointer(scratch(ROWS * shape[1])), shape[1], 1.0, eps,
+        )  # fmt: skip
+        return
     cut = plan.cut(shape, x.itemsize)
     pack = in_memory(x.dtype), cut.lanes
     kernel = running_segments if cut.segments else running_columns

@@ -84,20 +84,20 @@ def check_training(size, dtype, tmp_path):
 
 
 @real
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize(("which", "own", "batches"), [
-    ("forward", "TypeError: x has dtype int64", 0),
-    ("backward", "ValueError: dy has shape (5, 3)", 0),
-    ("values", "ValueError: training needs at least 2 values per channel, got 1 (on all ranks together)", 0),
+@pytest.mark.parametrize(("which", "own"), [
+    ("forward", "TypeError: x has dtype int64"),
+    ("backward", "ValueError: dy has shape (5, 3)"),
+    ("values", "ValueError: training needs at least 2 values per channel, got 1 (on all ranks together)"),
 ])  # fmt: skip
-def test_a_failing_rank_leaves_nobody_waiting(size, which, own, batches, tmp_path):
+def test_a_failing_rank_leaves_nobody_waiting(which, own, tmp_path):
+    size = 3
     mpiexec(size, f"failure:{which}", tmp_path)
     said, after = zip(*((tmp_path / f"{rank}.txt").read_text().split("\n") for rank in range(size)), strict=True)
     assert said[-1].startswith(own)
     for text in said[:-1]:
         assert text.startswith(own if which == "values" else f"RuntimeError: rank {size - 1} of {size} failed")
     assert len(set(after)) == 1
-    assert after[0].startswith(f"{batches} {batches + 1} ")
+    assert after[0].startswith("0 1 ")  # the failed call has counted nothing
 
 
 # ---- what a communicator is asked for, without MPI

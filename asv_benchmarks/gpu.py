@@ -27,10 +27,11 @@ from gpu_report import markdown
 from gpu_systems import shape
 
 LARGE = (
-    "32x64x112x112", "32x256x56x56", "32x512x28x28", "256x1024x14x14", "64x2048x7x7", "64x3x224x224",
-    "2x32x128x128x128", "32x64x112x112:last", "256x1024x14x14:last", "1000000x64", "65536x1024", "4096x256",
+    "32x64x112x112", "32x256x56x56", "32x512x28x28", "256x1024x14x14", "16x2048x14x14", "64x2048x7x7",
+    "64x3x224x224", "2x32x128x128x128", "32x64x112x112:last", "256x1024x14x14:last", "1000000x64", "65536x1024",
+    "4096x256",
 )  # fmt: skip
-SMALL = ("128x64", "128x512", "32x64x14x14", "32x256x7x7", "32x256x7x7:last")
+SMALL = ("128x64", "128x512", "32x64x14x14", "8x256x14x14", "32x256x7x7", "32x256x7x7:last")
 ERRORS = ("16x8x64x64", "16x8x64x64:last")
 TINY = ("2x2x8x8", "4x2x2x2", "2x4x2x2:last", "16x4"), ("2x2x4x4x4",), ("2x2x8x8",)  # the same three, for a dry run
 DTYPES = ("float32", "float16", "bfloat16")

@@ -98,7 +98,9 @@ class Measurement:
         for name, make in self.systems.items():
             print(f"{row.name} {dtype.name} {name}", file=sys.stderr)
             try:
-                found[name] = use(name, make(self.cupy, given))
+                system = make(self.cupy, given)
+                if system.operations:
+                    found[name] = use(name, system)
             except Exception as error:
                 if name == "nbnorm":
                     raise

@@ -9,13 +9,14 @@ DRY_RUN = "**DRY RUN: no figure here is a measurement.**"
 LARGE = """
 ## Large arrays
 
-Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over those of the better copy. × PyTorch and
-× CuPy: their time over nbnorm's; above 1, nbnorm is faster. (h): the GPU waited for the host, whose time this is.
+Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over those of the better copy. × PyTorch,
+× CuPy and × one launch (nbnorm with plan.ONE_LAUNCH, where it changes anything): their time over nbnorm's; above 1,
+nbnorm as it is is faster. (h): the GPU waited for the host, whose time this is.
 """
 SMALL = """
 ## Small arrays
 
-Host: µs of a call that does not wait. GPU: µs of a call in a replayed graph. The caches hold all.
+Host: µs of a call that does not wait. Graph: µs of the GPU for a call in a replayed graph. The caches hold all.
 """
 ERRORS = """
 ## Errors
@@ -23,6 +24,8 @@ ERRORS = """
 Largest error of y against float64 on the host, in units of 2^-24 max|y| (float16: 2^-11, bfloat16: 2^-8); 0.5 to 1 is
 correctly rounded. Training, standard deviation 1.
 """
+COLUMNS = [("host", "nbnorm"), ("host", "CuPy"), ("host", "PyTorch"), ("graph", "nbnorm"), ("graph", "one launch"),
+           ("graph", "CuPy")]  # fmt: skip
 Entry = dict[str, Any]
 
 
@@ -39,10 +42,11 @@ def _lines(results: Entry) -> Iterator[str]:
     yield f"- copy of {size:.3g} MB: {before:.4g} GB/s before, {after:.4g} after, read and written"
     yield from (f"- left out: {reason}" for reason in results["left_out"])
     yield LARGE
-    header = ["shape", "dtype", "operation", "µs median", "µs min", "GB/s", "× copy", "× PyTorch", "× CuPy"]
+    header = ["shape", "dtype", "operation", "µs median", "µs min", "GB/s",
+              "× copy", "× PyTorch", "× CuPy", "× one launch"]  # fmt: skip
     yield from _table(header, (row for entry in results["large"] for row in _large(entry, max(before, after))))
     yield SMALL
-    header = ["shape", "dtype", "operation", "host", "host, CuPy", "host, PyTorch", "GPU", "GPU, CuPy"]
+    header = ["shape", "dtype", "operation", *(f"{how}, {system}" for how, system in COLUMNS)]
     yield from _table(header, (row for entry in results["small"] for row in _small(entry)))
     yield ERRORS
     yield from _table(["shape", "dtype", "mean", "nbnorm", "CuPy", "PyTorch"], map(_errors, results["errors"]))
@@ -58,10 +62,13 @@ def _large(entry: Entry, copy: float) -> Iterator[list[str]]:
     for kind, size in entry["bytes"].items():
         time = by_system["nbnorm"][kind]
         speed = 1e-3 * size / time["median"]
-        torch, cupy = (_ratio(by_system[name][kind], time) if name in by_system else "" for name in ("PyTorch", "CuPy"))
+        torch, cupy, one = (
+            _ratio(by_system[name][kind], time) if kind in by_system.get(name, ()) else ""
+            for name in ("PyTorch", "CuPy", "one launch")
+        )
         yield [
             entry["shape"], entry["dtype"], kind, f"{time['median']:.1f}{_waits(time)}", f"{time['min']:.1f}",
-            f"{speed:.0f}", f"{speed / copy:.2f}", f"{torch} {entry['torch_form']}" if torch else "", cupy,
+            f"{speed:.0f}", f"{speed / copy:.2f}", f"{torch} {entry['torch_form']}" if torch else "", cupy, one,
         ]  # fmt: skip
 
 
@@ -74,9 +81,8 @@ def _waits(time: Entry) -> str:
 
 
 def _small(entry: Entry) -> Iterator[list[str]]:
-    columns = [(system, how) for how in ("host", "graph") for system in ("nbnorm", "CuPy", "PyTorch")][:-1]
     for kind in entry["us"]["nbnorm"]:
-        times = [entry["us"].get(system, {}).get(kind, {}).get(how) for system, how in columns]
+        times = [entry["us"].get(system, {}).get(kind, {}).get(how) for how, system in COLUMNS]
         yield [entry["shape"], entry["dtype"], kind, *(f"{time['median']:.1f}" if time else "" for time in times)]
 
 

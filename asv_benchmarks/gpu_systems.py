@@ -1,4 +1,5 @@
 """What gpu.py measures: the three operations in nbnorm, as a CuPy expression, and in PyTorch, on the same numbers.
+Beside nbnorm as it is, what its one-launch kernels change, which wait for this measurement.
 
 Every operation takes the number of a set (x and dy): a loop over the sets reads memory that no cache holds any more.
 """
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import nbnorm
+from nbnorm._layout import layout_of
 
 PASSES = {"training": 3, "backward": 5, "inference": 2}  # tensors read and written, of which the bytes are counted
 EPS = 1e-5
@@ -97,6 +99,28 @@ def nbnorm_system(cupy: ModuleType, data: Data) -> System:
     return System(operations, lambda result: cupy.asnumpy(result[0]))
 
 
+def one_launch_system(cupy: ModuleType, data: Data) -> System:
+    """nbnorm with plan.ONE_LAUNCH: the operations of this shape and dtype that it changes, which may be none."""
+    from nbnorm._cuda import plan
+
+    def with_one(call: Callable[[int], Any]) -> Callable[[int], Any]:
+        def switched(i: int) -> Any:
+            plan.ONE_LAUNCH = True
+            try:
+                return call(i)
+            finally:
+                plan.ONE_LAUNCH = usual
+
+        return switched
+
+    usual, x, (system, y) = plan.ONE_LAUNCH, data.xs[0], nbnorm_system(cupy, data)
+    cut = plan.cut(layout_of(x, (data.row.axis,)).shape, x.itemsize)
+    plan.ONE_LAUNCH = True
+    changed = [kind for kind, arrays in (("training", 1), ("backward", 2)) if plan.room(cut, x.itemsize, arrays)]
+    plan.ONE_LAUNCH = usual
+    return System({kind: with_one(system[kind]) for kind in changed}, y)
+
+
 def cupy_system(cupy: ModuleType, data: Data) -> System:
     """The formulas as one writes them, sums in float32."""
     xs, dys, n = data.xs, data.dys, data.row.size // data.row.shape[1]
@@ -158,4 +182,4 @@ def torch_system(cupy: ModuleType, data: Data) -> System:
     return System(operations, y)
 
 
-SYSTEMS = {"nbnorm": nbnorm_system, "CuPy": cupy_system, "PyTorch": torch_system}
+SYSTEMS = {"nbnorm": nbnorm_system, "one launch": one_launch_system, "CuPy": cupy_system, "PyTorch": torch_system}

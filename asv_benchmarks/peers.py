@@ -1,117 +1,135 @@
-"""python asv_benchmarks/peers.py: milliseconds per call beside NumPy and, when it is installed, PyTorch.
+"""python asv_benchmarks/peers.py: milliseconds per call beside NumPy, PyTorch, torch.compile and JAX.
 
 Every system runs in a process of its own, one after the other (two OpenMP runtimes in one process disturb each other),
 several rounds of them; a figure is the minimum of many calls, then the median over the rounds. Outputs are fresh in
-every call, float32, 2 threads unless --threads says otherwise. Nothing else should be running: a round says when
-something was. `--python NAME=PATH` runs a system with another interpreter, one that has torch installed, say.
+every call, and given in a second table for those that can. Before it is timed, every operation of every row is
+compared with float64. A system that is not installed is left out, and said so; `--python NAME=PATH` runs one with
+another interpreter. Nothing else should be running: a round says when something was. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
+import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-import numpy as np
-
-ROWS = {  # shape as (N, C, ...), and whether the channels come last in memory
-    "(32, 64, 56, 56)": ((32, 64, 56, 56), False),
-    "(32, 256, 14, 14)": ((32, 256, 14, 14), False),
-    "(8, 64, 112, 112)": ((8, 64, 112, 112), False),
-    "(64, 512, 7, 7)": ((64, 512, 7, 7), False),
-    "(32, 3, 224, 224)": ((32, 3, 224, 224), False),
-    "(2, 32, 64, 64, 64)": ((2, 32, 64, 64, 64), False),
-    "(32, 64, 56, 56) last": ((32, 64, 56, 56), True),
-    "(32, 256, 14, 14) last": ((32, 256, 14, 14), True),
-    "(8, 64, 112, 112) last": ((8, 64, 112, 112), True),
-    "(65536, 64)": ((65536, 64), False),
-    "(4096, 1024)": ((4096, 1024), False),
-    "(128, 512)": ((128, 512), False),
-    "(128, 64)": ((128, 64), False),
-}
-KINDS = ("training", "backward", "inference")
-Calls = dict[str, Callable[[], object]]
+from peers_report import markdown, picture
+from peers_rows import DTYPES, GROUPS, Row, rows
+from peers_systems import SYSTEMS
+from peers_worker import work
 
 
-def data(shape: tuple[int, ...], last: bool) -> tuple[np.ndarray, np.ndarray]:
-    """x and dy, shape (N, C, ...), in the memory order asked for."""
-    rng = np.random.default_rng(0)
-    order = (0, *range(2, len(shape)), 1) if last else tuple(range(len(shape)))
-    arrays = [rng.standard_normal([shape[i] for i in order], dtype=np.float32) for _ in range(2)]
-    x, dy = (array.transpose(np.argsort(order)) for array in arrays)
-    return x, dy
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--shapes", nargs="+", type=rows, default=[rows("usual")], metavar="SHAPE",
+        help=f"of {', '.join(GROUPS)}; or 32x64x56x56, 32x64x56x56:last, :sliced, :transposed",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.2, help="for one figure of one round")
+    parser.add_argument("--quick", action="store_true", help="one round, 0.02 seconds a figure")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a system")
+    parser.add_argument("--json", type=Path, help="save every round")
+    parser.add_argument("--picture", type=Path, help="save a chart of the ratios; needs matplotlib")
+    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.shapes = [row for group in args.shapes for row in group]
+    if args.quick:
+        args.rounds, args.seconds = 1, 0.02
+    if args.worker:
+        for line in work(args.worker, args.shapes, args.dtype, args.seconds, args.threads):
+            print(line, flush=True)
+        return 0
+    results = measure(args)
+    print(markdown(results))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    if args.picture:
+        picture(results, args.picture)
+    return 0 if results["systems"].get("nbnorm") else 1
 
 
-def nbnorm_calls(shape: tuple[int, ...], last: bool) -> Calls:
-    import nbnorm
-
-    x, dy = data(shape, last)
-    state = nbnorm.BatchNormState(shape[1])
-    _, saved = nbnorm.batch_norm_training(x, state)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All rounds, ready for JSON: systems -> row -> operation -> milliseconds in each round."""
+    interpreters = dict(pair.split("=", 1) for pair in args.python)
+    systems: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in args.systems}
+    versions: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for number in range(args.rounds):
+        for name in args.systems:
+            if name in left_out:
+                continue
+            if busy():
+                say(f"round {number}: another process is computing; the figures of {name} suffer")
+            try:
+                for found in answers(name, interpreters.get(name, sys.executable), args):
+                    if "left out" in found:
+                        left_out[f"{name}, {found['row']}"] = found["left out"]
+                        continue
+                    versions[name] = found["version"]
+                    for operation, ms in found["ms"].items():
+                        systems[name].setdefault(found["row"], {}).setdefault(operation, []).append(ms)
+            except RuntimeError as error:
+                systems[name], left_out[name] = {}, str(error)
+                say(f"{name} is left out: {error}")
     return {
-        "training": lambda: nbnorm.batch_norm_training(x, state),
-        "backward": lambda: nbnorm.batch_norm_backward(dy, saved),
-        "inference": lambda: nbnorm.batch_norm_inference(x, state),
+        "date": date.today().isoformat(),
+        "cpu": cpu(),
+        "threads": args.threads,
+        "dtype": args.dtype,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "versions": versions,
+        "rows": [_described(row) for row in args.shapes],
+        "systems": {name: found for name, found in systems.items() if found},
+        "left_out": left_out,
     }
 
 
-def numpy_calls(shape: tuple[int, ...], last: bool) -> Calls:
-    x, dy = data(shape, last)
-    axes = (0, *range(2, len(shape)))
-    n = x.size // shape[1]
-    mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
-    inv_std = 1 / np.sqrt(var + np.float32(1e-5))
-
-    def training() -> object:
-        mean = x.mean(axes, keepdims=True)
-        centred = x - mean
-        return centred * (1 / np.sqrt(np.square(centred).mean(axes, keepdims=True) + np.float32(1e-5)))
-
-    def backward() -> object:
-        x_hat = (x - mean) * inv_std
-        dbeta, dgamma = dy.sum(axes, keepdims=True), (dy * x_hat).sum(axes, keepdims=True)
-        return inv_std * (dy - dbeta / n - x_hat * (dgamma / n))
-
-    return {"training": training, "backward": backward, "inference": lambda: (x - mean) * inv_std}
+def _described(row: Row) -> dict[str, Any]:
+    return {"name": row.name, "shape": row.shape, "order": row.order}
 
 
-def torch_calls(shape: tuple[int, ...], last: bool) -> Calls:
-    import torch
+def answers(name: str, python: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What the process of a system says.
 
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(int(os.environ["NUMBA_NUM_THREADS"]))
-    x, dy = (torch.from_numpy(array) for array in data(shape, last))
-    weight, bias, mean, var = torch.ones(shape[1]), torch.zeros(shape[1]), torch.zeros(shape[1]), torch.ones(shape[1])
-    forward, gradient = torch.native_batch_norm, torch.ops.aten.native_batch_norm_backward
-    _, saved_mean, saved_inv_std = forward(x, weight, bias, mean, var, True, 0.1, 1e-5)
-    every = [True, True, True]
-    return {
-        "training": lambda: forward(x, weight, bias, mean, var, True, 0.1, 1e-5),
-        "backward": lambda: gradient(dy, x, weight, mean, var, saved_mean, saved_inv_std, True, 1e-5, every),
-        "inference": lambda: forward(x, weight, bias, mean, var, False, 0.1, 1e-5),
-    }
+    Raises
+    ------
+    RuntimeError
+        With the last line of the error, when it fails.
+    """
+    threads = str(args.threads)
+    environment = {**os.environ, "NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+    command = [python, __file__, "--worker", name, "--dtype", args.dtype, "--threads", threads]
+    command += ["--seconds", str(args.seconds), "--shapes", *(row.name for row in args.shapes)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    except OSError as error:
+        raise RuntimeError(str(error)) from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line and not line[0].isspace()]
+        raise RuntimeError(next((s for s in lines[::-1] if "Error" in s), f"exit code {done.returncode}"))
+    yield from map(json.loads, done.stdout.splitlines())
 
 
-SYSTEMS = {"nbnorm": nbnorm_calls, "NumPy": numpy_calls, "torch": torch_calls}
-
-
-def best(call: Callable[[], object], seconds: float) -> float:
-    """Milliseconds: the minimum over as many calls as fit into the time, at least 5."""
-    call()
-    lowest, end, calls = math.inf, time.perf_counter() + seconds, 0
-    while calls < 5 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        lowest = min(lowest, time.perf_counter() - start)
-        calls += 1
-    return 1e3 * lowest
+def cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def busy() -> bool:
@@ -124,52 +142,9 @@ def busy() -> bool:
     return user1 + nice1 + system1 - user0 - nice0 - system0 > 2
 
 
-def worker(system: str, rows: list[str], seconds: float) -> Iterator[tuple[str, dict[str, float]]]:
-    for row in rows:
-        yield row, {kind: best(call, seconds) for kind, call in SYSTEMS[system](*ROWS[row]).items()}
-
-
-def main() -> None:
-    """Measure, print Markdown tables, and save every round as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="SHAPE")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=0.2, help="for one figure of one round")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        print(json.dumps(dict(worker(args.worker, args.rows, args.seconds))))
-        return
-    interpreters = dict(pair.split("=", 1) for pair in args.python)
-    threads = str(args.threads)
-    environment = {**os.environ, "NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
-    rounds: dict[str, list[dict[str, dict[str, float]]]] = {system: [] for system in args.systems}
-    for number in range(args.rounds):
-        for system in args.systems:
-            if busy():
-                print(f"round {number}: another process is computing; the figures of {system} suffer", file=sys.stderr)
-            command = [interpreters.get(system, sys.executable), __file__, "--worker", system]
-            command += ["--seconds", str(args.seconds), "--rows", *args.rows]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                print(f"{system} is left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-                continue
-            rounds[system].append(json.loads(done.stdout))
-    measured = {system: found for system, found in rounds.items() if found}
-    if args.json:
-        args.json.write_text(json.dumps(measured, indent=1))
-    peers = [system for system in measured if system != "nbnorm"]
-    for kind in KINDS:
-        print(f"\n| {kind}, ms | {' | '.join(measured)} | best peer / nbnorm |\n|---|{'---|' * (len(measured) + 1)}")
-        for row in args.rows:
-            ms = {system: median(one[row][kind] for one in found) for system, found in measured.items()}
-            ratio = f"{min(ms[peer] for peer in peers) / ms['nbnorm']:.2f}" if peers and "nbnorm" in ms else ""
-            print(f"| {row} | {' | '.join(f'{value:.3g}' for value in ms.values())} | {ratio} |")
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -121,27 +121,29 @@ def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray]
     TypeError, ValueError
         TypeError when it is no array of the backend, ValueError for all else.
     """
-    if not isinstance(out, kernels.Array) or isinstance(out, np.ma.MaskedArray | np.matrix):
+    plain = type(out) is kernels.Array
+    if not plain and (not isinstance(out, kernels.Array) or isinstance(out, np.ma.MaskedArray | np.matrix)):
         expected = f"{kernels.Array.__module__}.{kernels.Array.__qualname__}"
         raise TypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; expected a {expected}")
     if out.shape != x.shape:
         raise ValueError(f"out has shape {_short(out.shape)}; expected that of x, {_short(x.shape)}")
     if out.dtype != x.dtype:
         raise ValueError(f"out has dtype {out.dtype}; expected {x.dtype} in native byte order, as x")
+    flags = out.flags
     if kernels.device(out) != kernels.device(x):
         raise ValueError(f"out is on {kernels.device(out)}; expected {kernels.device(x)}, where x is")
-    if not getattr(out.flags, "writeable", True):
+    if not getattr(flags, "writeable", True):
         raise ValueError("out is read-only; pass a writable array, such as np.empty_like(x)")
-    if not getattr(out.flags, "aligned", True):
+    if not getattr(flags, "aligned", True):
         raise ValueError("out is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
-    if not out.flags.c_contiguous and _overlaps_itself(out):
+    if not flags.c_contiguous and _overlaps_itself(out):
         raise ValueError("out overlaps itself, as a broadcast view does; pass np.empty_like(x)")
-    near = {name: array for name, array in inputs.items() if kernels.xp.may_share_memory(out, array)}
-    same = [name for name, array in near.items() if _is_same(kernels, out, array)]
-    for name, array in near.items():
+    touched = [name for name, array in inputs.items() if kernels.xp.may_share_memory(out, array)]  # bounds only: cheap
+    same = [name for name in touched if _is_same(kernels, out, inputs[name])]
+    for name in touched:
         if name in same and name not in allowed:
             raise ValueError(f"out is {name} itself, which the backward pass needs; pass another array")
-        if not same and _shares(kernels, out, array):
+        if not same and _shares(kernels, out, inputs[name]):
             raise ValueError(f"out overlaps {name} in memory; pass an array of its own")
 
 

@@ -56,6 +56,11 @@ def current(device: str) -> contextlib.AbstractContextManager:
     return library(device).cuda.Device(int(device.partition(":")[2]))
 
 
+def of(array: Any) -> str:
+    """Where an array is."""
+    return f"cuda:{array.device.id}" if hasattr(array, "get") and hasattr(array, "dtype") else "cpu"
+
+
 def host(array: Any) -> Any:
     """A CuPy array as a NumPy array; anything else as NumPy understands it."""
-    return array.get() if hasattr(array, "get") and hasattr(array, "dtype") else np.asarray(array)
+    return np.asarray(array) if of(array) == "cpu" else array.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,7 @@ def kernels_for(name: str, array: Any) -> ModuleType:
     return _cpu
 
 
+@cache  # an import statement takes half a microsecond each time
 def _cuda() -> ModuleType:
     try:
         from nbnorm import _cuda

@@ -33,7 +33,7 @@ def content(state_dict: Mapping[str, Any], prefix: str) -> Content:
         arrays have no dimension, or only one of running_mean and running_var is there.
     """
     found = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
-    device = next((f"cuda:{array.device.id}" for array in found.values() if hasattr(array, "get")), "cpu")
+    device = max(map(_device.of, found.values()), default="cpu")  # a GPU, if one is among them
     arrays = {name: _device.host(found.pop(key)) for name, key in NAMES.items() if key in found}
     counters = [int(found.pop(key, 0)) for key in COUNTERS]
     if found:

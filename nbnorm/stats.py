@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _device
 from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, merge
 from nbnorm._layout import Axis, layout_of
@@ -99,7 +98,7 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     Raises
     ------
     TypeError
-        When there is no argument, or one is not a BatchStats.
+        When there is no argument, one is not a BatchStats, or two are on different devices.
     ValueError
         When the numbers of channels differ.
 
@@ -120,17 +119,18 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     for i, one in enumerate(stats):
         if not isinstance(one, BatchStats):
             raise TypeError(f"argument {i} is a {type(one).__qualname__}; expected a BatchStats")
-    on_gpu = [hasattr(one.mean, "get") for one in stats]
-    if any(on_gpu) and not all(on_gpu):
-        raise TypeError("some arguments are on the CPU and some on a GPU; move them with cupy.asnumpy or cupy.asarray")
-    if not any(on_gpu):
+    device, *others = dict.fromkeys(_device.of(one.mean) for one in stats)
+    if others:
+        raise TypeError(
+            f"some arguments are on {device} and some on {others[0]}; move them with cupy.asnumpy or cupy.asarray"
+        )
+    if device == "cpu":
         stats = tuple(BatchStats(*(np.array(part, np.float64) for part in one)) for one in stats)
     total: tuple[Any, ...] = stats[0]
     for i, one in enumerate(stats):
         if one.mean.shape != stats[0].mean.shape or one.m2.shape != stats[0].mean.shape:
             raise ValueError(f"argument {i} has channels of shape {one.mean.shape}, argument 0 {stats[0].mean.shape}")
-    device: Any = stats[0].mean.device if any(on_gpu) else contextlib.nullcontext()
-    with device:
+    with _device.current(device):
         for one in stats[1:]:
             total = _merge(*total, *one)
-        return BatchStats(*(part.copy() if any(on_gpu) else np.asarray(part) for part in total))
+        return BatchStats(*(np.asarray(part) if device == "cpu" else part.copy() for part in total))

@@ -23,10 +23,11 @@ def _use_a_kernel_cache_of_these_sources():
 
 _use_a_kernel_cache_of_these_sources()
 
-pytest.register_assert_rewrite("common", "hostile", "tolerance")
+pytest.register_assert_rewrite("common", "hostile", "launches", "tolerance")
 
 import numpy as np  # noqa: E402
 from common import random_state, sample  # noqa: E402
+from launches import cupy, started  # noqa: E402, F401  fixtures
 from tolerance import DTYPES  # noqa: E402
 
 import nbnorm  # noqa: E402

@@ -12,73 +12,13 @@ from pathlib import Path
 import fake_cupy
 import numpy as np
 import pytest
+from launches import arguments, step
 from tolerance import dtype_of
 
 import nbnorm
 from nbnorm import _cpu
 
 pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
-
-
-@pytest.fixture
-def cupy(monkeypatch):
-    """The stand-in, also where the real one is installed: these tests start nothing."""
-    made = fake_cupy.install()
-    for name in [name for name in sys.modules if name == "nbnorm._cuda" or name.startswith("nbnorm._cuda.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("nbnorm._cuda", raising=False)
-    monkeypatch.setitem(sys.modules, "cupy", made)
-    return made
-
-
-@pytest.fixture
-def started(cupy, monkeypatch):
-    """Every launch that would have been: (kernel, grid, block, stream, arguments as the signature has them)."""
-    from nbnorm._cuda import apply, finalize, launch, reduce
-
-    log = []
-
-    class Recorder:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def compile(self, signature):
-            return self.kernel, signature
-
-    def starter(compiled):
-        kernel, signature = compiled
-
-        def start(stream, grid, block, *values):
-            assert len(values) == len(signature)
-            log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, stream=stream, values=values,
-                                             signature=signature))  # fmt: skip
-
-        return start
-
-    for module in (reduce, finalize, apply):
-        for name, kernel in vars(module).items():
-            if isinstance(kernel, launch.Kernel):
-                monkeypatch.setattr(kernel, "dispatcher", Recorder(name))
-                monkeypatch.setattr(kernel, "ready", {})
-    monkeypatch.setattr(launch, "_starter", starter)
-    return log
-
-
-def arguments(one):
-    """By the names of the kernel's parameters."""
-    from nbnorm._cuda import apply, finalize, reduce
-
-    kernel = next(vars(m)[one.kernel] for m in (reduce, finalize, apply) if one.kernel in vars(m))
-    return dict(zip(inspect.signature(kernel.body).parameters, one.values, strict=True))
-
-
-def step(cupy, shape, dtype="float32", **options):
-    x, dy = (cupy.asarray(np.ones(shape, dtype)) for _ in range(2))
-    state = nbnorm.BatchNormState(shape[1], device="cuda", **options)
-    y, saved = nbnorm.batch_norm_training(x, state)
-    gradients = nbnorm.batch_norm_backward(dy, saved)
-    nbnorm.batch_norm_inference(x, state)
-    return x, dy, state, y, saved, gradients
 
 
 def test_segments_take_two_launches_each_way_and_one_for_the_running_statistics(cupy, started):
@@ -95,6 +35,52 @@ def test_columns_take_three_and_so_do_their_gradients(cupy, started):
         "reduce_columns", "finalize", "apply_columns", "commit_batch", "reduce_columns", "finalize_gradient",
         "apply_columns", "running_columns",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def one_launch(started, monkeypatch):
+    from nbnorm._cuda import plan
+
+    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
+
+
+@pytest.mark.usefixtures("one_launch")
+def test_one_launch_has_room_for_a_channel_or_is_not_used(cupy, started):
+    """47 KiB with 4 KiB of sums: 11,008 float32 values of x, 5,504 of x and dy."""
+    fused, split = ["fused_segments"], ["reduce_segments", "normalize_segments"]
+    fused_backward, split_backward = ["fused_gradient_segments"], ["reduce_segments", "gradient_segments"]
+    for values, dtype, forward, backward in (
+        (5_504, "float32", fused, fused_backward),
+        (5_508, "float32", fused, split_backward),
+        (11_008, "float32", fused, split_backward),
+        (11_012, "float32", split, split_backward),
+        (11_008, "float16", fused, fused_backward),
+        (5_504, "float64", fused, split_backward),
+        (9_001, "float32", split, split_backward),  # single values, of which one block gets at most 4,095
+    ):
+        started.clear()
+        step(cupy, (1, 3, values), dtype)
+        assert [one.kernel for one in started] == [*forward, "commit_batch", *backward, "running_segments"]
+        size = values * np.dtype(dtype).itemsize
+        rooms = {"fused_segments": size, "fused_gradient_segments": 2 * size}
+        assert [one.room for one in started] == [rooms.get(one.kernel, 0) for one in started]
+    started.clear()
+    step(cupy, (500, 16))
+    assert not any("fused" in one.kernel for one in started)
+
+
+@pytest.mark.usefixtures("one_launch")
+def test_pointers_of_the_one_launch_are_those_of_the_arrays(cupy, started):
+    x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
+    forward, _, backward, _ = started
+    assert [one.grid for one in (forward, backward)] == [(16, 1)] * 2
+    at = {"x": x, "dy": dy, "y": y, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
+          "dx": gradients.dx, "dgamma": gradients.dgamma, "dbeta": gradients.dbeta}  # fmt: skip
+    for one, names in ((forward, "x y stats gamma beta"), (backward, "x dy dx stats dgamma dbeta")):
+        found = arguments(one)
+        assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
+        assert (found["count"], found["per"], found["P"]) == (800.0, 200, 1)
+    assert arguments(forward)["eps"] == state.eps
 
 
 def test_pointers_are_those_of_the_arrays(cupy, started):
@@ -117,8 +103,12 @@ def test_pointers_are_those_of_the_arrays(cupy, started):
     assert (commit["count"], commit["momentum"]) == (800.0, 0.1)
 
 
-def test_numbers_have_the_width_that_the_signature_says(cupy, started):
+def test_numbers_have_the_width_that_the_signature_says(cupy, started, monkeypatch):
     """cuda.core passes an int in 8 bytes and a float as a double; a parameter of another size would read garbage."""
+    from nbnorm._cuda import plan
+
+    step(cupy, (8, 16, 10, 10))
+    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
     step(cupy, (8, 16, 10, 10))
     step(cupy, (500, 16), momentum=None)
     for one in started:
@@ -161,6 +151,25 @@ def test_the_current_stream_is_used(cupy, started, monkeypatch):
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: types.SimpleNamespace(ptr=77, is_capturing=bool))
     step(cupy, (8, 16, 10, 10))
     assert {one.stream for one in started} == {77}
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
+def test_kernels_of_a_device_run_there_and_on_its_stream(cupy, started, shape):
+    """Whatever is current: kernels are loaded for each device, and launched on the current stream of theirs."""
+    cupy.cuda.streams[:] = [types.SimpleNamespace(ptr=70 + number, is_capturing=bool) for number in range(2)]
+    loaded = []
+    for number in (0, 1, 0):
+        started.clear()
+        with cupy.cuda.Device(number):
+            x, dy = (cupy.asarray(np.ones(shape, np.float32)) for _ in range(2))
+        state = nbnorm.BatchNormState(16, device=f"cuda:{number}")
+        _, saved = nbnorm.batch_norm_training(x, state)
+        nbnorm.batch_norm_backward(dy, saved)
+        nbnorm.batch_norm_inference(x, state)
+        assert {(one.device, one.stream) for one in started} == {(number, 70 + number)}
+        loaded.append([one.loaded_for for one in started])
+        assert cupy.cuda.runtime.getDevice() == 0
+    assert [set(numbers) for numbers in loaded] == [{0}, {1}, {0}]
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
@@ -207,9 +216,9 @@ def test_numbas_own_launch_is_given_what_it_takes(cupy, monkeypatch):
 
     log = []
     compiled = types.SimpleNamespace(launch=lambda *args, **kwargs: log.append((args, kwargs)))
-    launch._starter(compiled)(77, (3, 2), 64, 1, 2.0)
+    launch._starter(compiled)(77, (3, 2), 64, 512, 1, 2.0)
     (((values, grid, block), options),) = log
-    assert (values, grid, block) == ((1, 2.0), (3, 2, 1), (64, 1, 1))
+    assert (values, grid, block, options["sharedmem"]) == ((1, 2.0), (3, 2, 1), (64, 1, 1), 512)
     assert int(options["stream"].handle) == 77
 
 

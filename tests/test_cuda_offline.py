@@ -30,6 +30,8 @@ KERNELS = {
     "apply.apply_segments of two": (("X", "X", "X", F64), [1] * 6),
     "apply.apply_columns": (("X", None, "X", F64), [1] * 9),
     "apply.apply_columns of two": (("X", "X", "X", F64), [1] * 9),
+    "fused.fused_segments": (("X", "X", F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "fused.fused_gradient_segments": (("X", "X", "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_columns": (("X", "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
 }
 OTHERS = {
@@ -55,10 +57,10 @@ def compile_for():
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba.cuda import dispatcher
 
-    from nbnorm._cuda import apply, combine, finalize, reduce
+    from nbnorm._cuda import apply, combine, finalize, fused, reduce
     from nbnorm._cuda.launch import cuda
 
-    modules = {"reduce": reduce, "finalize": finalize, "apply": apply, "combine": combine}
+    modules = {"reduce": reduce, "finalize": finalize, "apply": apply, "combine": combine, "fused": fused}
 
     def compiled(name, memory, cc):
         arrays, numbers = {**KERNELS, **OTHERS}[name]
@@ -85,6 +87,11 @@ def bytes_of(what, log):
     return sum(int(n) for n in re.findall(rf"(\d+) bytes {what}", log))
 
 
+def wide(ptx, access):
+    """How many instructions move 16 bytes."""
+    return len(re.findall(rf"{re.escape(access)}\S*\.(?:v4\.[fbu]32|v2\.[fbu]64)", ptx))
+
+
 def check_resources(compile_for, name, memory, cc):
     ptx, log = compile_for(name, memory, cc)
     assert int(re.search(r"Used (\d+) registers", log)[1]) <= REGISTERS
@@ -107,14 +114,15 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
     ptx = check_resources(compile_for, name, memory, cc)
     packs = KERNELS[name][0].count("X")
     written = 0 if name.startswith("reduce") else min(packs, 1)
-    loads, stores = (
-        len(re.findall(rf"{access}\.global\S*\.(?:v4\.[fbu]32|v2\.[fbu]64)", ptx)) for access in ("ld", "st")
-    )
+    loads, stores = wide(ptx, "ld.global"), wide(ptx, "st.global")
     # Four packs in flight and one behind, or two and one of each of two arrays.
     inputs = packs - written
     wanted = {0: 0, 1: 5, 2: 6}[inputs]
     assert loads >= wanted
     assert stores >= {0: 0, 1: 5, 2: 3}[inputs] * written
+    if name.startswith("fused"):  # all that is read is kept on the chip, and the map reads it there
+        assert wide(ptx, "st.shared") == loads
+        assert wide(ptx, "ld.shared") >= wanted
 
 
 @pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])

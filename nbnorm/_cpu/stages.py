@@ -169,7 +169,7 @@ def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coe
     workers, streaming = workers_for(traffic), plan.streams(traffic)
     if not x.size:  # a shard without values, which needs statistics all the same
         return
-    if S >= plan.SHORT:
+    if S >= plan.SHORT or (S > plan.LANES and not streaming):  # the map of a value is the same either way
         apply_segments(workers, x, dy, y, stats, coef, N, C, S, streaming)
     else:
         K = plan.columns(N, C, S).map_K

@@ -40,8 +40,14 @@ def image(x, dy, k, scale, shift, a, h):
 
 
 @routine
-def map_segments(x, dy, y, c, p, t, T, N, C, SV, per, k, scale, shift, a, h):
-    """Part p of channel c, cut as in reduce_segments."""
+def recall(x, at, room, j):
+    """Pack `at` in memory, or from where reduce.py kept it."""
+    return load(x, at) if room is None else load(room, j)
+
+
+@routine
+def map_segments(x, dy, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale, shift, a, h):
+    """Part p of channel c, cut as in segment_sums."""
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
     if dy is None:
@@ -50,7 +56,8 @@ def map_segments(x, dy, y, c, p, t, T, N, C, SV, per, k, scale, shift, a, h):
             a1, n, i = following(n, i, dn, di, c, C, SV)
             a2, n, i = following(n, i, dn, di, c, C, SV)
             a3, n, i = following(n, i, dn, di, c, C, SV)
-            x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
+            x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
+            x2, x3 = recall(x, a2, x_room, j + 2 * T), recall(x, a3, x_room, j + 3 * T)
             store(y, a0, image(x0, None, k, scale, shift, a, h))
             store(y, a1, image(x1, None, k, scale, shift, a, h))
             store(y, a2, image(x2, None, k, scale, shift, a, h))
@@ -60,13 +67,14 @@ def map_segments(x, dy, y, c, p, t, T, N, C, SV, per, k, scale, shift, a, h):
         while j + T < end:
             a0, n, i = following(n, i, dn, di, c, C, SV)
             a1, n, i = following(n, i, dn, di, c, C, SV)
-            x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
+            x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
+            dy0, dy1 = recall(dy, a0, dy_room, j), recall(dy, a1, dy_room, j + T)
             store(y, a0, image(x0, dy0, k, scale, shift, a, h))
             store(y, a1, image(x1, dy1, k, scale, shift, a, h))
             j += 2 * T
     while j < end:
         a0, n, i = following(n, i, dn, di, c, C, SV)
-        store(y, a0, image(load(x, a0), load(dy, a0), k, scale, shift, a, h))
+        store(y, a0, image(recall(x, a0, x_room, j), recall(dy, a0, dy_room, j), k, scale, shift, a, h))
         j += T
 
 
@@ -77,7 +85,7 @@ def normalize_segments(x, y, parts, stats, gamma, beta, N, C, S, SV, per, P, cou
     shared = cuda.shared.array(PAIRS, float64)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     k, scale, shift = finalize_forward(s, q, c, C, p == 0 and t == 0, stats, gamma, beta, eps, count)
-    map_segments(x, None, y, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+    map_segments(x, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
 
 
 @Kernel
@@ -89,7 +97,7 @@ def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, 
     k, scale, shift, a, h = finalize_backward(
         s, q, c, C, p == 0 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
     )
-    map_segments(x, dy, dx, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
+    map_segments(x, dy, dx, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
 
 
 @Kernel
@@ -97,7 +105,7 @@ def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, e
     """Block (c, p) with the running statistics."""
     c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
-    map_segments(x, None, y, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+    map_segments(x, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
 
 
 @Kernel
@@ -108,7 +116,7 @@ def apply_segments(x, dy, y, coef, N, C, S, SV, per, P):
     a, h = 0.0, 0.0
     if dy is not None:
         a, h = coef[A * C + c], coef[H * C + c]
-    map_segments(x, dy, y, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
+    map_segments(x, dy, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
 
 
 # ---- columns

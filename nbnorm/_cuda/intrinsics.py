@@ -16,10 +16,12 @@ from llvmlite import ir
 
 from nbnorm import _formulas
 from nbnorm._cuda.launch import extending, types
+from nbnorm._cuda.plan import ACCESS
 from nbnorm._floats import DOUBLE, I16, I32, MEMORY, narrow, widen
 
 intrinsic, overload = extending.intrinsic, extending.overload
 routine = extending.register_jitable(forceinline=True)
+SHARED = 3  # LLVM's address space
 
 
 class Pack(types.Type):
@@ -247,6 +249,23 @@ def put(typingctx, packs, i, value):
         return context.get_dummy_value()
 
     return types.void(packs, types.int64, types.float64), emit
+
+
+@intrinsic
+def room(typingctx, packs, first):
+    """Pack `first` of the block's dynamic shared memory, of the kind of `packs`."""
+
+    def emit(context, builder, sig, args):
+        name = "dynamic_shared_memory"
+        memory = builder.module.globals.get(name)
+        if memory is None:
+            memory = ir.GlobalVariable(builder.module, ir.ArrayType(ir.IntType(8), 0), name, addrspace=SHARED)
+            memory.linkage, memory.align = "external", ACCESS
+        kind = context.get_value_type(packs)
+        generic = builder.addrspacecast(memory, ir.IntType(8).as_pointer())
+        return builder.gep(builder.bitcast(generic, kind), [args[1]])
+
+    return packs(packs, types.int64), emit
 
 
 @intrinsic

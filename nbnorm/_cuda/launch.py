@@ -54,17 +54,23 @@ class Kernel:
         self.dispatcher = _dispatcher(body)
         self.ready: dict[tuple, Any] = {}
 
-    def __call__(self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any) -> None:
-        """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers."""
+    def __call__(
+        self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any, room: int = 0
+    ) -> None:  # fmt: skip
+        """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers.
+
+        `room` is in bytes the dynamic shared memory of a block.
+        """
         if SIMULATED:
-            self.dispatcher[grid, block](*_simulated(kinds, values))
+            self.dispatcher[grid, block, 0, room](*_simulated(kinds, values))
             return
-        key = kinds, _device()
+        cupy_cuda = sys.modules["cupy"].cuda
+        key = kinds, cupy_cuda.runtime.getDevice()
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
             start = self.ready[key] = _starter(compiled)
-        start(_stream(), grid, block, *values)
+        start(cupy_cuda.get_current_stream().ptr, grid, block, room, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
         """Numba's types of the arguments."""
@@ -73,15 +79,17 @@ class Kernel:
 
 
 def _starter(compiled: Any) -> Callable[..., None]:
-    """A function (stream, grid, block, *values) that starts a compiled kernel."""
+    """A function (stream, grid, block, room, *values) that starts a compiled kernel."""
     kernel = _loaded(compiled)
     if kernel is None:
-        return lambda stream, grid, block, *values: compiled.launch(
-            values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream)
+        return lambda stream, grid, block, room, *values: compiled.launch(
+            values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream), sharedmem=room
         )
     from cuda.core import launch
 
-    return lambda stream, grid, block, *values: launch(_stream_of(stream), _configuration(grid, block), kernel, *values)
+    return lambda stream, grid, block, room, *values: launch(
+        _stream_of(stream), _configuration(grid, block, room), kernel, *values
+    )
 
 
 @lru_cache(256)
@@ -92,10 +100,10 @@ def _stream_of(handle: int) -> Any:
 
 
 @lru_cache(1024)
-def _configuration(grid: tuple[int, int], block: int) -> Any:
+def _configuration(grid: tuple[int, int], block: int, room: int) -> Any:
     from cuda.core import LaunchConfig
 
-    return LaunchConfig(grid=grid, block=block)
+    return LaunchConfig(grid=grid, block=block, shmem_size=room)
 
 
 def _loaded(compiled: Any) -> Any:
@@ -140,17 +148,7 @@ def _pointer_type(kind: Kind) -> Any:
     return types.CPointer(Pack(getattr(types, dtype), lanes))
 
 
-# ---- CuPy: the stream, the device, the memory
-
-
-def _stream() -> int:
-    """Handle of CuPy's current stream."""
-    return sys.modules["cupy"].cuda.get_current_stream().ptr
-
-
-def _device() -> int:
-    """Number of CuPy's current device."""
-    return sys.modules["cupy"].cuda.runtime.getDevice()
+# ---- CuPy: processes, the memory
 
 
 def refuse_after_fork() -> None:
@@ -174,13 +172,11 @@ if hasattr(os, "register_at_fork"):  # this module is imported by the first call
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def pointer(array: Any, offset: int = 0) -> Any:
-    """What a kernel gets for an array, from element `offset` on; memory order is all that counts."""
-    if array is None:
-        return None if SIMULATED else 0
+def pointer(array: Any) -> Any:
+    """What a kernel gets for an array; memory order is all that counts."""
     if SIMULATED:
-        return _flat(array)[offset:]
-    return array.data.ptr + offset * array.itemsize
+        return None if array is None else _flat(array)
+    return 0 if array is None else array.data.ptr
 
 
 def _flat(array: Any) -> Any:

@@ -16,12 +16,16 @@ STEPS = 8  # packs a thread should meet at least, so that what a block does once
 ACCESS = 16  # bytes of the widest memory access
 SHORT = 64  # segments shorter than this are treated as columns
 WARP = 32  # packs beside each other in a block's row, at most
+ONE_LAUNCH = False  # whether fused.py is used: off until it has been measured faster on a GPU
 
 # Shared memory, in float64.
 PAIRS = 2 * THREADS  # two sums of every thread
 WIDTH = 8 * WARP  # one number for every column of a block; a pack has at most 8 values
 TABLES = 5 * WIDTH
 VALUES = 8 * THREADS  # one for every lane of every thread
+
+# Bytes beside the sums: every GPU gives a block 48 KiB without being asked, and some need one of them themselves.
+ROOM = (47 << 10) - 8 * PAIRS
 
 
 class Cut(NamedTuple):
@@ -41,6 +45,15 @@ class Cut(NamedTuple):
     run: int  # sums of a channel that lie together
     copies: int  # of such runs
     finalize_threads: int  # of the block that finalizes a channel; a power of two
+
+
+def room(cut: Cut, itemsize: int, arrays: int) -> int:
+    """Bytes of shared memory that keep the packs of a channel of so many arrays, for one launch; 0 for several."""
+    if not ONE_LAUNCH or not cut.segments or cut.grid[1] > 1:
+        return 0
+    per = cut.numbers[4]
+    size = arrays * per * cut.lanes * itemsize
+    return size if size <= ROOM else 0
 
 
 def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:

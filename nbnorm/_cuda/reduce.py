@@ -16,7 +16,7 @@ from numba import float64
 
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
-from nbnorm._cuda.vector import element, fold, lanes, load, load_table, routine, store_table, zeros
+from nbnorm._cuda.vector import element, fold, lanes, load, load_table, routine, store, store_table, zeros
 from nbnorm._formulas import ORIGIN, accumulate, median, sample_index
 
 
@@ -101,12 +101,19 @@ def following(n, i, dn, di, c, C, SV):
     return at, n, i
 
 
-@Kernel
-def reduce_segments(x, dy, stats, parts, N, C, S, SV, per, P, centred):
-    """Block (c, p): packs p*per to (p + 1)*per of channel c."""
-    c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
-    shared = cuda.shared.array(PAIRS, float64)
-    k, h = origins(x, dy, centred, c, N, C, S, stats)
+@routine
+def add_and_keep(s, q, x, dy, k, h, x_room, dy_room, j):
+    """`add`; what has a room (fused.py) is kept there, as pack j."""
+    if x_room is not None:
+        store(x_room, j, x)
+    if dy_room is not None:
+        store(dy_room, j, dy)
+    return add(s, q, x, dy, k, h)
+
+
+@routine
+def segment_sums(x, dy, x_room, dy_room, c, p, t, T, N, C, SV, per, k, h):
+    """Packs p*per to (p + 1)*per of channel c: the sums of thread t."""
     s, q = zeros(x), zeros(x)
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
@@ -117,24 +124,34 @@ def reduce_segments(x, dy, stats, parts, N, C, S, SV, per, P, centred):
             a2, n, i = following(n, i, dn, di, c, C, SV)
             a3, n, i = following(n, i, dn, di, c, C, SV)
             x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
-            s, q = add(s, q, x0, None, k, h)
-            s, q = add(s, q, x1, None, k, h)
-            s, q = add(s, q, x2, None, k, h)
-            s, q = add(s, q, x3, None, k, h)
+            s, q = add_and_keep(s, q, x0, None, k, h, x_room, None, j)
+            s, q = add_and_keep(s, q, x1, None, k, h, x_room, None, j + T)
+            s, q = add_and_keep(s, q, x2, None, k, h, x_room, None, j + 2 * T)
+            s, q = add_and_keep(s, q, x3, None, k, h, x_room, None, j + 3 * T)
             j += 4 * T
     else:
         while j + T < end:
             a0, n, i = following(n, i, dn, di, c, C, SV)
             a1, n, i = following(n, i, dn, di, c, C, SV)
             x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
-            s, q = add(s, q, x0, dy0, k, h)
-            s, q = add(s, q, x1, dy1, k, h)
+            s, q = add_and_keep(s, q, x0, dy0, k, h, x_room, dy_room, j)
+            s, q = add_and_keep(s, q, x1, dy1, k, h, x_room, dy_room, j + T)
             j += 2 * T
     while j < end:
         a0, n, i = following(n, i, dn, di, c, C, SV)
-        s, q = add(s, q, load(x, a0), load(dy, a0), k, h)
+        s, q = add_and_keep(s, q, load(x, a0), load(dy, a0), k, h, x_room, dy_room, j)
         j += T
-    total_s, total_q = block_sums(fold(s), fold(q), shared, t, T)
+    return fold(s), fold(q)
+
+
+@Kernel
+def reduce_segments(x, dy, stats, parts, N, C, S, SV, per, P, centred):
+    """Block (c, p): part p of channel c."""
+    c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(PAIRS, float64)
+    k, h = origins(x, dy, centred, c, N, C, S, stats)
+    s, q = segment_sums(x, dy, None, None, c, p, t, T, N, C, SV, per, k, h)
+    total_s, total_q = block_sums(s, q, shared, t, T)
     if t == 0:
         parts[2 * (c * P + p)] = total_s
         parts[2 * (c * P + p) + 1] = total_q

@@ -77,6 +77,12 @@ def put(packs: Packs, i: int, value: float) -> None:
     packs.values[i : i + 1] = _narrow(np.array([value]), packs.values.dtype)
 
 
+def room(packs: Packs, first: int) -> Packs:
+    from nbnorm._cuda.launch import cuda  # which imports this module
+
+    return Packs(cuda.shared.array(0, packs.values.dtype)[first * packs.lanes :], packs.lanes)
+
+
 def load_table(table: NDArray[np.float64], i: int, packs: Packs) -> NDArray[np.float64]:
     return np.array([table[i + lane] for lane in range(packs.lanes)])
 

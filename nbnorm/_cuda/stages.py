@@ -19,6 +19,7 @@ from nbnorm._cuda.apply import (
 )
 from nbnorm._cuda.combine import finalize_given
 from nbnorm._cuda.finalize import POOLED, ROWS, commit_batch, finalize, finalize_gradient
+from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
 from nbnorm._cuda.launch import Kind, pointer
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
@@ -36,6 +37,12 @@ def training_forward(
     """y and stats from x: reduce, finalize, apply."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
+    if room := plan.room(cut, x.itemsize, arrays=1):
+        fused_segments(
+            cut.grid, cut.threads, (pack, pack, F64, _kind(gamma), _kind(beta)),
+            pointer(x), pointer(y), pointer(stats), pointer(gamma), pointer(beta), *cut.numbers, count, eps, room=room,
+        )  # fmt: skip
+        return
     parts = _reduce(cut, pack, x, None, stats)
     if cut.segments:
         normalize_segments(
@@ -74,7 +81,7 @@ def running_forward(
     if stats is not None and not x.size:  # a shard without values, whose statistics are needed all the same
         stats[ORIGIN], stats[DEVIATION], stats[M2] = running.mean.reshape(-1), 0.0, running.var.reshape(-1)
         finalize_given(
-            (shape[1], 1), 1, (F64, _kind(gamma), _kind(beta), F64),
+            (max(1, shape[1]), 1), 1, (F64, _kind(gamma), _kind(beta), F64),
             pointer(stats), pointer(gamma), pointer(beta), pointer(scratch(ROWS * shape[1])), shape[1], 1.0, eps,
         )  # fmt: skip
         return
@@ -91,6 +98,13 @@ def backward(dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma:
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
+    if room := plan.room(cut, x.itemsize, arrays=2):
+        fused_gradient_segments(
+            cut.grid, cut.threads, (pack, pack, pack, F64, _kind(dgamma), _kind(dbeta)),
+            pointer(x), pointer(dy), pointer(dx), pointer(stats), pointer(dgamma), pointer(dbeta),
+            *cut.numbers, count, room=room,
+        )  # fmt: skip
+        return
     parts = _reduce(cut, pack, x, dy, stats)
     if cut.segments:
         gradient_segments(

@@ -3,32 +3,12 @@
 from nbnorm._cuda.launch import SIMULATED
 
 if SIMULATED:
-    from nbnorm._cuda.simulator import (
-        element,
-        fold,
-        lanes,
-        load,
-        load_table,
-        put,
-        routine,
-        store,
-        store_table,
-        zeros,
-    )  # fmt: skip
+    from nbnorm._cuda import simulator as target
 else:
-    from nbnorm._cuda.intrinsics import (
-        element,
-        fold,
-        lanes,
-        load,
-        load_table,
-        put,
-        routine,
-        store,
-        store_table,
-        zeros,
-    )  # fmt: skip
+    from nbnorm._cuda import intrinsics as target  # type: ignore[no-redef]
 
-__all__ = [
-    "element", "fold", "lanes", "load", "load_table", "put", "routine", "store", "store_table", "zeros",
-]  # fmt: skip
+routine = target.routine
+element, put = target.element, target.put
+fold, lanes, zeros = target.fold, target.lanes, target.zeros
+load, store, room = target.load, target.store, target.room
+load_table, store_table = target.load_table, target.store_table

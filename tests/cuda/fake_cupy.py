@@ -11,15 +11,38 @@ import types
 import numpy as np
 
 
+class Device:
+    """A number, and inside `with` the current device."""
+
+    count = 2
+    current = 0
+
+    def __init__(self, number=None):
+        self.id = Device.current if number is None else number
+        self.before = []
+
+    def __enter__(self):
+        self.before.append(Device.current)
+        Device.current = self.id
+        return self
+
+    def __exit__(self, *error):
+        Device.current = self.before.pop()
+
+
 class _Memory:
     def __init__(self, array):
         self.ptr, self.device_id = array.__array_interface__["data"][0], array.device_number
 
 
 class ndarray(np.ndarray):
-    """Like `cupy.ndarray`: no flags but contiguity, `get`, `data.ptr`; refuses to become a NumPy array by itself."""
+    """Like `cupy.ndarray`: no flags but contiguity, `get`, `data.ptr`; refuses to become a NumPy array by itself.
 
-    device_number = 0
+    It lives on the device that was current when it was made. Only views, `get` and copies work from another one.
+    """
+
+    def __array_finalize__(self, base):
+        self.device_number = base.device_number if isinstance(base, ndarray) else Device.current
 
     @property
     def data(self):
@@ -37,37 +60,60 @@ class ndarray(np.ndarray):
     def get(self):
         return np.array(self.view(np.ndarray), order="C")
 
+    def copy(self, order="C"):
+        """On the current device."""
+        return _at_a_boundary(_plain(self).copy(order))
+
     def __array_function__(self, function, kinds, args, kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         out = kwargs.pop("out", ())
-        plain = [a.view(np.ndarray) if isinstance(a, ndarray) else a for a in inputs]
         if any(isinstance(a, np.ndarray) and not isinstance(a, ndarray) and a.ndim for a in inputs):
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
         if out:
-            kwargs["out"] = tuple(a.view(np.ndarray) for a in out)
-        result = np.asarray(getattr(ufunc, method)(*plain, **kwargs)).view(ndarray)
+            kwargs["out"] = tuple(map(_here, out))
+        result = np.asarray(getattr(ufunc, method)(*map(_here, inputs), **kwargs)).view(ndarray)
         return out[0] if out else result
 
     def __getitem__(self, index):
-        return np.asarray(self.view(np.ndarray)[index]).view(ndarray)
+        return _view(_plain(self)[index], self)
 
     def __setitem__(self, index, value):
         if isinstance(value, np.ndarray) and not isinstance(value, ndarray):
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-        self.view(np.ndarray)[index] = value.view(np.ndarray) if isinstance(value, ndarray) else value
+        _here(self)[index] = _here(value)
 
 
-def _made(function):
+def _view(values, array):
+    """Values of an array, where it is."""
+    found = np.asarray(values).view(ndarray)
+    found.device_number = array.device_number
+    return found
+
+
+def _plain(value):
+    """For NumPy."""
+    return value.view(np.ndarray) if isinstance(value, ndarray) else value
+
+
+def _here(value):
+    """For NumPy, if a kernel of the current device may use it."""
+    if isinstance(value, ndarray) and value.device_number != Device.current:
+        raise ValueError(f"The device where the array resides ({value.device_number}) is different from the current")
+    return _plain(value)
+
+
+def _made(function, use=_here):
     def make(*args, **kwargs):
-        if function is np.asarray and isinstance(args[0], ndarray):
-            return args[0]
-        args = [a.view(np.ndarray) if isinstance(a, np.ndarray) else a for a in args]
-        result = np.asarray(function(*args, **kwargs)).view(ndarray)
-        return _at_a_boundary(result)
+        return _at_a_boundary(np.asarray(function(*map(use, args), **kwargs)).view(ndarray))
 
     return make
+
+
+def _asarray(value, *args):
+    same = isinstance(value, ndarray) and value.device_number == Device.current and not args
+    return value if same else _made(np.asarray, _plain)(value, *args)
 
 
 def _at_a_boundary(array):
@@ -80,30 +126,23 @@ def _at_a_boundary(array):
     return copy.view(ndarray)
 
 
-class Device:
-    def __init__(self, number):
-        self.id = number
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-
 def install():
     """Make `import cupy` give this."""
     cupy = types.ModuleType("cupy")
     ndarray.__module__ = "cupy"
-    for name in ("empty", "zeros", "ones", "full", "empty_like", "asarray", "array", "sqrt"):
+    for name in ("empty", "zeros", "ones", "full", "sqrt"):
         setattr(cupy, name, _made(getattr(np, name)))
-    cupy.broadcast_to = lambda array, shape: np.broadcast_to(array.view(np.ndarray), shape).view(ndarray)
-    cupy.concatenate = lambda arrays, axis: _made(np.concatenate)([a.view(np.ndarray) for a in arrays], axis)
+    cupy.empty_like, cupy.array, cupy.asarray = _made(np.empty_like, _plain), _made(np.array, _plain), _asarray
+    cupy.broadcast_to = lambda array, shape: _view(np.broadcast_to(_plain(array), shape), array)
+    cupy.concatenate = lambda arrays, axis: _made(np.concatenate)([*map(_here, arrays)], axis)
     cupy.may_share_memory = lambda a, b: np.may_share_memory(a.view(np.ndarray), b.view(np.ndarray))
     cupy.ndarray = ndarray
     cupy.asnumpy = lambda array: array.get()
-    runtime = types.SimpleNamespace(getDevice=lambda: 0, getDeviceCount=lambda: 2)
-    stream = types.SimpleNamespace(ptr=0)
-    cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream)
+    Device.current = 0
+    runtime = types.SimpleNamespace(getDevice=lambda: Device.current, getDeviceCount=lambda: Device.count)
+    streams = [types.SimpleNamespace(ptr=0) for _ in range(Device.count)]  # the current one of every device
+    cupy.cuda = types.SimpleNamespace(
+        Device=Device, runtime=runtime, streams=streams, get_current_stream=lambda: streams[Device.current]
+    )
     sys.modules["cupy"] = cupy
     return cupy

@@ -1,0 +1,43 @@
+"""Fused: reduce, finalize and apply for one channel in one block, which keeps what it reads on the chip meanwhile.
+
+The same routines in the same order as the two launches that it saves, which have one block for such a channel too: so
+the same bits. x (and dy) are read once, not twice. plan.ONE_LAUNCH says whether this is used.
+"""
+
+from __future__ import annotations
+
+from numba import float64
+
+from nbnorm._cuda.apply import map_segments
+from nbnorm._cuda.finalize import finalize_backward, finalize_forward
+from nbnorm._cuda.launch import Kernel, cuda
+from nbnorm._cuda.plan import PAIRS
+from nbnorm._cuda.reduce import block_sums, origins, segment_sums
+from nbnorm._cuda.vector import room
+from nbnorm._formulas import ORIGIN
+
+
+@Kernel
+def fused_segments(x, y, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
+    """Block c: a training forward of channel c."""
+    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, 0)
+    k, h = origins(x, None, 1, c, N, C, S, stats)
+    if t == 0:
+        stats[ORIGIN * C + c] = k
+    s, q = segment_sums(x, None, x_room, None, c, 0, t, T, N, C, SV, per, k, h)
+    s, q = block_sums(s, q, shared, t, T)
+    k, scale, shift = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
+    map_segments(x, None, y, x_room, None, c, 0, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+
+
+@Kernel
+def fused_gradient_segments(x, dy, dx, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
+    """Block c: a backward pass of channel c."""
+    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared, x_room, dy_room = cuda.shared.array(PAIRS, float64), room(x, 0), room(dy, per)
+    k, h = origins(x, dy, 1, c, N, C, S, stats)
+    s, q = segment_sums(x, dy, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, h)
+    s, q = block_sums(s, q, shared, t, T)
+    k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
+    map_segments(x, dy, dx, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, scale, shift, a, h)

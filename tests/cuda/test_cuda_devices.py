@@ -1,0 +1,157 @@
+"""Several GPUs: during a call the device of its arrays is current, and nothing moves by itself."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from common import random_state, sample, snapshot
+
+import nbnorm
+
+SHAPES = [(2, 3, 68), (37, 3)]
+
+
+@pytest.fixture(autouse=True)
+def devices(cupy, monkeypatch):
+    """Two of them, the first one current before and after every test."""
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("ONLY ONE GPU")
+    from nbnorm._cuda import stages
+
+    def pointer(array, real=stages.pointer):
+        assert array is None or array.device.id == cupy.cuda.runtime.getDevice(), "a kernel of another device"
+        return real(array)
+
+    monkeypatch.setattr(stages, "pointer", pointer)
+    assert cupy.cuda.runtime.getDevice() == 0
+    yield
+    assert cupy.cuda.runtime.getDevice() == 0
+
+
+def on(cupy, number, array):
+    with cupy.cuda.Device(number):
+        return cupy.asarray(array)
+
+
+def whole_step(cupy, number, x, dy, state):
+    """Every result of the public functions with all arrays on a device, in a fixed order."""
+    x, dy, state = on(cupy, number, x), on(cupy, number, dy), state.to(f"cuda:{number}")
+    y, saved = nbnorm.batch_norm_training(x, state)
+    strided, frozen = nbnorm.batch_norm_training(x[::-1], state, use_running=True)
+    stats = nbnorm.batch_stats(x)
+    return [
+        y, *nbnorm.batch_norm_backward(dy, saved), saved.mean, saved.inv_std, saved.gamma,
+        strided, *nbnorm.batch_norm_backward(dy, frozen),
+        nbnorm.batch_norm_inference(x, state), nbnorm.batch_norm_inference(x, state, out=dy), *stats,
+        *nbnorm.merge_stats(stats, stats), state.running_mean, state.running_var, *state.as_affine(),
+        *state.state_dict().values(),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_call_runs_on_the_device_of_its_array(cupy, rng, shape):
+    x, dy, state = sample(rng, shape), sample(rng, shape), random_state(rng, 3)
+    on_second = whole_step(cupy, 1, x, dy, state)  # while the first is current
+    assert {a.device.id for a in on_second} == {1}
+    with cupy.cuda.Device(1):
+        on_first = whole_step(cupy, 0, x, dy, state)
+        assert cupy.cuda.runtime.getDevice() == 1
+    assert {a.device.id for a in on_first} == {0}
+    assert [a.get().tobytes() for a in on_first] == [a.get().tobytes() for a in on_second]
+
+
+def test_a_call_that_fails_leaves_the_current_device(cupy, rng, monkeypatch):
+    from nbnorm import _cuda
+
+    def fails(*args):
+        assert cupy.cuda.runtime.getDevice() == 1
+        raise MemoryError
+
+    x, state = on(cupy, 1, sample(rng, (5, 3))), nbnorm.BatchNormState(3, device="cuda:1")
+    _, saved = nbnorm.batch_norm_training(x, state)
+    for name in ("training_forward", "backward", "running_forward", "batch_statistics"):
+        monkeypatch.setattr(_cuda, name, fails)
+    for call in (
+        lambda: nbnorm.batch_norm_training(x, state),
+        lambda: nbnorm.batch_norm_backward(x, saved),
+        lambda: nbnorm.batch_norm_inference(x, state),
+        lambda: nbnorm.batch_stats(x),
+    ):
+        with pytest.raises(MemoryError):
+            call()
+        assert cupy.cuda.runtime.getDevice() == 0
+
+
+def test_a_state_goes_to_the_other_device_and_stays_behind(cupy, rng):
+    host = random_state(rng, 3)
+    first, second = host.to("cuda:0"), host.to("cuda:1")
+    moved = first.to("cuda:1")
+    for state in (second, moved):
+        arrays = (state.gamma, state.beta, state.running_mean, state.running_var)
+        assert (state.device, {a.device.id for a in arrays}) == ("cuda:1", {1})
+        assert snapshot(state.to("cpu")) == snapshot(host)
+    with cupy.cuda.Device(1):
+        assert first.to("cuda").device == "cuda:1"
+        assert nbnorm.BatchNormState(3, device="cuda").gamma.device.id == 1
+        assert first.to("cuda:0") is first
+        moved.gamma *= 0
+    assert snapshot(first.to("cpu")) == snapshot(host)
+
+
+def test_a_state_is_used_from_the_other_device(cupy, rng, tmp_path):
+    host = random_state(rng, 3)
+    state = host.to("cuda:1")
+    others = (copy.copy(state), pickle.loads(pickle.dumps(state)), copy.deepcopy(state))
+    again = nbnorm.BatchNormState.from_state_dict(state.state_dict(), eps=host.eps, momentum=host.momentum)
+    for other in (*others, again):
+        assert (other.device, other.gamma.device.id, other.running_var.device.id) == ("cuda:1", 1, 1)
+        assert snapshot(other.to("cpu")) == snapshot(host)
+    state.save(tmp_path / "state.npz")
+    assert snapshot(nbnorm.BatchNormState.load(tmp_path / "state.npz")) == snapshot(host)
+    gamma = state.gamma
+    state.gamma, state.beta = [1.0, 2.0, 3.0], on(cupy, 0, np.float32([4, 5, 6]))
+    assert state.gamma is gamma
+    assert (state.gamma.get().tolist(), state.beta.get().tolist()) == ([1, 2, 3], [4, 5, 6])
+    state.reset_running()
+    assert (state.running_var.get().tolist(), state.num_batches) == ([1] * 3, 0)
+
+
+def test_two_devices_in_one_call_are_refused(cupy, rng):
+    x = [on(cupy, number, sample(rng, (5, 3))) for number in range(2)]
+    states = [nbnorm.BatchNormState(3, device=f"cuda:{number}") for number in range(2)]
+    _, saved = nbnorm.batch_norm_training(x[1], states[1])
+    stats = [nbnorm.batch_stats(one) for one in x]
+    before = [snapshot(state.to("cpu")) for state in states], [one.get().tobytes() for one in x]
+    of_x = 'x is a cupy.ndarray on cuda:0 but the state is on cuda:1; use state.to("cuda:0")'
+    of_out = "out is on cuda:0; expected cuda:1, where x is"
+    for call, kind, message in (
+        (lambda: nbnorm.batch_norm_training(x[0], states[1]), TypeError, of_x),
+        (lambda: nbnorm.batch_norm_inference(x[0], states[1]), TypeError, of_x),
+        (lambda: nbnorm.batch_norm_backward(x[0], saved), TypeError,
+         "dy is a cupy.ndarray on cuda:0 but x of the forward pass is on cuda:1"),
+        (lambda: nbnorm.merge_stats(*stats), TypeError, "some arguments are on cuda:0 and some on cuda:1"),
+        (lambda: nbnorm.batch_norm_training(x[1], states[1], out=x[0]), ValueError, of_out),
+        (lambda: nbnorm.batch_norm_inference(x[1], states[1], out=x[0]), ValueError, of_out),
+        (lambda: nbnorm.batch_norm_backward(x[1], saved, out=x[0]), ValueError, of_out),
+    ):  # fmt: skip
+        with pytest.raises(kind) as caught:
+            call()
+        assert message in str(caught.value)
+        assert len(str(caught.value)) < 200
+    assert ([snapshot(state.to("cpu")) for state in states], [one.get().tobytes() for one in x]) == before
+
+
+def test_a_number_without_a_device_is_refused(cupy):
+    count = cupy.cuda.runtime.getDeviceCount()
+    with pytest.raises(ValueError, match=f"this machine has {count} GPUs"):
+        nbnorm.BatchNormState(3).to(f"cuda:{count}")
+
+
+def test_a_layer(cupy, rng):
+    layer = nbnorm.BatchNorm(3, device="cuda:1")
+    y = layer(on(cupy, 1, sample(rng, (6, 3, 4))))
+    found = y, layer.backward(y), layer.dgamma, layer.dbeta, layer.eval()(y)
+    assert {a.device.id for a in found} == {1}

@@ -1,0 +1,103 @@
+"""The one-launch kernels of fused.py, which wait behind a switch: the oracle's values, and the bits of two launches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from common import sample
+from steps import check_backward, check_forward, check_step
+from tolerance import dtype_of
+
+import nbnorm
+
+SHAPES = {
+    "whole packs": (1, 7, 64),
+    "half packs": (3, 7, 68),
+    "single values": (2, 7, 67),
+    "many channels": (2, 9, 8, 9),
+}
+
+
+@pytest.fixture
+def switched_on(monkeypatch):
+    """The kernels of fused.py that were started since."""
+    from nbnorm._cuda import plan, stages
+
+    started = []
+
+    def recording(kernel):
+        def start(*args, **kwargs):
+            started.append(kernel.__name__)
+            kernel(*args, **kwargs)
+
+        return start
+
+    for name in ("fused_segments", "fused_gradient_segments"):
+        monkeypatch.setattr(stages, name, recording(getattr(stages, name)))
+    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
+    return started
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_step(cupy, rng, shape, dtype, switched_on):
+    x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
+    check_step(cupy, x, dy, rng)
+    assert switched_on == ["fused_segments", "fused_gradient_segments"]
+
+
+@pytest.mark.parametrize("options", [{"use_gamma": False, "use_beta": False}, {"track_running": False}], ids=str)
+def test_options_of_the_state(cupy, rng, options, switched_on):
+    x, dy = (cupy.asarray(sample(rng, (2, 7, 68))) for _ in range(2))
+    check_step(cupy, x, dy, rng, **options)
+    assert len(switched_on) == 2
+
+
+@pytest.mark.parametrize("mean", [1e4, -1e8])
+def test_no_digit_is_lost_when_the_mean_is_large(cupy, rng, mean, switched_on):
+    x = (rng.normal(size=(2, 7, 68)) + mean).astype(np.float32)
+    check_step(cupy, cupy.asarray(x), cupy.asarray(rng.normal(size=x.shape).astype(np.float32)), rng)
+    assert len(switched_on) == 2
+
+
+@pytest.mark.parametrize("over", ["dy", "x"])
+def test_results_go_where_they_should(cupy, rng, over, dtype, switched_on):
+    """Also over what other threads of the block still need."""
+    x, dy = (cupy.asarray(sample(rng, (3, 7, 68), dtype)) for _ in range(2))
+    state, _, _, saved = check_forward(cupy, x, rng, out=cupy.empty_like(x))
+    given = {"dy": dy, "x": x}
+    before = {name: array.get() for name, array in given.items()}
+    separate = nbnorm.batch_norm_backward(dy, saved).dx
+    assert all(np.array_equal(given[name].get(), values) for name, values in before.items())
+    check_backward(cupy, dy, saved, state)
+    assert nbnorm.batch_norm_backward(dy, saved, out=given[over]).dx is given[over]
+    assert given[over].get().tobytes() == separate.get().tobytes()
+    assert switched_on == ["fused_segments"] + ["fused_gradient_segments"] * 3
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, switched_on, monkeypatch):
+    from nbnorm._cuda import plan
+
+    x = cupy.asarray((sample(rng, shape).astype(np.float64) + 1e4).astype(dtype_of(dtype)))
+    dy = cupy.asarray(sample(rng, shape, dtype))
+    runs = []
+    for one_launch in (True, False):
+        monkeypatch.setattr(plan, "ONE_LAUNCH", one_launch)
+        state = nbnorm.BatchNormState(shape[1], device="cuda")
+        y, saved = nbnorm.batch_norm_training(x, state)
+        arrays = (y, *nbnorm.batch_norm_backward(dy, saved), saved._stats, state.running_mean, state.running_var)
+        runs.append([a.get().tobytes() for a in arrays])
+    assert runs[0] == runs[1]
+    assert len(switched_on) == 2
+
+
+def test_what_does_not_fit_takes_two_launches(cupy, rng, switched_on, monkeypatch):
+    from nbnorm._cuda import plan
+
+    x, dy = (cupy.asarray(sample(rng, (2, 7, 68))) for _ in range(2))
+    monkeypatch.setattr(plan, "ROOM", 2 * 68 * 4)  # x alone
+    check_step(cupy, x, dy, rng)
+    assert switched_on == ["fused_segments"]
+    monkeypatch.setattr(plan, "ROOM", 2 * 68 * 4 - 1)
+    check_step(cupy, x, dy, rng)
+    assert switched_on == ["fused_segments"]

@@ -1,0 +1,145 @@
+"""asv_benchmarks/peers.py: what it times is batch normalization, and its table is arithmetic on what it measured."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import peers_report
+import peers_worker
+import pytest
+import reference
+from peers_rows import DTYPES, GROUPS, data, row
+from peers_systems import EPS, MOMENTUM, SYSTEMS, make, numpy_dtype
+
+SCRIPT = Path(__file__).resolve().parent.parent / "asv_benchmarks" / "peers.py"
+NEEDS = {"PyTorch": "torch", "torch.compile": "torch", "JAX": "jax"}
+ROWS = [*GROUPS["tiny"], "4x3x5x6:sliced", "4x3x5x2:transposed"]
+
+
+def system_of(name, text, dtype="float32"):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"{name} is not installed")
+    given = data(row(text))
+    try:
+        return make(name)(given, dtype), given
+    except NotImplementedError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("text", ROWS)
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_computes_what_the_oracle_does(name, text, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    system, given = system_of(name, text)
+    x, dy = given.row.view(given.x), given.row.view(given.dy)
+    exact = reference.training(x, given.gamma, given.beta, EPS)
+    gradients = reference.backward(dy, x, given.gamma, EPS)
+    m2 = exact.var * exact.count
+    mean, var = reference.moving_average(0, 1, exact.mean, m2, exact.count, MOMENTUM)
+    expected = {
+        "training": [exact.y],
+        "inference": [reference.inference(x, given.mean, given.var, given.gamma, given.beta, EPS)],
+        "backward": gradients,
+    }
+    # A float32 sum of at most 40 terms, and a dozen operations on the way to a result.
+    tolerance = (math.sqrt(exact.count) + 12) * 2.0**-24
+    for kind, call in system.calls.items():
+        if kind.startswith("copy"):
+            continue
+        result = call()
+        if kind == "training":
+            running = [system.numpy(one).copy() for one in system.running(result)]
+        found = result if isinstance(result, tuple | list) else (result,)
+        for array, right in zip(found, expected[kind.removesuffix(" out")]):
+            difference = np.abs(system.numpy(array).astype(np.float64) - right).max()
+            assert difference <= tolerance * np.abs(right).max(), kind
+    np.testing.assert_allclose(running, np.array([mean, var], np.float64), rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_is_right_passes_the_check_before_it_is_timed(name, dtype, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    system, given = system_of(name, "40x3x5x2:last", dtype)
+    peers_worker.check(system, given, dtype)
+
+
+WRONG = {
+    "no gamma": ("training", lambda result, given: (result[0] / given.gamma.reshape(1, -1, 1, 1),)),
+    "a thousandth too large": ("inference", lambda result, given: result * 1.001),
+    "one value of an output": ("training out", lambda result, given: (_changed(result[0]),)),
+    "dgamma": ("backward", lambda result, given: (result[0], -result[1], result[2])),
+    "dbeta": ("backward out", lambda result, given: (result[0], result[1], _changed(result[2]))),
+    "NaN": ("inference out", lambda result, given: result * np.nan),
+}
+
+
+def _changed(array):
+    changed = array.copy()
+    changed.flat[-1] += np.abs(array).max() / 100
+    return changed
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_not_timed(wrong):
+    kind, change = WRONG[wrong]
+    system, given = system_of("nbnorm", "40x3x5x2")
+    right = system.calls[kind]
+    system.calls[kind] = lambda: change(right(), given)
+    with pytest.raises(ArithmeticError, match=r"40x3x5x2: error"):
+        peers_worker.check(system, given, "float32")
+
+
+def test_running_statistics_that_stay_as_they_are_are_noticed():
+    system, given = system_of("nbnorm", "40x3x5x2")
+    frozen = system._replace(running=lambda result: (np.zeros(3), np.ones(3)))
+    with pytest.raises(ArithmeticError, match="running mean of 40x3x5x2"):
+        peers_worker.check(frozen, given, "float32")
+
+
+def test_numbers_are_the_same_in_every_dtype():
+    given = data(row("40x3x5x2"))
+    assert np.unique(given.x).size > 50
+    for name in DTYPES:
+        np.testing.assert_array_equal(given.x.astype(numpy_dtype(name)).astype(np.float32), given.x)
+
+
+def test_the_table():
+    one = {"name": "2x3", "shape": (2, 3), "order": ""}
+    ours = {"copy, NumPy": [1.0, 4.0], "copy, plain": [2.0, 2.0]}
+    for kind in ("training", "backward", "inference"):
+        ours |= {kind: [4.0, 8.0], f"{kind} out": [2.0, 4.0]}
+    results = {
+        "date": "2026-11-21", "cpu": "CPU", "threads": 2, "dtype": "float32", "rounds": 2, "seconds": 0.1,
+        "versions": {"nbnorm": "0", "A": "1", "B": "2"}, "left_out": {"C": "reason"}, "rows": [one],
+        "systems": {"nbnorm": {"2x3": ours}, "A": {"2x3": {"training": [9.0, 9.0]}}, "B": {"2x3": {"training": [3.0]}}},
+    }  # fmt: skip
+    text = peers_report.markdown(results)
+    # Ours 6, the best peer 3; 48 bytes; the better copy takes 1 and 2 in rounds where we take 4 and 8.
+    assert "| (2, 3) | 4.8e-05 | 6 | 9 | 3 | 0.50 | 0.25 |" in text
+    assert "Best peer / nbnorm: geometric mean 0.50, worst row 0.50, (2, 3)." in text
+    assert "| (2, 3) | 7.2e-05 | 6 |  | 0.38 |" in text  # backward: three tensors, and no peer
+    assert "Left out: C: reason" in text
+
+
+def test_the_command(tmp_path):
+    saved = tmp_path / "peers.json"
+    command = [sys.executable, str(SCRIPT), "--quick", "--shapes", "tiny", "32x64x7x7", "--threads", "1"]
+    command += ["--python", "JAX=no/such/python", "--systems", "nbnorm", "NumPy", "JAX", "--json", str(saved)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "JAX is left out: " in done.stderr
+    results = json.loads(saved.read_text())
+    assert set(results["left_out"]) == {"JAX"}
+    names = [*GROUPS["tiny"], "32x64x7x7"]
+    kinds = {"training", "backward", "inference"}
+    kinds |= {f"{kind} out" for kind in kinds}
+    assert [one["name"] for one in results["rows"]] == names
+    for name, more in (("nbnorm", {"copy, NumPy", "copy, plain", "copy, streaming"}), ("NumPy", set())):
+        assert set(results["systems"][name]) == set(names)
+        for figures in results["systems"][name].values():
+            assert set(figures) == kinds | more
+            assert min(min(ms) for ms in figures.values()) > 0
+    assert done.stdout == peers_report.markdown(results) + "\n"

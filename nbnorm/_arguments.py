@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
 
 _EXPECTED = "float16, bfloat16, float32 or float64"
@@ -83,6 +84,23 @@ def enough_values(count: int, use_running: bool, shape: tuple[int, ...] | None) 
             purpose, way_out = "updating running_var", "update_running=False"
         where = "on all ranks together" if shape is None else f"x.shape={_short(shape)}"
         raise ValueError(f"{purpose} needs at least 2 values per channel, got {count} ({where}); use {way_out}")
+
+
+def statistics(stats: BatchStats, shape: tuple[int, ...], momentum: float | None) -> float:
+    """The count of statistics that running ones of this shape can take."""
+    for name, found in (("mean", stats.mean), ("m2", stats.m2)):
+        if found.shape != shape:
+            raise ValueError(f"stats.{name} has shape {_short(found.shape)}; expected {_short(shape)}, as the state")
+        if not np.can_cast(found.dtype, np.float64, "same_kind"):
+            raise TypeError(f"stats.{name} has dtype {found.dtype}; expected float64")
+    count = float(stats.count)
+    if not (count >= 0 and count.is_integer()):
+        raise ValueError(f"stats.count is {count:g}; expected the number of values per channel")
+    if momentum is not None and count < 2:
+        raise ValueError(
+            f"stats has {count:g} values per channel; a moving average needs at least 2, momentum=None takes any number"
+        )
+    return count
 
 
 def messenger(sync: object) -> None:

@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_gradients, merge_shards, whole_sums
 from nbnorm._cpu.finalize import finalize_given
 from nbnorm._cpu.stages import _apply, _apply_frozen, _flat, _parameter_gradients, _raw, _reduce
-from nbnorm._formulas import OFFSET
+from nbnorm._formulas import DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
 Shape = tuple[int, int, int]
+
+
+def rows(mean: Array, m2: Array) -> Array:
+    """stats with a mean that is all origin, for `commit`."""
+    stats = np.empty((5, mean.size))
+    stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
+    return stats
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:

@@ -21,6 +21,7 @@ from nbnorm._cuda.shards import (
     merge_statistics,
     normalize,
     parameter_gradients,
+    rows,
 )
 from nbnorm._cuda.stages import (
     backward,
@@ -49,6 +50,7 @@ __all__ = [
     "on_device_of",
     "parameter_gradients",
     "read",
+    "rows",
     "running_backward",
     "running_forward",
     "scratch",

@@ -20,9 +20,17 @@ from nbnorm._cuda.finalize import ROWS
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
 from nbnorm._cuda.stages import F64, _apply, _at_h, _kind, _reduce
+from nbnorm._formulas import DEVIATION, M2, ORIGIN
 
 Array = Any
 Shape = tuple[int, int, int]
+
+
+def rows(mean: Array, m2: Array) -> Array:
+    """stats with a mean that is all origin, for `commit`."""
+    stats = scratch(5 * mean.size).reshape(5, mean.size)
+    stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
+    return stats
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:

@@ -18,29 +18,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as _numpy  # noqa: F401  the array library nothing here works without
 
 if TYPE_CHECKING:
+    from nbnorm._batch_stats import BatchStats
     from nbnorm._cpu.threads import get_num_threads, set_num_threads
     from nbnorm.files import StateFileError
-    from nbnorm.functional import (
-        Gradients,
-        Saved,
-        batch_norm_backward,
-        batch_norm_inference,
-        batch_norm_training,
-    )
+    from nbnorm.functional import batch_norm_inference, batch_norm_training
+    from nbnorm.gradients import Gradients, batch_norm_backward
     from nbnorm.layer import BatchNorm
+    from nbnorm.saved import Saved
     from nbnorm.state import BatchNormState
-    from nbnorm.stats import BatchStats, batch_stats, merge_stats
+    from nbnorm.stats import batch_stats, merge_stats
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BatchNorm": "layer",
     "BatchNormState": "state",
-    "BatchStats": "stats",
-    "Gradients": "functional",
-    "Saved": "functional",
+    "BatchStats": "_batch_stats",
+    "Gradients": "gradients",
+    "Saved": "saved",
     "StateFileError": "files",
-    "batch_norm_backward": "functional",
+    "batch_norm_backward": "gradients",
     "batch_norm_inference": "functional",
     "batch_norm_training": "functional",
     "batch_stats": "stats",

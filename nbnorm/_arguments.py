@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
 
 _EXPECTED = "float16, bfloat16, float32 or float64"
@@ -75,22 +76,45 @@ def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | 
         )
 
 
-def enough_values(x: NDArray, count: int) -> None:
-    """The variance of the batch exists."""
+def enough_values(count: int, use_running: bool, shape: tuple[int, ...] | None) -> None:
+    """The variance of the batch, of which x with this shape is all or a shard (None), exists."""
     if count < 2:
+        purpose, way_out = "training", "batch_norm_inference or use_running=True"
+        if use_running:  # the unbiased variance goes into the running variance
+            purpose, way_out = "updating running_var", "update_running=False"
+        where = "on all ranks together" if shape is None else f"x.shape={_short(shape)}"
+        raise ValueError(f"{purpose} needs at least 2 values per channel, got {count} ({where}); use {way_out}")
+
+
+def statistics(stats: BatchStats, shape: tuple[int, ...], momentum: float | None) -> float:
+    """The count of statistics that running ones of this shape can take."""
+    for name, found in (("mean", stats.mean), ("m2", stats.m2)):
+        if found.shape != shape:
+            raise ValueError(f"stats.{name} has shape {_short(found.shape)}; expected {_short(shape)}, as the state")
+        if not np.can_cast(found.dtype, np.float64, "same_kind"):
+            raise TypeError(f"stats.{name} has dtype {found.dtype}; expected float64")
+    count = float(stats.count)
+    if not (count >= 0 and count.is_integer()):
+        raise ValueError(f"stats.count is {count:g}; expected the number of values per channel")
+    if momentum is not None and count < 2:
         raise ValueError(
-            f"training needs at least 2 values per channel, got {count} (x.shape={_short(x.shape)}); "
-            "use batch_norm_inference or use_running=True"
+            f"stats has {count:g} values per channel; a moving average needs at least 2, momentum=None takes any number"
+        )
+    return count
+
+
+def messenger(sync: object) -> None:
+    """What carries messages, or None."""
+    if sync is not None and not callable(sync):
+        raise TypeError(
+            f"sync is a {type(sync).__qualname__}; expected a callable, such as nbnorm.parallel.mpi.sync(comm)"
         )
 
 
-def enough_values_to_update(x: NDArray, count: int) -> None:
-    """The unbiased variance of the batch, which goes into the running variance, exists."""
-    if count < 2:
-        raise ValueError(
-            f"updating running_var needs at least 2 values per channel, got {count} (x.shape={_short(x.shape)}); "
-            "use update_running=False"
-        )
+def param_grads(value: object) -> None:
+    """One of the two."""
+    if value not in ("local", "global"):
+        raise ValueError(f"param_grads is {_short(value)}; expected 'local' (this shard's) or 'global' (everyone's)")
 
 
 def instance(name: str, value: Any, kind: type, way_out: str) -> None:

@@ -17,6 +17,8 @@ formula: Any = numba.njit(inline="always")
 ORIGIN, DEVIATION, M2, INV_STD, GAMMA = range(5)
 # Rows of a `sums` array (3, C): s and q, which become sum_dy and sum_dy_xmu, and h, the origin of dy.
 SUM, PRODUCT, DY_ORIGIN = range(3)
+# A fourth one in the sums of a shard: e, the sum of x - mean over the shard. PRODUCT is then sum(v*(x - mean)).
+OFFSET = 3
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -138,3 +140,15 @@ def gradient_map(s, sum_dy_xmu, d, count, gamma, inv_std):
     a = gamma * inv_std
     scale = -a * (inv_std * (inv_std * sum_dy_xmu / count))  # in this order nothing overflows that need not
     return a, scale, fma(-d, scale, -a * s / count)
+
+
+@formula
+def moved(k, d, other_k):
+    """Eq. 16: mean - other_k, from d = mean - k."""
+    return (k - other_k) + d
+
+
+@formula
+def moved_sums(s, p, e, h, other_h, count):
+    """Eq. 18: the sums of v and v*(x - mean) for another origin of dy; with 0 those of dy itself."""
+    return fma(count, h - other_h, s), fma(h - other_h, e, p)

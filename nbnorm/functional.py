@@ -1,74 +1,18 @@
-"""The functions: training, inference and the backward pass. Check, view, stages."""
+"""The forward functions: training and inference. Check, view, stages."""
 
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _shards
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import DEVIATION, GAMMA, INV_STD, ORIGIN
-from nbnorm._layout import Axis, Layout, layout_of
+from nbnorm._formulas import M2
+from nbnorm._layout import Axis, layout_of
+from nbnorm.parallel import Sync
+from nbnorm.saved import Saved
 from nbnorm.state import BatchNormState
-
-
-class Gradients(NamedTuple):
-    """What `batch_norm_backward` returns; a gradient without a parameter is None."""
-
-    dx: NDArray
-    dgamma: NDArray | None
-    dbeta: NDArray | None
-
-
-class Saved:
-    """What a training forward keeps for the backward pass: x, and statistics and gamma as they were.
-
-    Attributes
-    ----------
-    x : array, shape (N, C, ...)
-        The input (a reference).
-    mean, inv_std : float64 array, shape num_features
-        What x was normalized with; inv_std is 1/sqrt(var + eps).
-    gamma : float64 array, shape num_features, or None
-        A copy of the scale.
-    axis : int or tuple of int
-        The channel axis.
-    use_running : bool
-        Whether the statistics were the running ones, and so do not depend on x.
-    """
-
-    __slots__ = ("_dtype", "_flat", "_kernels", "_layout", "_shape", "_stats", "_with_beta", "_with_gamma",
-                 "axis", "use_running", "x")  # fmt: skip
-
-    def __init__(
-        self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
-        stats: NDArray, kernels: ModuleType,
-    ) -> None:  # fmt: skip
-        self.x, self.axis, self.use_running = x, axis, use_running
-        self._flat, self._layout, self._stats, self._kernels = flat, layout, stats, kernels
-        self._shape, self._dtype = state.shape, state.dtype
-        self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        with self._kernels.on_device_of(self._stats):
-            return (self._stats[ORIGIN] + self._stats[DEVIATION]).reshape(self._shape)
-
-    @property
-    def inv_std(self) -> NDArray[np.float64]:
-        with self._kernels.on_device_of(self._stats):
-            return self._stats[INV_STD].reshape(self._shape).copy()
-
-    @property
-    def gamma(self) -> NDArray[np.float64] | None:
-        with self._kernels.on_device_of(self._stats):
-            return self._stats[GAMMA].reshape(self._shape).copy() if self._with_gamma else None
-
-    def __repr__(self) -> str:
-        return f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, use_running={self.use_running})"
 
 
 def batch_norm_training(
@@ -78,6 +22,7 @@ def batch_norm_training(
     axis: Axis = 1,
     use_running: bool = False,
     update_running: bool = True,
+    sync: Sync | None = None,
     out: NDArray | None = None,
 ) -> tuple[NDArray, Saved]:
     """Normalize a batch with its own statistics, and fold them into the running ones.
@@ -97,6 +42,9 @@ def batch_norm_training(
         Normalize with the running statistics, as they are before this batch, instead of the batch's.
     update_running : bool
         Fold the batch into the running statistics, when the state has them.
+    sync : callable, optional
+        x is this process's shard of the batch, which may be empty, and `sync` reaches the others (`nbnorm.parallel`,
+        such as ``nbnorm.parallel.mpi.sync(comm)``): the statistics are those of the whole batch.
     out : array, shape and dtype of x, optional
         Where to put y. Not x itself: the backward pass needs it.
 
@@ -114,11 +62,16 @@ def batch_norm_training(
     ValueError
         When shapes do not fit, `out` cannot take the result, or a channel has fewer than 2 values.
         A call that raises has changed nothing.
+    RuntimeError
+        When another rank of `sync` has raised an error.
 
     Notes
     -----
     Sums and arithmetic in float64, y rounded once. x is read once from memory where the values of a channel fit a
     cache, twice otherwise; strided x is copied once. Every number of threads gives the same bits.
+
+    With `sync`, x is read twice and two small messages are exchanged, whatever the size of the batch. All ranks then
+    have the same running statistics to the bit, if they had before.
 
     References
     ----------
@@ -136,38 +89,57 @@ def batch_norm_training(
     >>> state.running_mean
     array([0.2, 2. ])
     """
-    kernels = kernels_for("x", x)
-    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-    _same_device(kernels, x, state)
-    x = kernels.values("x", x)
-    axes = _arguments.channels(x, axis)
-    _arguments.features(x, axis, axes, state.num_features)
-    layout = layout_of(x, axes)
-    N, C, S = layout.shape
-    update = state._running() if update_running else None
-    if not use_running:
-        _arguments.enough_values(x, N * S)
-    elif update is not None and update.momentum is not None:
-        _arguments.enough_values_to_update(x, N * S)
-    if out is not None:
-        _arguments.output(kernels, out, x, {"x": x}, allowed=())
-    running = state._demand_running() if use_running else None
+    _arguments.messenger(sync)
+    peers = sync if update_running or not use_running else None
+    with _shards.announcing(peers, _shards.failed_forward):
+        kernels = kernels_for("x", x)
+        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+        _same_device(kernels, x, state)
+        x = kernels.values("x", x)
+        axes = _arguments.channels(x, axis)
+        _arguments.features(x, axis, axes, state.num_features)
+        layout = layout_of(x, axes)
+        N, C, S = layout.shape
+        update = state._running() if update_running else None
+        needs_variance = not use_running or (update is not None and update.momentum is not None)
+        if needs_variance and peers is None:
+            _arguments.enough_values(N * S, use_running, x.shape)
+        if out is not None:
+            _arguments.output(kernels, out, x, {"x": x}, allowed=())
+        running = state._demand_running() if use_running else None
 
+        with kernels.on_device_of(x):
+            xp = kernels.xp
+            y = xp.empty_like(x) if out is None else out
+            make = xp.empty if x.size else xp.zeros
+            stats = batch = kernels.kept(make((5, C)))
+            flat, target = kernels.read(layout, x), kernels.write(layout, y)
+            saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels, sync)
+            if peers is not None or (use_running and update is not None):
+                batch = kernels.kept(make((5, C)))
+                if x.size:
+                    kernels.batch_statistics(flat, layout.shape, batch)
+
+    count = N * S
     with kernels.on_device_of(x):
-        y = kernels.xp.empty_like(x) if out is None else out
-        stats = batch = kernels.kept(kernels.xp.empty((5, C)) if x.size else kernels.xp.zeros((5, C)))
-        flat, target = kernels.read(layout, x), kernels.write(layout, y)
-        saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels)
-        if x.size and running is None:
-            kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats)
-        elif x.size and running is not None:
-            if update is not None:
-                batch = kernels.scratch(5 * C).reshape(5, C)
-                kernels.batch_statistics(flat, layout.shape, batch)
+        if peers is not None:
+            counts = _shards.exchange_counts(peers, C, count)
+            count = int(counts.sum())
+            if needs_variance:
+                _arguments.enough_values(count, use_running, None)
+            gathered = _shards.exchange(peers, batch[: M2 + 1].reshape(-1))
+            if not use_running:
+                saved._counts, saved._own, batch = counts, batch, stats
+            kernels.merge_statistics(counts, gathered, batch)
+        if running is not None:
             kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, running, stats)
+        elif peers is not None:
+            kernels.normalize(flat, target, layout.shape, state.gamma, state.beta, state.eps, float(count), stats)
+        elif x.size:
+            kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats)
         kernels.finish(layout, target, y)
         if update is not None:
-            kernels.commit(update, batch, layout.shape)
+            kernels.commit(update, batch, float(count))
     return y, saved
 
 
@@ -236,77 +208,6 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
             )
             kernels.finish(layout, target, y)
     return y
-
-
-def batch_norm_backward(dy: NDArray, saved: Saved, *, out: NDArray | None = None) -> Gradients:
-    """Exact gradients of a training forward.
-
-    dbeta = sum(dy), dgamma = inv_std*sum(dy*(x - mean)), and
-    dx = gamma*inv_std*(dy - dbeta/n - (x - mean)*inv_std*dgamma/n) with n values per channel; where the forward used
-    the running statistics these are constants, and dx = gamma*inv_std*dy.
-
-    Parameters
-    ----------
-    dy : array, shape (N, C, ...)
-        Gradient with respect to y: shape and dtype of x, any memory layout.
-    saved : Saved
-        From `batch_norm_training`; can be used more than once.
-    out : array, shape and dtype of x, optional
-        Where to put dx. May be dy itself, or x itself if `saved` is not used again.
-
-    Returns
-    -------
-    Gradients
-        `dx`, in the memory order of x; `dgamma` and `dbeta`, shape num_features, in the dtype of the parameters, None
-        where the state has no such parameter.
-
-    Raises
-    ------
-    TypeError
-        When an argument is of the wrong kind or dtype.
-    ValueError
-        When shapes do not fit or `out` cannot take the result.
-
-    Notes
-    -----
-    Sums and arithmetic in float64. dy and x are read once from memory where the values of a channel fit a cache,
-    twice otherwise; dy is copied once if it lies in memory in another order than x.
-
-    References
-    ----------
-    S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167.
-
-    Examples
-    --------
-    >>> import numpy as np, nbnorm
-    >>> x = np.array([[1.0], [2.0], [6.0]])
-    >>> y, saved = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(1))
-    >>> dx, dgamma, dbeta = nbnorm.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), saved)
-    >>> abs(dx.sum()) < 1e-15, dbeta
-    (np.True_, array([1.], dtype=float32))
-    """
-    kernels = kernels_for("dy", dy)
-    _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
-    x, layout = saved.x, saved._layout
-    where = saved._kernels.device(x)
-    _arguments.same_device("dy", dy, kernels.device(dy), where, "x of the forward pass", "an array there, as it gave y")
-    dy = kernels.values("dy", dy)
-    _arguments.gradient(dy, x)
-    if out is not None:
-        _arguments.output(kernels, out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
-
-    with kernels.on_device_of(x):
-        xp = kernels.xp
-        dx = xp.empty_like(x) if out is None else out
-        make = xp.empty if x.size else xp.zeros
-        dgamma = make(saved._shape, saved._dtype) if saved._with_gamma else None
-        dbeta = make(saved._shape, saved._dtype) if saved._with_beta else None
-        if x.size:
-            target = kernels.write(layout, dx)
-            backward = kernels.running_backward if saved.use_running else kernels.backward
-            backward(kernels.read(layout, dy), saved._flat, target, layout.shape, saved._stats, dgamma, dbeta)
-            kernels.finish(layout, target, dx)
-    return Gradients(dx, dgamma, dbeta)
 
 
 def _same_device(kernels: ModuleType, x: NDArray, state: BatchNormState) -> None:

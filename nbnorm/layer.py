@@ -7,7 +7,9 @@ from typing import Any
 from numpy.typing import DTypeLike, NDArray
 
 from nbnorm._layout import Axis
-from nbnorm.functional import Saved, batch_norm_backward, batch_norm_inference, batch_norm_training
+from nbnorm.functional import batch_norm_inference, batch_norm_training
+from nbnorm.gradients import batch_norm_backward
+from nbnorm.saved import Saved
 from nbnorm.state import BatchNormState
 
 

@@ -15,6 +15,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from nbnorm import _arguments, _device, _state_dict, files
 from nbnorm._array_attribute import ArrayAttribute
+from nbnorm._batch_stats import BatchStats
+from nbnorm._dispatch import kernels_for
 from nbnorm._running import Running
 from nbnorm._state_dict import COUNTERS, NAMES
 
@@ -216,6 +218,44 @@ class BatchNormState:
         with self._lock, _device.current(self._device):
             # One call without a line of Python in it: no signal arrives between the arrays.
             deque(starmap(setitem, present), maxlen=0)
+
+    def update(self, stats: BatchStats) -> None:
+        """Fold the statistics of a batch into the running ones, as a training step does with those of its batch.
+
+        Parameters
+        ----------
+        stats : BatchStats
+            Of `batch_stats` or `merge_stats`, on the device of the state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When stats is something else, does not fit the state, or has fewer than 2 values per channel (with
+            momentum None any number will do); when the state has no running statistics.
+
+        Notes
+        -----
+        So a file that does not fit into memory is read in pieces. With momentum None the order and the size of the
+        pieces do not matter: the result is that of everything at once. On a GPU the call waits for `stats.count`.
+
+        Examples
+        --------
+        >>> import numpy as np, nbnorm
+        >>> x = np.arange(12.0).reshape(6, 2)  # or np.memmap("x.dat", np.float32, "r", shape=(rows, 2))
+        >>> state = nbnorm.BatchNormState(2, momentum=None)
+        >>> for start in range(0, len(x), 4):
+        ...     state.update(nbnorm.batch_stats(x[start : start + 4]))
+        >>> state.running_mean, state.running_var
+        (array([5., 6.]), array([14., 14.]))
+        """
+        _arguments.instance("stats", stats, BatchStats, "what nbnorm.batch_stats or merge_stats returned")
+        running = self._demand_running()
+        kernels = kernels_for("stats.mean", stats.mean)
+        found = kernels.device(stats.mean)
+        _arguments.same_device("stats.mean", stats.mean, found, self._device, "the state", f'state.to("{found}")')
+        count = _arguments.statistics(stats, self.shape, self._momentum)
+        with kernels.on_device_of(stats.mean):
+            kernels.commit(running, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1)), count)
 
     def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Inference as one map, y = scale*x + shift: for folding into a neighbouring linear map.

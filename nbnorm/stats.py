@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _device
+from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, merge
 from nbnorm._layout import Axis, layout_of
 
 _merge = getattr(merge, "py_func", merge)  # with NUMBA_DISABLE_JIT it is a plain function itself
-
-
-class BatchStats(NamedTuple):
-    """What is to be known of the values of each channel; the biased variance is m2/count.
-
-    Attributes
-    ----------
-    count : float64 array, shape ()
-        Number of values per channel.
-    mean : float64 array, shape of the channel axes
-    m2 : float64 array, shape of the channel axes
-        Sum of (x - mean)**2, in the units of x squared.
-    """
-
-    count: NDArray[np.float64]  # type: ignore[assignment]  # tuple.count, which nobody needs here
-    mean: NDArray[np.float64]
-    m2: NDArray[np.float64]
 
 
 def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:

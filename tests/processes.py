@@ -203,12 +203,11 @@ def interrupts(number):
 def interrupts_of_an_update_in_numpy(number):
     """The same with the update that one would write: the test can fail."""
 
-    def commit(update, stats, shape):
-        count = shape[0] * shape[2]
-        update.mean[...] = stats[0] + stats[1]
-        update.var[...] = stats[2] / (count - 1)
-        counters = update.counters
-        counters += (1, count)
+    def commit(running, stats, count):
+        running.mean[...] = stats[0] + stats[1]
+        running.var[...] = stats[2] / (count - 1)
+        counters = running.counters
+        counters += (1, int(count))
 
     _cpu.commit = commit
     return interrupts(number)

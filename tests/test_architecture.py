@@ -13,11 +13,21 @@ PACKAGE = Path(nbnorm.__file__).parent
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
 PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._array_attribute"}
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
-    {"nbnorm._formulas", "nbnorm._floats", "nbnorm._running", "nbnorm._cpu.plan", "nbnorm._cuda.plan"},
-    {"nbnorm._layout", "nbnorm._device", "nbnorm._arguments", *FILES, *PIECES_OF_STATE},
-    {"nbnorm._cpu", "nbnorm._cuda", "nbnorm.state"},
+    {
+        "nbnorm._formulas",
+        "nbnorm._floats",
+        "nbnorm._running",
+        "nbnorm._cpu.plan",
+        "nbnorm._cuda.plan",
+        "nbnorm.parallel",
+        "nbnorm._batch_stats",
+    },
+    {"nbnorm._layout", "nbnorm._device", "nbnorm._arguments", "nbnorm._shards", *FILES, *PIECES_OF_STATE},
+    {"nbnorm._cpu", "nbnorm._cuda"},
     {"nbnorm._dispatch"},
-    {"nbnorm.functional", "nbnorm.stats"},
+    {"nbnorm.state"},
+    {"nbnorm.functional", "nbnorm.gradients", "nbnorm.saved", "nbnorm.stats"},
+    {"nbnorm.parallel.mpi", "nbnorm.parallel.dask", "nbnorm.parallel.nccl"},
     {"nbnorm.layer", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},
 ]
 

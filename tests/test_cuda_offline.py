@@ -27,6 +27,7 @@ KERNELS = {
     "apply.gradient_segments": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_segments": (("X", "X", None, *PARAMETERS, F64, F64), [1] * 6 + [1.0]),
     "apply.apply_segments": (("X", None, "X", F64), [1] * 6),
+    "apply.apply_segments of two": (("X", "X", "X", F64), [1] * 6),
     "apply.apply_columns": (("X", None, "X", F64), [1] * 9),
     "apply.apply_columns of two": (("X", "X", "X", F64), [1] * 9),
     "fused.fused_segments": (("X", "X", F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
@@ -36,6 +37,12 @@ KERNELS = {
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
     "finalize.finalize_gradient": ((F64, F64, *PARAMETERS, F64), [1] * 5 + [1.0]),
+    "combine.merge_shards": ((F64, F64, F64), [1] * 3),
+    "combine.finalize_given": ((F64, *PARAMETERS, F64), [1] + [1.0] * 2),
+    "combine.shard_sums": ((F64, F64, F64, F64), [1] * 4 + [1.0]),
+    "combine.add_shards": ((F64, F64, F64), [1] * 3),
+    "combine.whole_gradients": ((F64, F64, *PARAMETERS), [1, 1.0]),
+    "combine.finalize_sums": ((F64, F64, F64), [1, 1.0]),
     "finalize.commit_batch": ((F64, F64, F64, "int64"), [1] + [1.0] * 2),
 }
 REGISTERS = 128  # of a thread: two blocks of 256 on every multiprocessor
@@ -50,10 +57,10 @@ def compile_for():
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba.cuda import dispatcher
 
-    from nbnorm._cuda import apply, finalize, fused, reduce
+    from nbnorm._cuda import apply, combine, finalize, fused, reduce
     from nbnorm._cuda.launch import cuda
 
-    modules = {"reduce": reduce, "finalize": finalize, "apply": apply, "fused": fused}
+    modules = {"reduce": reduce, "finalize": finalize, "apply": apply, "combine": combine, "fused": fused}
 
     def compiled(name, memory, cc):
         arrays, numbers = {**KERNELS, **OTHERS}[name]

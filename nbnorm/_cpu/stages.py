@@ -63,21 +63,20 @@ def running_backward(
     dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
-    sums, coef = np.zeros((3, shape[1])), np.zeros((4, shape[1]))
-    coef[SCALE] = stats[GAMMA] * stats[INV_STD]
+    sums = np.zeros((3, shape[1]))
     _reduce(_raw(x), _raw(dy), False, shape, stats, sums)
-    _apply(_raw(dy), None, _raw(dx), shape, np.zeros((5, shape[1])), coef)
+    _apply_frozen(_raw(dy), _raw(dx), shape, stats)
     _parameter_gradients(sums, stats, dgamma, dbeta)
 
 
-def commit(running: Running, stats: Array, shape: Shape) -> None:
+def commit(running: Running, stats: Array, count: float) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     mean, var = _flat(running.mean), _flat(running.var)
     with running.lock:
         if running.momentum is None:
-            commit_pooled(stats, _count(shape), mean, var, running.counters)
+            commit_pooled(stats, count, mean, var, running.counters)
         else:
-            commit_running(stats, _count(shape), running.momentum, mean, var, running.counters)
+            commit_running(stats, count, running.momentum, mean, var, running.counters)
 
 
 def _flat(parameter: Array | None) -> Array | None:
@@ -158,10 +157,18 @@ def _reduce(x: Array, dy: Array | None, centred: bool, shape: Shape, stats: Arra
         )  # fmt: skip
 
 
+def _apply_frozen(dy: Array, dx: Array, shape: Shape, stats: Array) -> None:
+    coef = np.zeros((4, shape[1]))
+    coef[SCALE] = stats[GAMMA] * stats[INV_STD]
+    _apply(dy, None, dx, shape, np.zeros((5, shape[1])), coef)
+
+
 def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coef: Array) -> None:
     N, C, S = shape
     traffic = (2 if dy is None else 3) * x.nbytes
     workers, streaming = workers_for(traffic), plan.streams(traffic)
+    if not x.size:  # a shard without values, which needs statistics all the same
+        return
     if S >= plan.SHORT or (S > plan.LANES and not streaming):  # the map of a value is the same either way
         apply_segments(workers, x, dy, y, stats, coef, N, C, S, streaming)
     else:

@@ -14,6 +14,15 @@ from nbnorm._cuda.memory import (
     write,
     xp,
 )
+from nbnorm._cuda.shards import (
+    apply_gradients,
+    gradient_sums,
+    merge_gradient_sums,
+    merge_statistics,
+    normalize,
+    parameter_gradients,
+    rows,
+)
 from nbnorm._cuda.stages import (
     backward,
     batch_statistics,
@@ -26,15 +35,22 @@ from nbnorm._cuda.stages import (
 __all__ = [
     "Array",
     "address",
+    "apply_gradients",
     "backward",
     "batch_statistics",
     "commit",
     "device",
     "finish",
     "footprint",
+    "gradient_sums",
     "kept",
+    "merge_gradient_sums",
+    "merge_statistics",
+    "normalize",
     "on_device_of",
+    "parameter_gradients",
     "read",
+    "rows",
     "running_backward",
     "running_forward",
     "scratch",

@@ -110,10 +110,13 @@ def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, e
 
 @Kernel
 def apply_segments(x, dy, y, coef, N, C, S, SV, per, P):
-    """Block (c, p) with coefficients that are known; dy is None."""
+    """Block (c, p) with coefficients that are known."""
     c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
-    map_segments(x, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+    a, h = 0.0, 0.0
+    if dy is not None:
+        a, h = coef[A * C + c], coef[H * C + c]
+    map_segments(x, dy, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
 
 
 # ---- columns

@@ -17,11 +17,13 @@ from nbnorm._cuda.apply import (
     running_columns,
     running_segments,
 )
+from nbnorm._cuda.combine import finalize_given
 from nbnorm._cuda.finalize import POOLED, ROWS, commit_batch, finalize, finalize_gradient
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
 from nbnorm._cuda.launch import Kind, pointer
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
+from nbnorm._formulas import DEVIATION, M2, ORIGIN
 from nbnorm._running import Running
 
 Array = Any
@@ -61,13 +63,13 @@ def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
     _finalize(cut, shape, parts, stats, None, None, None, float(shape[0] * shape[2]), 1.0)
 
 
-def commit(running: Running, stats: Array, shape: Shape) -> None:
+def commit(running: Running, stats: Array, count: float) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     momentum = POOLED if running.momentum is None else running.momentum
     commit_batch(
         (1, 1), plan.THREADS, (F64, F64, F64, "int64"),
         pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters),
-        shape[1], float(shape[0] * shape[2]), momentum,
+        stats.shape[1], count, momentum,
     )  # fmt: skip
 
 
@@ -76,6 +78,13 @@ def running_forward(
     stats: Array | None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats but for m2."""
+    if stats is not None and not x.size:  # a shard without values, whose statistics are needed all the same
+        stats[ORIGIN], stats[DEVIATION], stats[M2] = running.mean.reshape(-1), 0.0, running.var.reshape(-1)
+        finalize_given(
+            (max(1, shape[1]), 1), 1, (F64, _kind(gamma), _kind(beta), F64),
+            pointer(stats), pointer(gamma), pointer(beta), pointer(scratch(ROWS * shape[1])), shape[1], 1.0, eps,
+        )  # fmt: skip
+        return
     cut = plan.cut(shape, x.itemsize)
     pack = in_memory(x.dtype), cut.lanes
     kernel = running_segments if cut.segments else running_columns

@@ -1,0 +1,85 @@
+"""Combine: what the shards of a batch know of each channel, put together. O(ranks * C), float64.
+
+`gathered` has a row of every rank, with the rows of its array behind each other; `leader` is a rank with the most
+values, whose origin becomes everyone's. Sums run in the order of the ranks: every rank finds the same bits.
+"""
+
+from __future__ import annotations
+
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, H
+from nbnorm._cpu.launch import Compiled
+from nbnorm._formulas import (
+    DEVIATION,
+    DY_ORIGIN,
+    GAMMA,
+    INV_STD,
+    M2,
+    OFFSET,
+    ORIGIN,
+    PRODUCT,
+    SUM,
+    centred_product,
+    gradient_map,
+    merge,
+    moved,
+    moved_sums,
+)
+
+
+@Compiled
+def merge_shards(counts, gathered, leader, stats):
+    """Origin, d and m2 of all shards together: Eq. 16 and 8."""
+    C = stats.shape[1]
+    for c in range(C):
+        k = gathered[leader, ORIGIN * C + c]
+        count, d, m2 = 0.0, 0.0, 0.0
+        for r in range(counts.size):
+            its_d = moved(gathered[r, ORIGIN * C + c], gathered[r, DEVIATION * C + c], k)
+            count, d, m2 = merge(count, d, m2, counts[r], its_d, gathered[r, M2 * C + c])
+        stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = k, d, m2
+
+
+@Compiled
+def centre_sums(stats, own, count, sums):
+    """s and q of a shard become s, p and e, Eq. 17; own has the shard's origin and d, None when mean is no batch's."""
+    for c in range(stats.shape[1]):
+        k, d = stats[ORIGIN, c], stats[DEVIATION, c]
+        sums[PRODUCT, c] = centred_product(sums[SUM, c], sums[PRODUCT, c], d)
+        if own is not None:
+            sums[OFFSET, c] = count * (moved(own[ORIGIN, c], own[DEVIATION, c], k) - d)
+
+
+@Compiled
+def add_shards(counts, gathered, leader, sums):
+    """The sums of all shards together, Eq. 18; their e is 0."""
+    C = sums.shape[1]
+    for c in range(C):
+        h = gathered[leader, DY_ORIGIN * C + c]
+        s, p = 0.0, 0.0
+        for r in range(counts.size):
+            row = gathered[r]
+            its_s, its_p = moved_sums(
+                row[SUM * C + c], row[PRODUCT * C + c], row[OFFSET * C + c], row[DY_ORIGIN * C + c], h, counts[r]
+            )
+            s += its_s
+            p += its_p
+        sums[SUM, c], sums[PRODUCT, c], sums[DY_ORIGIN, c], sums[OFFSET, c] = s, p, h, 0.0
+
+
+@Compiled
+def whole_sums(sums, count, totals):
+    """sum_dy and sum_dy_xmu."""
+    for c in range(sums.shape[1]):
+        totals[SUM, c], totals[PRODUCT, c] = moved_sums(
+            sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[DY_ORIGIN, c], 0.0, count
+        )
+
+
+@Compiled
+def finalize_gradients(sums, stats, count, coef):
+    """Eq. 12, from the sums of all shards."""
+    for c in range(sums.shape[1]):
+        coef[A, c], coef[SCALE, c], coef[SHIFT, c] = gradient_map(
+            sums[SUM, c], sums[PRODUCT, c], stats[DEVIATION, c], count, stats[GAMMA, c], stats[INV_STD, c]
+        )
+        coef[H, c] = sums[DY_ORIGIN, c]

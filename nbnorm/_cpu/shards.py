@@ -1,0 +1,70 @@
+"""The stages of a batch that is one shard of several: between them its caller exchanges small arrays with the others.
+
+As in stages.py; sums is (4, C). Shards may be empty.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm._cpu.combine import add_shards, centre_sums, finalize_gradients, merge_shards, whole_sums
+from nbnorm._cpu.finalize import finalize_given
+from nbnorm._cpu.stages import _apply, _apply_frozen, _flat, _parameter_gradients, _raw, _reduce
+from nbnorm._formulas import DEVIATION, M2, OFFSET, ORIGIN
+
+Array = NDArray
+Shape = tuple[int, int, int]
+
+
+def rows(mean: Array, m2: Array) -> Array:
+    """stats with a mean that is all origin, for `commit`."""
+    stats = np.empty((5, mean.size))
+    stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
+    return stats
+
+
+def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
+    """stats of the whole batch, but for inv_std and gamma, from those of each rank."""
+    merge_shards(counts, gathered, int(counts.argmax()), stats)
+
+
+def normalize(
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float, stats: Array
+) -> None:  # fmt: skip
+    """y from x and the stats of the whole batch, which get inv_std and gamma."""
+    coef = np.empty((4, shape[1]))
+    finalize_given(stats, _flat(gamma), _flat(beta), eps, count, coef)
+    _apply(_raw(x), None, _raw(y), shape, stats, coef)
+
+
+def gradient_sums(dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array) -> None:
+    """What the backward pass has to know of this shard; own is its stats, None with running statistics."""
+    sums[...] = 0
+    if x.size:
+        _reduce(_raw(x), _raw(dy), own is not None, shape, stats, sums[:OFFSET])
+        centre_sums(stats, own, float(shape[0] * shape[2]), sums)
+
+
+def merge_gradient_sums(counts: Array, gathered: Array, sums: Array) -> None:
+    """sums of the whole batch from those of each rank."""
+    add_shards(counts, gathered, int(counts.argmax()), sums)
+
+
+def parameter_gradients(sums: Array, count: float, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
+    """dgamma and dbeta, where they are not None, of the shard or the batch whose sums these are."""
+    totals = np.empty((2, sums.shape[1]))
+    whole_sums(sums, count, totals)
+    _parameter_gradients(totals, stats, dgamma, dbeta)
+
+
+def apply_gradients(
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array | None, count: float
+) -> None:  # fmt: skip
+    """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
+    if sums is None:
+        _apply_frozen(_raw(dy), _raw(dx), shape, stats)
+        return
+    coef = np.empty((4, shape[1]))
+    finalize_gradients(sums, stats, count, coef)
+    _apply(_raw(x), _raw(dy), _raw(dx), shape, stats, coef)

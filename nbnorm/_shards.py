@@ -1,0 +1,91 @@
+"""What the ranks of a batch in shards say to each other, and the errors that all of them raise together.
+
+Forward, two messages: (channels, values per channel), of fixed length so that also a rank whose arguments are wrong
+can send it, then k, d and m2 of each channel. Backward, one: s, p, h and e of each channel and a mark of success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm import _device
+from nbnorm.parallel import Sync
+
+WELL, FAILED = 0.0, -1.0  # marks; FAILED may also stand in the place of the number of channels
+
+
+class announcing:
+    """An error inside is raised when the other ranks, which wait for a message, have been sent a failure."""
+
+    def __init__(self, peers: Sync | None, failure: Callable[[], Any]) -> None:
+        self.peers, self.failure = peers, failure
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.peers is not None and kind is not None and issubclass(kind, Exception):
+            self.peers(self.failure())
+
+
+def failed_forward() -> NDArray[np.float64]:
+    """The first message of a rank that cannot go on."""
+    return np.array([FAILED, 0.0])
+
+
+def exchange_counts(sync: Sync, channels: int, count: int) -> NDArray[np.float64]:
+    """Values per channel of every rank.
+
+    Raises
+    ------
+    RuntimeError
+        When a rank has failed.
+    ValueError
+        When not all ranks have the same channels.
+    """
+    said = exchange(sync, np.array([channels, count], np.float64))
+    _refuse_failed(said[:, 0] == FAILED)
+    if np.any(said[:, 0] != said[0, 0]):
+        other = int(np.argmax(said[:, 0] != said[0, 0]))
+        raise ValueError(
+            f"rank 0 has {said[0, 0]:.0f} channels and rank {other} has {said[other, 0]:.0f}; "
+            "expected the same on all ranks"
+        )
+    return np.ascontiguousarray(said[:, 1])
+
+
+def exchange(sync: Sync, packed: Any) -> Any:
+    """Everyone's."""
+    gathered = sync(packed)
+    if gathered.ndim != 2 or gathered.shape[1] != packed.size or gathered.dtype != np.float64:
+        raise ValueError(
+            f"sync returned {gathered.dtype} of shape {gathered.shape}; expected float64, (ranks, {packed.size})"
+        )
+    return gathered
+
+
+def exchange_marked(sync: Sync, packed: Any) -> Any:
+    """Everyone's, whose last number is a mark of success.
+
+    Raises
+    ------
+    RuntimeError
+        When a rank has failed.
+    """
+    gathered = exchange(sync, packed)
+    _refuse_failed(_device.host(gathered[:, -1]) == FAILED)
+    return gathered
+
+
+def _refuse_failed(failed: NDArray[np.bool_]) -> None:
+    if failed.any():
+        ranks = np.flatnonzero(failed)
+        named = ", ".join(map(str, ranks[:5])) + (", ..." if ranks.size > 5 else "")
+        raise RuntimeError(
+            f"rank{'s' * (ranks.size > 1)} {named} of {failed.size} failed before this exchange and raised the cause; "
+            "nothing has changed on this rank"
+        )

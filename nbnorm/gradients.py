@@ -1,0 +1,121 @@
+"""The backward pass of a training forward. Check, view, stages."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm import _arguments, _shards
+from nbnorm._dispatch import kernels_for
+from nbnorm.saved import Saved
+
+
+class Gradients(NamedTuple):
+    """What `batch_norm_backward` returns; a gradient without a parameter is None."""
+
+    dx: NDArray
+    dgamma: NDArray | None
+    dbeta: NDArray | None
+
+
+def batch_norm_backward(
+    dy: NDArray, saved: Saved, *, param_grads: Literal["local", "global"] = "local", out: NDArray | None = None
+) -> Gradients:
+    """Exact gradients of a training forward.
+
+    dbeta = sum(dy), dgamma = inv_std*sum(dy*(x - mean)), and
+    dx = gamma*inv_std*(dy - dbeta/n - (x - mean)*inv_std*dgamma/n) with n values per channel; where the forward used
+    the running statistics these are constants, and dx = gamma*inv_std*dy.
+
+    Parameters
+    ----------
+    dy : array, shape (N, C, ...)
+        Gradient with respect to y: shape and dtype of x, any memory layout.
+    saved : Saved
+        From `batch_norm_training`; can be used more than once.
+    param_grads : "local" or "global"
+        Where the forward pass had a `sync`: whether dgamma and dbeta are the sums over this shard, for pipelines that
+        add the gradients of all ranks themselves, or over the whole batch. The same on every rank. dx is that of the
+        whole batch in both cases.
+    out : array, shape and dtype of x, optional
+        Where to put dx. May be dy itself, or x itself if `saved` is not used again.
+
+    Returns
+    -------
+    Gradients
+        `dx`, in the memory order of x; `dgamma` and `dbeta`, shape num_features, in the dtype of the parameters, None
+        where the state has no such parameter.
+
+    Raises
+    ------
+    TypeError
+        When an argument is of the wrong kind or dtype.
+    ValueError
+        When shapes do not fit or `out` cannot take the result.
+    RuntimeError
+        When another rank of `saved.sync` has raised an error.
+
+    Notes
+    -----
+    Sums and arithmetic in float64. dy and x are read once from memory where the values of a channel fit a cache,
+    twice otherwise; dy is copied once if it lies in memory in another order than x. In shards they are read twice and
+    one message is exchanged; none for "local" and running statistics.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np, nbnorm
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, saved = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(1))
+    >>> dx, dgamma, dbeta = nbnorm.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), saved)
+    >>> abs(dx.sum()) < 1e-15, dbeta
+    (np.True_, array([1.], dtype=float32))
+    """
+    _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
+    _arguments.param_grads(param_grads)
+    x, layout, stats, flat = saved.x, saved._layout, saved._stats, saved._flat
+    N, C, S = layout.shape
+    peers = saved.sync if not saved.use_running or param_grads == "global" else None
+    with _shards.announcing(peers, saved._failed_backward):
+        kernels = kernels_for("dy", dy)
+        there, way_out = saved._kernels.device(x), "an array there, as it gave y"
+        _arguments.same_device("dy", dy, kernels.device(dy), there, "x of the forward pass", way_out)
+        dy = kernels.values("dy", dy)
+        _arguments.gradient(dy, x)
+        if out is not None:
+            _arguments.output(kernels, out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
+
+        with kernels.on_device_of(x):
+            xp = kernels.xp
+            dx = xp.empty_like(x) if out is None else out
+            make = xp.empty if x.size else xp.zeros
+            dgamma = make(saved._shape, saved._dtype) if saved._with_gamma else None
+            dbeta = make(saved._shape, saved._dtype) if saved._with_beta else None
+            given, target = kernels.read(layout, dy), kernels.write(layout, dx)
+            if peers is not None:
+                message, total = kernels.scratch(4 * C + 1), kernels.scratch(4 * C).reshape(4, C)
+                message[-1] = _shards.WELL
+                sums = message[:-1].reshape(4, C)
+                kernels.gradient_sums(given, flat, layout.shape, stats, saved._own, sums)
+
+    with kernels.on_device_of(x):
+        if peers is not None:
+            gathered = _shards.exchange_marked(peers, message)
+            counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts
+            count = float(counts.sum())
+            kernels.merge_gradient_sums(counts, gathered, total)
+            part = (total, count) if param_grads == "global" else (sums, float(N * S))
+            kernels.parameter_gradients(*part, stats, dgamma, dbeta)
+            kernels.apply_gradients(
+                given, flat, target, layout.shape, stats, None if saved.use_running else total, count
+            )
+        elif x.size:
+            backward = kernels.running_backward if saved.use_running else kernels.backward
+            backward(given, flat, target, layout.shape, stats, dgamma, dbeta)
+        kernels.finish(layout, target, dx)
+    return Gradients(dx, dgamma, dbeta)

@@ -1,0 +1,99 @@
+"""A batch in shards on GPU arrays equals the whole batch; the stages of the two backends mirror each other."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+import ranks
+import reference
+from common import same_bits, sample
+from steps import state_on_gpu
+from tolerance import assert_close, assert_stat_close, dtype_of
+
+import nbnorm
+
+SHAPES = {"segments": (10, 2, 67), "packs": (10, 2, 64), "a table": (40, 5), "small images": (10, 8, 3, 3)}
+
+
+def in_shards(cupy, x, dy, state, sizes, param_grads, **options):
+    parts = list(zip(ranks.shards(x, sizes), ranks.shards(dy, sizes), strict=True))
+    states = [state.to("cpu").to("cuda") for _ in sizes]
+
+    def work(rank, sync):
+        own_x, own_dy = map(cupy.asarray, parts[rank])
+        y, saved = nbnorm.batch_norm_training(own_x, states[rank], sync=sync, **options)
+        gradients = nbnorm.batch_norm_backward(own_dy, saved, param_grads=param_grads)
+        return ranks.Step(states[rank], y, saved, *gradients, sync.sizes)
+
+    return ranks.work_of(ranks.run(len(sizes), work))
+
+
+def joined(arrays):
+    return np.concatenate([array.get() for array in arrays])
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shards_equal_the_whole(cupy, rng, shape):
+    check(cupy, rng, shape, "float32", "global")
+
+
+def test_every_dtype(cupy, rng, dtype):
+    check(cupy, rng, SHAPES["segments"], dtype, "local")
+
+
+def check(cupy, rng, shape, dtype, param_grads):
+    x = (sample(rng, shape, "float64") + 100).astype(dtype_of(dtype))
+    dy = (rng.normal(size=shape) + 3).astype(x.dtype)
+    state, on_gpu = state_on_gpu(rng, shape[1])
+    n = shape[0] // 10
+    steps = in_shards(cupy, x, dy, on_gpu, (7 * n, 3 * n, 0), param_grads)
+    forward = reference.training(x, state.gamma, state.beta, state.eps)
+    backward = reference.backward(dy, x, state.gamma, state.eps)
+    assert_close(joined(step.y for step in steps), forward.y)
+    assert_close(joined(step.dx for step in steps), backward.dx)
+    if param_grads == "global":  # sums of float32 gradients have other errors than float32 sums
+        assert_stat_close(steps[2].dgamma.get(), backward.dgamma)
+        assert_stat_close(steps[2].dbeta.get(), backward.dbeta)
+    else:
+        dbeta = sum(step.dbeta.get().astype(np.float64) for step in steps)
+        scale = sum(abs(step.dbeta.get()) for step in steps)
+        assert (abs(dbeta - backward.dbeta) <= 3 * 2.0**-24 * scale).all()
+    m2 = forward.var * forward.count
+    expected = reference.moving_average(
+        state.running_mean, state.running_var, forward.mean, m2, forward.count, state.momentum
+    )
+    for step in steps:
+        assert_stat_close(step.state.running_mean.get(), expected[0])
+        assert_stat_close(step.state.running_var.get(), expected[1])
+        assert same_bits(step.state.running_var.get(), steps[0].state.running_var.get())
+        assert step.state.num_samples == forward.count
+
+
+@pytest.mark.parametrize("shape", [SHAPES["segments"], SHAPES["a table"]], ids=str)
+def test_frozen_statistics(cupy, rng, shape):
+    x, dy = sample(rng, shape), sample(rng, shape)
+    state, on_gpu = state_on_gpu(rng, shape[1])
+    n = shape[0] // 10
+    steps = in_shards(cupy, x, dy, on_gpu, (7 * n, 3 * n, 0), "global", use_running=True)
+    running = state.running_mean, state.running_var
+    backward = reference.frozen_backward(dy, x, *running, state.gamma, state.eps)
+    exact = reference.inference(x, *running, state.gamma, state.beta, state.eps)
+    assert_close(joined(step.y for step in steps), exact)
+    assert_close(joined(step.dx for step in steps), backward.dx)
+    for step in steps:
+        assert_stat_close(step.dgamma.get(), backward.dgamma)
+        assert_stat_close(step.dbeta.get(), backward.dbeta)
+        assert step.state.num_samples == x.size // shape[1]
+
+
+def test_the_backends_mirror_each_other():
+    backends = [importlib.import_module(f"nbnorm.{name}") for name in ("_cpu", "_cuda")]
+    assert backends[0].__all__ == backends[1].__all__
+    stages = [name for name in backends[0].__all__ if inspect.isfunction(getattr(backends[0], name))]
+    assert len(stages) > 20
+    for name in stages:
+        first, second = (list(inspect.signature(getattr(module, name)).parameters) for module in backends)
+        assert first == second, name

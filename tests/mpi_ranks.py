@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from mpi4py import MPI
 from tolerance import dtype_of
 
 import nbnorm
@@ -74,5 +73,7 @@ def failure(comm, directory, which):
 
 
 if __name__ == "__main__":
+    from mpi4py import MPI
+
     scenario, _, option = sys.argv[1].partition(":")
     {"training": training, "failure": failure}[scenario](MPI.COMM_WORLD, Path(sys.argv[2]), option)

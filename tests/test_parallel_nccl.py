@@ -16,13 +16,15 @@ FLOAT64 = 8  # ncclFloat64 in nccl.h
 @pytest.fixture
 def nccl(monkeypatch):
     """The module, imported with the stand-in for CuPy."""
+    for module in ("cupy", "cupy.cuda"):  # what is there comes back afterwards
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delattr("nbnorm.parallel.nccl", raising=False)
     cupy = fake_cupy.install()
     cupy.cuda.nccl = types.SimpleNamespace(NCCL_FLOAT64=FLOAT64)
     cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=77)
     cuda = types.ModuleType("cupy.cuda")
     cuda.nccl = cupy.cuda.nccl
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
+    sys.modules["cupy.cuda"] = cuda
     monkeypatch.delitem(sys.modules, "nbnorm.parallel.nccl", raising=False)
     from nbnorm.parallel import nccl
 

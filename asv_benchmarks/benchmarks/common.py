@@ -9,7 +9,7 @@ from functools import lru_cache
 from timeit import default_timer
 from typing import Any
 
-import numba  # noqa: F401  loaded once, before asv forks a process for each benchmark
+import numba  # noqa: F401  loaded once, before a fork server forks a process for each benchmark
 import numpy as np
 from asv_runner.benchmarks.mark import SkipNotImplemented
 

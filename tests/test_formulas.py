@@ -90,3 +90,22 @@ def test_merging_two_samples_equals_the_whole(cut):
 
 def test_moving_average_weighs_the_new_batch_with_the_momentum():
     assert formulas.moving_average(F(2), F(7), F(1, 10)) == F(9, 10) * 2 + F(1, 10) * 7
+
+
+@pytest.mark.parametrize("k", ORIGINS)
+def test_a_mean_may_be_counted_from_another_origin(k):
+    assert formulas.moved(X[0], MEAN - X[0], k) == MEAN - k
+
+
+@pytest.mark.parametrize("cut", [0, 2, 5])
+@pytest.mark.parametrize("other_h", [F(0), F(9, 4)])
+def test_sums_of_shards_add_up_for_any_origin_of_dy(cut, other_h):
+    total_s = total_p = F(0)
+    for x, g, h in ((X[:cut], G[:cut], F(7, 3)), (X[cut:], G[cut:], F(-1))):
+        s = sum((one - h for one in g), F(0))
+        p = sum(((one - h) * (value - MEAN) for one, value in zip(g, x, strict=True)), F(0))
+        e = sum((value - MEAN for value in x), F(0))
+        moved_s, moved_p = formulas.moved_sums(s, p, e, h, other_h, len(x))
+        total_s, total_p = total_s + moved_s, total_p + moved_p
+    assert total_s == sum(G) - N * other_h
+    assert total_p == sum(g * (x - MEAN) for g, x in zip(G, X, strict=True))

@@ -16,7 +16,7 @@ class _Gather:
         self.comm, self.gpu_aware = comm, gpu_aware
 
     def __call__(self, packed: NDArray[np.float64]) -> NDArray[np.float64]:
-        if isinstance(packed, np.ndarray):
+        if not hasattr(packed, "get"):
             return self._gather(packed, np)
         cupy: Any = sys.modules["cupy"]
         if not self.gpu_aware:

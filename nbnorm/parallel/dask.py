@@ -1,0 +1,238 @@
+"""Dask: the functions of nbnorm for Dask arrays, lazy, in NumPy or CuPy chunks. Needs the extra `dask`.
+
+A chunk is a shard. Chunks may divide every axis, the channels' too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask import delayed
+from distributed import WorkerPlugin
+from numpy.typing import NDArray
+
+import nbnorm
+from nbnorm import _arguments, _device
+from nbnorm._batch_stats import BatchStats
+from nbnorm._layout import Axis
+from nbnorm.state import BatchNormState
+
+FAN_IN = 8  # statistics that one task merges
+
+
+def batch_stats(x: da.Array, *, axis: Axis = 1) -> BatchStats:
+    """Count, mean and sum of squared deviations of each channel.
+
+    Parameters
+    ----------
+    x : dask.array.Array, shape (N, C, ...)
+        As for `nbnorm.batch_stats`; of known chunks.
+    axis : int or tuple of int
+        The channel axis of x.
+
+    Returns
+    -------
+    BatchStats
+        mean and m2 are lazy, in chunks like those of the channels; ``dask.compute(stats)`` gives a `BatchStats` of
+        arrays, for `BatchNormState.update`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When x is of the wrong kind or dtype, or `axis` does not fit it.
+
+    Notes
+    -----
+    One task a chunk reads it; a tree of tasks merges 8 statistics at a time, in the order of the chunks, so that the
+    same chunks give the same bits on any number of workers.
+
+    Examples
+    --------
+    >>> import dask, dask.array as da, nbnorm.parallel.dask
+    >>> x = da.arange(12.0, chunks=2).reshape(6, 2).rechunk((4, 1))
+    >>> stats = nbnorm.parallel.dask.batch_stats(x)
+    >>> dask.compute(stats)[0]
+    BatchStats(count=array(6.), mean=array([5., 6.]), m2=array([70., 70.]))
+    """
+    axes = _checked(x, axis)
+    parts = delayed(_chunk_stats, pure=True)
+    merged = delayed(nbnorm.merge_stats, pure=True)
+    blocks = np.moveaxis(x.to_delayed(), axes, range(len(axes)))
+    means, m2s = (np.empty(blocks.shape[: len(axes)], object) for _ in range(2))
+    for index in np.ndindex(means.shape):
+        level = [parts(block, axes) for block in blocks[index].ravel()]
+        while len(level) > 1:
+            level = [merged(*level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
+        shape = tuple(x.chunks[a][i] for a, i in zip(axes, index, strict=True))
+        means[index], m2s[index] = (
+            da.from_delayed(part, shape, np.float64, meta=x._meta.astype(np.float64))
+            for part in (level[0].mean, level[0].m2)
+        )
+    return BatchStats(np.array(float(_values(x, axes))), da.block(means.tolist()), da.block(m2s.tolist()))
+
+
+def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -> da.Array:
+    """Normalize with the running statistics as they are now; nothing is updated.
+
+    Parameters
+    ----------
+    x : dask.array.Array, shape (N, C, ...)
+        As for `nbnorm.batch_norm_inference`.
+    state : BatchNormState
+        On the CPU: its arrays travel with the graph, to the GPU for CuPy chunks.
+    axis : int or tuple of int
+        The channel axis of x.
+
+    Returns
+    -------
+    dask.array.Array, shape (N, C, ...)
+        y, lazy, in the chunks of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `nbnorm.batch_norm_inference`, when the graph is built.
+
+    Examples
+    --------
+    >>> import dask.array as da, nbnorm, nbnorm.parallel.dask
+    >>> state = nbnorm.BatchNormState(1, eps=1e-9)
+    >>> state.running_mean, state.running_var = [5.0], [4.0]
+    >>> y = nbnorm.parallel.dask.batch_norm_inference(da.from_array([[9.0], [5.0]]), state)
+    >>> y.compute().round(6)
+    array([[2.],
+           [0.]])
+    """
+    axes = _checked(x, axis, state)
+    running = state._demand_running()
+    return _normalized(x, axes, state, running.mean.copy(), running.var.copy())
+
+
+def batch_norm_training(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -> tuple[da.Array, BatchStats]:
+    """Normalize with the batch's own statistics.
+
+    Parameters
+    ----------
+    x : dask.array.Array, shape (N, C, ...)
+        As for `nbnorm.batch_norm_training`.
+    state : BatchNormState
+        On the CPU; gamma, beta and eps as they are now. Read only.
+    axis : int or tuple of int
+        The channel axis of x.
+
+    Returns
+    -------
+    y : dask.array.Array, shape (N, C, ...)
+        Lazy, in the chunks of x.
+    stats : BatchStats
+        Those of x, lazy. Fold them into the running statistics when they are computed: ``state.update(stats)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `nbnorm.batch_norm_training`, when the graph is built.
+
+    Notes
+    -----
+    x is read twice: Dask keeps or computes it again, as its scheduler sees fit. The mean travels as one float64: at a
+    mean of 10**4 deviations it is known to 2**-40 of a deviation, and so is y near 0.
+
+    Examples
+    --------
+    >>> import dask, dask.array as da, nbnorm, nbnorm.parallel.dask
+    >>> state = nbnorm.BatchNormState(1, momentum=None)
+    >>> y, stats = nbnorm.parallel.dask.batch_norm_training(da.from_array([[1.0], [3.0]], chunks=1), state)
+    >>> y, stats = dask.compute(y, stats)
+    >>> state.update(stats)
+    >>> y.round(3).tolist(), state.running_mean
+    ([[-1.0], [1.0]], array([2.]))
+    """
+    axes = _checked(x, axis, state)
+    _arguments.enough_values(_values(x, axes), False, x.shape)
+    stats = batch_stats(x, axis=axis)
+    return _normalized(x, axes, state, stats.mean, stats.m2 / float(stats.count)), stats
+
+
+class NumbaThreads(WorkerPlugin):
+    """A plugin that lets each call of nbnorm on a worker use `n` threads.
+
+    Every thread of a worker runs a chunk of its own, so that more than cores/threads is too many.
+
+    Parameters
+    ----------
+    n : int
+        As for `nbnorm.set_num_threads`.
+
+    Notes
+    -----
+    Register it with the client of the cluster: ``client.register_plugin(nbnorm.parallel.dask.NumbaThreads(1))``.
+    """
+
+    def __init__(self, n: int = 1) -> None:
+        self.n = n
+        self.name = "nbnorm-threads"
+
+    def setup(self, worker: Any) -> None:
+        nbnorm.set_num_threads(self.n)
+
+    def teardown(self, worker: Any) -> None:
+        nbnorm.set_num_threads(None)
+
+
+def _checked(x: Any, axis: Axis, state: BatchNormState | None = None) -> tuple[int, ...]:
+    """The channel axes, non-negative."""
+    if not isinstance(x, da.Array):
+        raise TypeError(f"x is a {type(x).__module__}.{type(x).__qualname__}; expected a dask.array.Array")
+    array: Any = x  # like a NumPy array where it matters here
+    _arguments.dtype("x", x.dtype)
+    axes = _arguments.channels(array, axis)
+    if math.isnan(sum(x.shape)):
+        raise ValueError("x has chunks of unknown size; call x.compute_chunk_sizes() first")
+    if state is not None:
+        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+        _arguments.features(array, axis, axes, state.num_features)
+        if state.device != "cpu":
+            raise TypeError(f'the state is on {state.device}; a graph takes one on the CPU: state.to("cpu")')
+    return axes
+
+
+def _values(x: da.Array, axes: tuple[int, ...]) -> int:
+    """Per channel."""
+    return math.prod(n for i, n in enumerate(x.shape) if i not in axes)
+
+
+def _chunk_stats(chunk: NDArray, axes: tuple[int, ...]) -> BatchStats:
+    return nbnorm.batch_stats(chunk, axis=axes)
+
+
+def _normalized(x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean: Any, var: Any) -> da.Array:
+    """One task a chunk. What belongs to the channels is cut as they are."""
+    index = tuple(range(x.ndim))
+    chunks = tuple(x.chunks[i] for i in axes)
+    arguments: list[Any] = []
+    for array in (mean, var, state.gamma, state.beta):
+        lazy = da.from_array(array.copy(), chunks=chunks) if isinstance(array, np.ndarray) else array
+        arguments += [lazy, None if lazy is None else axes]
+    return da.blockwise(
+        _chunk_normalized, index, x, index, *arguments, axes=axes, eps=state.eps, dtype=x.dtype, meta=x._meta
+    )
+
+
+def _chunk_normalized(
+    chunk: NDArray, mean: NDArray, var: NDArray, gamma: NDArray | None, beta: NDArray | None, axes: tuple[int, ...],
+    eps: float,
+) -> NDArray:  # fmt: skip
+    parameter = gamma if gamma is not None else beta
+    state = BatchNormState(
+        mean.shape, eps=eps, use_gamma=gamma is not None, use_beta=beta is not None,
+        dtype="float32" if parameter is None else parameter.dtype, device=_device.of(chunk),
+    )  # fmt: skip
+    state.running_mean, state.running_var = mean, var
+    if gamma is not None:
+        state.gamma = gamma
+    if beta is not None:
+        state.beta = beta
+    return nbnorm.batch_norm_inference(chunk, state, axis=axes)

@@ -1,0 +1,197 @@
+"""nbnorm.parallel.dask: on a cluster of processes, and in threads where processes make no difference."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from common import random_state, same_bits, sample
+from tolerance import assert_close, assert_stat_close, dtype_of
+
+import nbnorm
+
+try:
+    import dask
+    import dask.array as da
+    import zarr
+    from distributed import Client, LocalCluster
+
+    from nbnorm.parallel import dask as nd
+except ImportError as error:
+    if os.environ.get("NBNORM_REQUIRE_PARALLEL") == "1":
+        raise
+    pytest.skip(f'NO DASK TESTS: {error}; pip install -e ".[dask]" zarr', allow_module_level=True)
+
+# Tornado and asyncio close their sockets when they see fit.
+pytestmark = pytest.mark.filterwarnings("default")
+
+CHUNKS = {
+    "over samples": ((700, 300), 6, 40),
+    "over channels": (1000, (1, 2, 3), 40),
+    "over everything": ((1, 499, 500), (4, 2), (7, 33)),
+    "twenty": (50, 6, 40),
+}
+every_chunks = pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two processes of one thread."""
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0")
+    with cluster, Client(cluster) as client:
+        client.register_plugin(nd.NumbaThreads(1))
+        yield client
+
+
+@pytest.fixture
+def threads():
+    with dask.config.set(scheduler="threads"):
+        yield
+
+
+def data(rng, mean=1e4):
+    return (sample(rng, (1000, 6, 40), "float64") + mean).astype(np.float32)
+
+
+def assert_relative(found, exact):
+    assert (abs(found - exact) <= 1e-12 * abs(exact)).all()
+
+
+@every_chunks
+def test_statistics_on_a_cluster(client, chunks, rng):
+    x = data(rng)
+    lazy = nd.batch_stats(da.from_array(x, chunks=chunks))
+    assert isinstance(lazy.mean, da.Array)
+    (stats,) = dask.compute(lazy)
+    count, mean, m2 = reference.stats(x)
+    assert type(stats) is nbnorm.BatchStats
+    assert float(stats.count) == count
+    assert_relative(stats.mean, mean)
+    assert_relative(stats.m2, m2)
+    with dask.config.set(scheduler="synchronous"):
+        (again,) = dask.compute(lazy)
+    assert all(same_bits(a, b) for a, b in zip(stats, again, strict=True))
+
+
+@every_chunks
+def test_training_and_inference_on_a_cluster(client, chunks, rng):
+    x, state = data(rng, 10), random_state(rng, 6)
+    lazy = da.from_array(x, chunks=chunks)
+    y, stats = nd.batch_norm_training(lazy, state)
+    assert y.chunks == lazy.chunks
+    y, stats = dask.compute(y, stats)
+    assert_close(y, reference.training(x, state.gamma, state.beta, state.eps).y)
+    before = state.running_mean.copy(), state.running_var.copy()
+    state.update(stats)
+    count, mean, m2 = reference.stats(x)
+    expected = reference.moving_average(*before, mean, m2, count, state.momentum)
+    assert_relative(state.running_mean, expected[0])
+    assert_relative(state.running_var, expected[1])
+    y = nd.batch_norm_inference(lazy, state).compute()
+    assert same_bits(y, nbnorm.batch_norm_inference(x, state))
+
+
+def test_channels_on_several_axes(threads, rng):
+    x = sample(rng, (30, 4, 6), axis=(2, 0))
+    state = random_state(rng, (6, 30))
+    lazy = da.from_array(x, chunks=((11, 19), 2, (1, 5)))
+    y, stats = dask.compute(*nd.batch_norm_training(lazy, state, axis=(2, 0)))
+    assert_close(y, reference.training(x, state.gamma, state.beta, state.eps, (2, 0)).y, (2, 0))
+    assert_stat_close(stats.mean, reference.stats(x, (2, 0))[1])
+    y = nd.batch_norm_inference(lazy, state, axis=(2, 0)).compute()
+    assert same_bits(y, nbnorm.batch_norm_inference(x, state, axis=(2, 0)))
+
+
+def test_every_dtype_and_no_parameters(threads, dtype, rng):
+    x = sample(rng, (60, 3, 8), "float64").astype(dtype_of(dtype))
+    state = nbnorm.BatchNormState(3, use_gamma=False, use_beta=False)
+    y = nd.batch_norm_training(da.from_array(x, chunks=(25, 2, 8)), state)[0].compute()
+    assert y.dtype == x.dtype
+    assert_close(y, reference.training(x).y)
+
+
+def test_the_graph_keeps_the_state_of_its_making(threads, rng):
+    x, state = sample(rng, (20, 3)), random_state(rng, 3)
+    expected = nbnorm.batch_norm_inference(x, state)
+    y = nd.batch_norm_inference(da.from_array(x, chunks=7), state)
+    state.gamma *= 2
+    state.running_mean += 1
+    assert same_bits(y.compute(), expected)
+
+
+def test_workers_use_the_threads_they_are_given(client):
+    assert set(client.run(nbnorm.get_num_threads).values()) == {1}
+
+
+@pytest.mark.parametrize(("x", "error", "text"), [
+    (np.ones((4, 3)), TypeError, "x is a numpy.ndarray; expected a dask.array.Array"),
+    ("int", TypeError, "x has dtype int64; expected float16"),
+    ("unknown", ValueError, "x has chunks of unknown size"),
+    ("channels", ValueError, "x has 5 channels on axis 1"),
+    ("one", ValueError, "training needs at least 2 values per channel, got 1"),
+])  # fmt: skip
+def test_errors_come_when_the_graph_is_built(x, error, text):
+    if isinstance(x, str):
+        x = {
+            "int": lambda: da.ones((4, 3), dtype=int),
+            "unknown": lambda: da.ones((4, 3))[da.ones(4) > 0],
+            "channels": lambda: da.ones((4, 5)),
+            "one": lambda: da.ones((1, 3)),
+        }[x]()
+    with pytest.raises(error) as caught:
+        nd.batch_norm_training(x, nbnorm.BatchNormState(3))
+    assert text in str(caught.value)
+
+
+LIMIT = 400 << 20  # bytes of the worker
+
+
+def peak():
+    """Process, and the most memory it has had; None where there is no /proc. (ru_maxrss counts the parent's.)"""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return os.getpid(), next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), None)
+
+
+def block_of(block_info=None):
+    """float32, 4 MiB; the rows of block i have the mean i % 5."""
+    (i, *_) = block_info[None]["chunk-location"]
+    rng = np.random.default_rng(i)
+    return rng.integers(-8, 9, (2048, 512)).astype(np.float32) + np.float32(i % 5)
+
+
+def test_an_array_three_times_the_memory_of_its_worker(tmp_path):
+    """Statistics, then inference into a Zarr store; the worker neither dies nor goes beyond its limit."""
+    blocks = -(-3 * LIMIT // (4 << 20))
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=True, memory_limit=LIMIT, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(nd.NumbaThreads(1))
+        (before,) = client.run(peak).values()
+        x = da.map_blocks(block_of, chunks=((2048,) * blocks, (512,)), dtype=np.float32, meta=np.empty((0, 0), "f4"))
+        assert x.nbytes >= 3 * LIMIT
+        (stats,) = dask.compute(nd.batch_stats(x))
+        state = nbnorm.BatchNormState(512, momentum=None)
+        state.update(stats)
+        nd.batch_norm_inference(x, state).to_zarr(str(tmp_path / "y.zarr"))
+        (after,) = client.run(peak).values()
+    assert before[0] == after[0]
+    assert after[1] is None or after[1] < LIMIT
+    # Integers: sums in float64 are exact here.
+    count, total, square = 0, np.zeros(512), np.zeros(512)
+    for i in range(blocks):
+        block = block_of({None: {"chunk-location": (i, 0)}}).astype(np.float64)
+        count, total, square = count + len(block), total + block.sum(0), square + (block**2).sum(0)
+    assert float(stats.count) == count
+    assert_relative(stats.mean, total / count)
+    assert_relative(stats.m2, square - total**2 / count)
+    y = zarr.open(str(tmp_path / "y.zarr"), mode="r")
+    for i in (0, blocks - 1):
+        expected = nbnorm.batch_norm_inference(block_of({None: {"chunk-location": (i, 0)}}), state)
+        assert same_bits(np.asarray(y[2048 * i : 2048 * (i + 1)]), expected)

@@ -1,0 +1,65 @@
+"""nbnorm.parallel.nccl with a recording communicator: what it is asked for. No GPU and no NCCL takes part."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import types
+
+import fake_cupy
+import numpy as np
+import pytest
+
+FLOAT64 = 8  # ncclFloat64 in nccl.h
+
+
+@pytest.fixture
+def nccl(monkeypatch):
+    """The module, imported with the stand-in for CuPy."""
+    for module in ("cupy", "cupy.cuda"):  # what is there comes back afterwards
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delattr("nbnorm.parallel.nccl", raising=False)
+    cupy = fake_cupy.install()
+    cupy.cuda.nccl = types.SimpleNamespace(NCCL_FLOAT64=FLOAT64)
+    cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=77)
+    cuda = types.ModuleType("cupy.cuda")
+    cuda.nccl = cupy.cuda.nccl
+    sys.modules["cupy.cuda"] = cuda
+    monkeypatch.delitem(sys.modules, "nbnorm.parallel.nccl", raising=False)
+    from nbnorm.parallel import nccl
+
+    yield nccl
+    monkeypatch.delitem(sys.modules, "nbnorm.parallel.nccl", raising=False)
+
+
+class Communicator:
+    """Three ranks; rank r sends r more than this one."""
+
+    def __init__(self):
+        self.log = []
+
+    def size(self):
+        return 3
+
+    def allGather(self, sent, received, count, kind, stream):
+        self.log.append((count, kind, stream))
+        own = np.ctypeslib.as_array((ctypes.c_double * count).from_address(sent))
+        everyone = np.ctypeslib.as_array((ctypes.c_double * (3 * count)).from_address(received)).reshape(3, count)
+        everyone[...] = own + np.arange(3)[:, None]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_one_gather_on_the_current_stream(nccl, on_gpu):
+    packed = np.array([1.0, 10.0])
+    comm = Communicator()
+    everyone = nccl.sync(comm)(sys.modules["cupy"].asarray(packed) if on_gpu else packed)
+    assert comm.log == [(2, FLOAT64, 77)]
+    assert hasattr(everyone, "get") == on_gpu
+    found = everyone.get() if on_gpu else everyone
+    assert found.tolist() == [[1, 10], [2, 11], [3, 12]]
+
+
+def test_something_else_than_a_communicator(nccl):
+    with pytest.raises(TypeError, match=r"comm is a int; expected a cupy\.cuda\.nccl\.NcclCommunicator"):
+        nccl.sync(3)
+    assert repr(nccl.sync(Communicator())) == "nbnorm.parallel.nccl.sync(<3 ranks>)"

@@ -1,6 +1,7 @@
 """python asv_benchmarks/parallel_model.py: what the messages of a step cost by Hockney's model, to thousands of ranks.
 
-With --latency and --bandwidth the table is that of docs/parallel.md for your figures. Under mpiexec it measures:
+With --latency and --bandwidth the table is that of docs/parallel.md for your figures; --picture draws it. Under mpiexec
+it measures:
 mpiexec -n 3 python asv_benchmarks/parallel_model.py --measure prints the latency and the bandwidth that follow from an
 allgather of few and of many bytes, and the model's time of a step beside the measured one.
 """
@@ -53,6 +54,24 @@ def measure(channels: list[int], rounds: int) -> None:
             print(f"C = {C}: measured {1e6 * found:.0f} µs a step, the model says {1e6 * predicted:.0f}")
 
 
+def draw(channels: list[int], latency: float, bandwidth: float, path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    ranks = [2**power for power in range(1, 13)]
+    for C, marker in zip(channels, "osD^v", strict=False):
+        axes.plot(ranks, [1e6 * model(n, C, latency, 1 / bandwidth) for n in ranks], marker=marker, label=f"C = {C}")
+    rounds = [1e6 * len(MESSAGES) * math.log2(n) * latency for n in ranks]
+    axes.plot(ranks, rounds, color="grey", linestyle="--", label="latency alone")
+    axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="µs of messages a step")
+    axes.set_title(f"Model, not a measurement: {1e6 * latency:g} µs, {bandwidth / 1e9:g} GB/s", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", action="store_true")
@@ -60,6 +79,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=2e-6, help="seconds")
     parser.add_argument("--bandwidth", type=float, default=10e9, help="bytes a second")
     parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--picture", help="where to save it; needs matplotlib")
     options = parser.parse_args()
     if options.measure:
         measure(options.channels, options.rounds)
@@ -70,6 +90,8 @@ def main() -> None:
     for power in range(1, 13):
         times = (1e6 * model(2**power, C, options.latency, 1 / options.bandwidth) for C in options.channels)
         print(f"| {2**power} | " + " | ".join(f"{t:.0f}" for t in times) + " |")
+    if options.picture:
+        draw(options.channels, options.latency, options.bandwidth, options.picture)
 
 
 if __name__ == "__main__":

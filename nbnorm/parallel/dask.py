@@ -108,7 +108,9 @@ def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) 
     """
     axes = _checked(x, axis, state)
     running = state._demand_running()
-    return _normalized(x, axes, state, running.mean.copy(), running.var.copy())
+    with running.lock:  # the statistics of one moment
+        mean, var = running.mean.copy(), running.var.copy()
+    return _normalized(x, axes, state, mean, var)
 
 
 def batch_norm_training(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -> tuple[da.Array, BatchStats]:

@@ -93,6 +93,8 @@ def statistics(stats: BatchStats, shape: tuple[int, ...], momentum: float | None
             raise ValueError(f"stats.{name} has shape {_short(found.shape)}; expected {_short(shape)}, as the state")
         if not np.can_cast(found.dtype, np.float64, "same_kind"):
             raise TypeError(f"stats.{name} has dtype {found.dtype}; expected float64")
+    if (stats.m2 < 0).any():
+        raise ValueError("stats.m2 has negative values; expected sums of squares")
     count = float(stats.count)
     if not (count >= 0 and count.is_integer()):
         raise ValueError(f"stats.count is {count:g}; expected the number of values per channel")

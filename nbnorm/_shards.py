@@ -47,7 +47,7 @@ def exchange_counts(sync: Sync, channels: int, count: int) -> NDArray[np.float64
     ValueError
         When not all ranks have the same channels.
     """
-    said = exchange(sync, np.array([channels, count], np.float64))
+    said = exchange(sync, np.array([channels, count], np.float64), None)
     _refuse_failed(said[:, 0] == FAILED)
     if np.any(said[:, 0] != said[0, 0]):
         other = int(np.argmax(said[:, 0] != said[0, 0]))
@@ -58,17 +58,19 @@ def exchange_counts(sync: Sync, channels: int, count: int) -> NDArray[np.float64
     return np.ascontiguousarray(said[:, 1])
 
 
-def exchange(sync: Sync, packed: Any) -> Any:
-    """Everyone's."""
+def exchange(sync: Sync, packed: Any, ranks: int | None) -> Any:
+    """Everyone's; ranks is their number, where it is known."""
     gathered = sync(packed)
-    if gathered.ndim != 2 or gathered.shape[1] != packed.size or gathered.dtype != np.float64:
+    expected = (len(gathered) if ranks is None else ranks, packed.size)
+    if gathered.shape != expected or gathered.dtype != np.float64 or not gathered.flags.c_contiguous:
         raise ValueError(
-            f"sync returned {gathered.dtype} of shape {gathered.shape}; expected float64, (ranks, {packed.size})"
+            f"sync returned {gathered.dtype} of shape {gathered.shape!s:.40}; expected C-contiguous float64, "
+            f"({'ranks' if ranks is None else ranks}, {packed.size})"
         )
     return gathered
 
 
-def exchange_marked(sync: Sync, packed: Any) -> Any:
+def exchange_marked(sync: Sync, packed: Any, ranks: int | None) -> Any:
     """Everyone's, whose last number is a mark of success.
 
     Raises
@@ -76,7 +78,7 @@ def exchange_marked(sync: Sync, packed: Any) -> Any:
     RuntimeError
         When a rank has failed.
     """
-    gathered = exchange(sync, packed)
+    gathered = exchange(sync, packed, ranks)
     _refuse_failed(_device.host(gathered[:, -1]) == FAILED)
     return gathered
 

@@ -127,7 +127,7 @@ def batch_norm_training(
             count = int(counts.sum())
             if needs_variance:
                 _arguments.enough_values(count, use_running, None)
-            gathered = _shards.exchange(peers, batch[: M2 + 1].reshape(-1))
+            gathered = _shards.exchange(peers, batch[: M2 + 1].reshape(-1), counts.size)
             if not use_running:
                 saved._counts, saved._own, batch = counts, batch, stats
             kernels.merge_statistics(counts, gathered, batch)

@@ -77,11 +77,11 @@ def batch_norm_backward(
     (np.True_, array([1.], dtype=float32))
     """
     _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
-    _arguments.param_grads(param_grads)
     x, layout, stats, flat = saved.x, saved._layout, saved._stats, saved._flat
     N, C, S = layout.shape
-    peers = saved.sync if not saved.use_running or param_grads == "global" else None
+    peers = saved.sync if not saved.use_running or param_grads != "local" else None
     with _shards.announcing(peers, saved._failed_backward):
+        _arguments.param_grads(param_grads)
         kernels = kernels_for("dy", dy)
         there, way_out = saved._kernels.device(x), "an array there, as it gave y"
         _arguments.same_device("dy", dy, kernels.device(dy), there, "x of the forward pass", way_out)
@@ -105,7 +105,8 @@ def batch_norm_backward(
 
     with kernels.on_device_of(x):
         if peers is not None:
-            gathered = _shards.exchange_marked(peers, message)
+            ranks = None if saved._counts is None else saved._counts.size
+            gathered = _shards.exchange_marked(peers, message, ranks)
             counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts
             count = float(counts.sum())
             kernels.merge_gradient_sums(counts, gathered, total)

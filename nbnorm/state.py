@@ -82,8 +82,9 @@ class BatchNormState:
     array([2., 2., 2.], dtype=float32)
     """
 
-    # One for all states, held for microseconds, so that a fork can wait for it: a child gets whole states and a free
-    # lock. An RLock, since a signal handler that saves a state may interrupt the thread that has it.
+    # One for all states, held for microseconds (but for the first commit, which compiles), so that a fork can wait for
+    # it: a child gets whole states and a free lock. An RLock, since a signal handler that saves a state may interrupt
+    # the thread that has it.
     _lock = threading.RLock()
 
     def __init__(
@@ -253,6 +254,8 @@ class BatchNormState:
         kernels = kernels_for("stats.mean", stats.mean)
         found = kernels.device(stats.mean)
         _arguments.same_device("stats.mean", stats.mean, found, self._device, "the state", f'state.to("{found}")')
+        found = kernels_for("stats.m2", stats.m2).device(stats.m2)
+        _arguments.same_device("stats.m2", stats.m2, found, self._device, "the state", f'state.to("{found}")')
         count = _arguments.statistics(stats, self.shape, self._momentum)
         with kernels.on_device_of(stats.mean):
             kernels.commit(running, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1)), count)

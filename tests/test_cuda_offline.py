@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-import types as python_types
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
-import fake_cupy
 import pytest
+from offline import compiled
 
 pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
 pytest.importorskip("cuda.core", reason="the linker of numba-cuda[cu13]")
 
-ARCHITECTURES = ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0))
+HOPPER = (9, 0)
+ARCHITECTURES = ((7, 5), (8, 0), HOPPER, (10, 0), (12, 0))
 DTYPES = {"float32": 4, "uint16": 8, "int16": 8, "float64": 2}  # values of a 16-byte pack
 F64 = "float64"
 
@@ -50,37 +53,21 @@ STATIC_SHARED = 48 << 10  # bytes; more would need a driver call
 
 
 @pytest.fixture(scope="module")
-def compile_for():
-    """PTX and what the linker says of a kernel, for an architecture."""
-    if "cupy" not in __import__("sys").modules:
-        fake_cupy.install()
-    from cuda.core import Linker, LinkerOptions, ObjectCode
-    from numba.cuda import dispatcher
+def compile_for(request):
+    """PTX and what the linker says of a kernel, for an architecture; every core compiles for the tests to come."""
+    params = [item.callspec.params for item in request.session.items if item.path == request.path]
+    wanted = dict.fromkeys((p["name"], p.get("memory", "float32"), p.get("cc", HOPPER)) for p in params)
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), get_context("spawn")) as pool:
+        found = {one: pool.submit(compiled, *signature(*one[:2]), one[2]) for one in wanted}
+        yield lambda name, memory, cc: found[name, memory, cc].result()
+        pool.shutdown(cancel_futures=True)
 
-    from nbnorm._cuda import apply, combine, finalize, fused, reduce
-    from nbnorm._cuda.launch import cuda
 
-    modules = {"reduce": reduce, "finalize": finalize, "apply": apply, "combine": combine, "fused": fused}
-
-    def compiled(name, memory, cc):
-        arrays, numbers = {**KERNELS, **OTHERS}[name]
-        kinds = tuple((memory, DTYPES[memory]) if kind == "X" else kind for kind in arrays)
-        module, function = name.split()[0].split(".")
-        kernel = getattr(modules[module], function)
-        # Numba asks the driver for the current device when it compiles what a kernel calls.
-        real = dispatcher.get_current_device
-        dispatcher.get_current_device = lambda: python_types.SimpleNamespace(compute_capability=cc)
-        try:
-            signature = kernel.signature(kinds, (*kinds, *numbers))
-            ptx, _ = cuda.compile_ptx(kernel.body, signature, cc=cc, launch_bounds=(256, 2))
-        finally:
-            dispatcher.get_current_device = real
-        options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", verbose=True)
-        linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
-        linker.link("cubin")
-        return ptx, linker.get_info_log()
-
-    return compiled
+def signature(name, memory):
+    """Module, function, kinds and numbers of a kernel for values of this dtype in memory."""
+    arrays, numbers = {**KERNELS, **OTHERS}[name]
+    kinds = tuple((memory, DTYPES[memory]) if kind == "X" else kind for kind in arrays)
+    return (*name.split()[0].split("."), kinds, tuple(numbers))
 
 
 def bytes_of(what, log):
@@ -129,7 +116,7 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
 @pytest.mark.parametrize("name", ["reduce.reduce_segments", "apply.running_segments"])
 def test_float64_work_for_a_narrow_value_is_what_was_counted(compile_for, name, memory):
     """docs/kernels.md counts conversions and operations; a stray one would cost cards with slow float64 dearly."""
-    ptx, _ = compile_for(name, memory, (9, 0))
+    ptx, _ = compile_for(name, memory, HOPPER)
     loop = max(re.split(r"\n\$L__\w+:", ptx), key=lambda block: block.count("fma.rn.f64"))
     values = 4 * DTYPES[memory]
     per_value = {op: len(re.findall(rf"{op}\S*f64", loop)) / values for op in ("sub", "add", "fma", "mul", "div")}

@@ -222,7 +222,7 @@ def caught_in_group(rng, spoil, sizes=(5, 4, 0), backward=False):
         arguments = {"x": xs[rank], "state": own, "out": out, "update_running": True}
         if backward:
             _, saved = nbnorm.batch_norm_training(xs[rank], own, sync=sync)
-            arguments = {"dy": dys[rank], "saved": saved, "out": out}
+            arguments = {"dy": dys[rank], "saved": saved, "out": out, "param_grads": "local"}
         before = snapshot(own)
         spoil(rank, arguments)
         call = nbnorm.batch_norm_backward if backward else nbnorm.batch_norm_training
@@ -266,6 +266,7 @@ def test_errors_of_two_ranks(rng):
     ("dy", lambda dy: dy[:, :2], ValueError),
     ("dy", lambda dy: dy.astype(np.float64), TypeError),
     ("out", lambda out: out[:, :, :1], ValueError),
+    ("param_grads", lambda _: "all", ValueError),
 ])  # fmt: skip
 def test_an_argument_error_of_the_backward_pass_is_raised_on_all_ranks(name, spoil, kind, rng):
     errors = caught_in_group(
@@ -309,7 +310,7 @@ def test_sync_and_param_grads_are_checked(given):
         nbnorm.batch_norm_training(given.x, given.state, sync=3)
     with pytest.raises(ValueError, match="param_grads is 'all'; expected 'local'"):
         nbnorm.batch_norm_backward(given.dy, given.saved, param_grads="all")
-    with pytest.raises(ValueError, match=r"sync returned float64 of shape \(1, 3\); expected float64, \(ranks, 2\)"):
+    with pytest.raises(ValueError, match=r"sync returned float64 of shape \(1, 3\); expected C-contiguous float64, \(ranks, 2\)"):
         nbnorm.batch_norm_training(given.x, given.state, sync=lambda packed: np.zeros((1, 3)))
 
 

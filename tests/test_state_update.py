@@ -38,6 +38,15 @@ def test_a_memory_map_in_pieces(rng, tmp_path):
         assert (abs(found - exact) <= 1e-12 * abs(exact)).all()
 
 
+def test_nothing_changes_no_bit_of_the_pooled_statistics(rng):
+    state = random_state(rng, 500, momentum=None)
+    state._counters[...] = 3, 7
+    before = state.running_mean.copy(), state.running_var.copy()
+    state.update(nbnorm.batch_stats(np.empty((0, 500))))
+    assert (state.running_mean == before[0]).all()
+    assert (state.running_var == before[1]).all()
+
+
 def test_a_shape_of_several_axes(rng):
     x = sample(rng, (9, 3, 4), axis=(1, 2))
     state = nbnorm.BatchNormState((3, 4), momentum=None)
@@ -56,6 +65,8 @@ GOOD = nbnorm.batch_stats(np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]))
     (GOOD._replace(mean=GOOD.mean[:2]), ValueError, "stats.mean has shape (2,); expected (3,)"),
     (GOOD._replace(m2=GOOD.m2[:, None]), ValueError, "stats.m2 has shape (3, 1); expected (3,)"),
     (GOOD._replace(m2=GOOD.m2 + 1j), TypeError, "stats.m2 has dtype complex128; expected float64"),
+    (GOOD._replace(m2=GOOD.m2.tolist()), TypeError, "stats.m2 is a builtins.list"),
+    (GOOD._replace(m2=-GOOD.m2), ValueError, "stats.m2 has negative values"),
     (GOOD._replace(count=np.array(2.5)), ValueError, "stats.count is 2.5"),
     (GOOD._replace(count=np.array(np.nan)), ValueError, "stats.count is nan"),
     (GOOD._replace(count=np.array(-1.0)), ValueError, "stats.count is -1"),

@@ -109,7 +109,7 @@ def commit_pooled(stats, count, mean, var, counters):
         new = stats[ORIGIN, c] + stats[DEVIATION, c]
         old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
         total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, stats[M2, c])
-        if total > 1.0:
+        if total > 1.0 and count > 0.0:
             var[c] = m2 / (total - 1.0)
     counters[0] += 1
     counters[1] += int(count)

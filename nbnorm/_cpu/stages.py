@@ -44,9 +44,9 @@ def running_forward(
     """y from x and the running statistics, which also fill stats but for m2."""
     stats = np.empty((5, shape[1])) if stats is None else stats
     coef = np.empty((4, shape[1]))
-    mean, var = _flat(running.mean), _flat(running.var)
-    with running.lock:  # the statistics of one moment
-        finalize_running(mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
+    with running.lock:  # the statistics of one moment; copies, since the first call of a kernel compiles for long
+        mean, var = running.mean.flatten(), running.var.flatten()
+    finalize_running(mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
     _apply(_raw(x), None, _raw(y), shape, stats, coef)
 
 

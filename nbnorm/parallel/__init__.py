@@ -6,8 +6,9 @@ is nbnorm's business. So all ranks find the same bits, and a new way of communic
 
 - `packed` is one-dimensional float64, and of the same length on every rank. Its numbers are copied, never added.
 - The result has a row of every rank, in an order that is the same everywhere, and is of the same kind as `packed`:
-  a NumPy array for a NumPy array, a CuPy array on the same device for a CuPy array.
-- All ranks make the same calls in the same order: a forward pass two, a backward pass one. A rank that fails before its
+  C-contiguous, a NumPy array for a NumPy array, a CuPy array on the same device for a CuPy array.
+- All ranks make the same calls in the same order: a forward pass two, a backward pass one, and none where
+  nothing is to be known: docs/parallel.md. A rank that fails before its
   call makes it all the same, with a mark that makes the others raise; a rank that dies is the messenger's to notice.
 
 `nbnorm.parallel.mpi` and `nbnorm.parallel.nccl` have ready ones; docs/parallel.md says which to take.

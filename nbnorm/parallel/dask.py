@@ -161,7 +161,7 @@ def batch_norm_training(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -
 class NumbaThreads(WorkerPlugin):
     """A plugin that lets each call of nbnorm on a worker use `n` threads.
 
-    Every thread of a worker runs a chunk of its own, so that more than cores/threads is too many.
+    Every thread of a worker runs a chunk of its own, so that more than cores/(workers * threads) is too many.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Training with a batch that is spread over the ranks of MPI: mpiexec -n 2 python -m mpi4py docs/examples/mpi_training.py
+"""A batch spread over the ranks of MPI: mpiexec -n 2 python -m mpi4py docs/examples/mpi_training.py
 
 Every rank has rows of its own, of any number; the result is that of one process with all rows.
 """

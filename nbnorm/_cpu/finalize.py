@@ -42,20 +42,13 @@ def parameter(values, c, default):
 
 
 @routine
-def finalize_moments(c, stats, gamma, beta, eps, count, coef):
-    """Eq. 5 and 6, from d and m2 in stats."""
-    stats[INV_STD, c], stats[GAMMA, c] = inverse_std(stats[M2, c] / count, eps), parameter(gamma, c, 1.0)
-    coef[SCALE, c], coef[SHIFT, c] = normalizing_map(
-        stats[DEVIATION, c], stats[INV_STD, c], stats[GAMMA, c], parameter(beta, c, 0.0)
-    )
-
-
-@routine
 def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
     """Eq. 4 to 6 when dy is None, Eq. 11 and 12 (sums become sum_dy, sum_dy_xmu) when it is an array."""
     if dy is None:
-        stats[DEVIATION, c], stats[M2, c] = moments(sums[SUM, c], sums[PRODUCT, c], count)
-        finalize_moments(c, stats, gamma, beta, eps, count, coef)
+        d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], count)
+        inv_std, g = inverse_std(m2 / count, eps), parameter(gamma, c, 1.0)
+        stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c], stats[GAMMA, c] = d, m2, inv_std, g
+        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(d, inv_std, g, parameter(beta, c, 0.0))
     else:
         s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
         sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
@@ -74,7 +67,9 @@ def finalize(dy, stats, sums, gamma, beta, eps, count, coef):
 def finalize_given(stats, gamma, beta, eps, count, coef):
     """For stats whose d and m2 are known."""
     for c in range(stats.shape[1]):
-        finalize_moments(c, stats, gamma, beta, eps, count, coef)
+        inv_std, g = inverse_std(stats[M2, c] / count, eps), parameter(gamma, c, 1.0)
+        stats[INV_STD, c], stats[GAMMA, c] = inv_std, g
+        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, 0.0))
 
 
 @Compiled

@@ -34,8 +34,13 @@ def sample_index(c, part, N, C, S):
 
 @formula
 def median(a, b, c):
-    """Eq. 2, three times over three values and once over the three results."""
     return max(min(a, b), min(max(a, b), c))
+
+
+@formula
+def ninther(a, b, c, d, e, f, g, h, i):
+    """Eq. 2: the median of three medians, each of values from all over the channel."""
+    return median(median(a, d, g), median(b, e, h), median(c, f, i))
 
 
 @formula

@@ -92,12 +92,7 @@ def batch_norm_training(
     _arguments.messenger(sync)
     peers = sync if update_running or not use_running else None
     with _shards.announcing(peers, _shards.failed_forward):
-        kernels = kernels_for("x", x)
-        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-        _same_device(kernels, x, state)
-        x = kernels.values("x", x)
-        axes = _arguments.channels(x, axis)
-        _arguments.features(x, axis, axes, state.num_features)
+        kernels, x, axes = _checked(x, state, axis)
         layout = layout_of(x, axes)
         N, C, S = layout.shape
         update = state._running() if update_running else None
@@ -188,12 +183,7 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
     array([[2.],
            [0.]])
     """
-    kernels = kernels_for("x", x)
-    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-    _same_device(kernels, x, state)
-    x = kernels.values("x", x)
-    axes = _arguments.channels(x, axis)
-    _arguments.features(x, axis, axes, state.num_features)
+    kernels, x, axes = _checked(x, state, axis)
     if out is not None:
         _arguments.output(kernels, out, x, {"x": x}, allowed=("x",))
     running = state._demand_running()
@@ -210,6 +200,13 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
     return y
 
 
-def _same_device(kernels: ModuleType, x: NDArray, state: BatchNormState) -> None:
+def _checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType, NDArray, tuple[int, ...]]:
+    """The backend, x as its kernels take it, and the channel axes."""
+    kernels = kernels_for("x", x)
+    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
     found = kernels.device(x)
     _arguments.same_device("x", x, found, state.device, "the state", f'state.to("{found}")')
+    x = kernels.values("x", x)
+    axes = _arguments.channels(x, axis)
+    _arguments.features(x, axis, axes, state.num_features)
+    return kernels, x, axes

@@ -25,7 +25,9 @@ def system_of(name, text, dtype="float32"):
     given = data(row(text))
     try:
         return make(name)(given, dtype), given
-    except NotImplementedError as reason:
+    except NotImplementedError as reason:  # a peer may lack a layout; nbnorm and NumPy have them all
+        if name not in NEEDS:
+            raise
         pytest.skip(str(reason))
 
 

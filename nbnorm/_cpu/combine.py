@@ -27,7 +27,7 @@ from nbnorm._formulas import (
 
 
 @Compiled
-def merge_shards(counts, gathered, leader, stats):
+def merge_shards(counts, gathered, stats, leader):
     """Origin, d and m2 of all shards together: Eq. 16 and 8."""
     C = stats.shape[1]
     for c in range(C):
@@ -50,7 +50,7 @@ def centre_sums(stats, own, count, sums):
 
 
 @Compiled
-def add_shards(counts, gathered, leader, sums):
+def add_shards(counts, gathered, sums, leader):
     """The sums of all shards together, Eq. 18; their e is 0."""
     C = sums.shape[1]
     for c in range(C):
@@ -67,17 +67,19 @@ def add_shards(counts, gathered, leader, sums):
 
 
 @Compiled
-def whole_sums(sums, count, totals):
-    """sum_dy and sum_dy_xmu."""
+def whole_gradients(sums, stats, dgamma, dbeta, count):
+    """dgamma and dbeta of the shard or the batch whose sums these are."""
     for c in range(sums.shape[1]):
-        totals[SUM, c], totals[PRODUCT, c] = moved_sums(
-            sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[DY_ORIGIN, c], 0.0, count
-        )
+        sum_dy, sum_dy_xmu = moved_sums(sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[DY_ORIGIN, c], 0.0, count)
+        if dgamma is not None:
+            dgamma[c] = sum_dy_xmu * stats[INV_STD, c]
+        if dbeta is not None:
+            dbeta[c] = sum_dy
 
 
 @Compiled
-def finalize_gradients(sums, stats, count, coef):
-    """Eq. 12, from the sums of all shards."""
+def finalize_sums(sums, stats, coef, count):
+    """Eq. 12, from the sums of the whole batch."""
     for c in range(sums.shape[1]):
         coef[A, c], coef[SCALE, c], coef[SHIFT, c] = gradient_map(
             sums[SUM, c], sums[PRODUCT, c], stats[DEVIATION, c], count, stats[GAMMA, c], stats[INV_STD, c]

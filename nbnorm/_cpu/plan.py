@@ -68,12 +68,8 @@ def columns(N: int, C: int, S: int) -> Columns:
     block = max(64 if K <= PANEL else 1024, BLOCK // min(K, PANEL), -(-rows // 128))
     # Apply prefers runs of a whole panel, unless the tables would cost more than the map.
     map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 16) // K)
-    channels = min(C, L2_BYTES // (4 * N * S))
-    if N * base <= SMALL:
-        channels = C
-    elif channels * S < min(128, base):
-        channels = 0
-    if tile > 1:
+    channels = C if N * base <= SMALL else min(C, L2_BYTES // (4 * N * S))
+    if tile > 1 or channels * S < min(128, base):
         channels = 0
     return Columns(tile, block, -(-rows // block), K, up(K, LANES), map_tile, base * map_tile, channels)
 

@@ -19,7 +19,7 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import PANEL
 from nbnorm._cpu.sums import add, join, load_sums, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, element, keep, lanes, load, load_part, routine, store
-from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, median, sample_index, two_sum
+from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index, two_sum
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
@@ -40,12 +40,12 @@ def sample(x, c, part, N, C, S):
 
 @routine
 def origin(x, c, N, C, S):
-    """k, Eq. 2: the median of three medians of three values."""
-    return median(
-        median(sample(x, c, 0, N, C, S), sample(x, c, 3, N, C, S), sample(x, c, 6, N, C, S)),
-        median(sample(x, c, 1, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 7, N, C, S)),
-        median(sample(x, c, 2, N, C, S), sample(x, c, 5, N, C, S), sample(x, c, 8, N, C, S)),
-    )
+    """k, from nine values."""
+    return ninther(
+        sample(x, c, 0, N, C, S), sample(x, c, 1, N, C, S), sample(x, c, 2, N, C, S),
+        sample(x, c, 3, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 5, N, C, S),
+        sample(x, c, 6, N, C, S), sample(x, c, 7, N, C, S), sample(x, c, 8, N, C, S),
+    )  # fmt: skip
 
 
 @routine

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm._cpu.combine import add_shards, centre_sums, finalize_gradients, merge_shards, whole_sums
+from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
-from nbnorm._cpu.stages import _apply, _apply_frozen, _flat, _parameter_gradients, _raw, _reduce
+from nbnorm._cpu.stages import _apply, _apply_frozen, _flat, _raw, _reduce
 from nbnorm._formulas import DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
@@ -26,7 +26,7 @@ def rows(mean: Array, m2: Array) -> Array:
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
     """stats of the whole batch, but for inv_std and gamma, from those of each rank."""
-    merge_shards(counts, gathered, int(counts.argmax()), stats)
+    merge_shards(counts, gathered, stats, int(counts.argmax()))
 
 
 def normalize(
@@ -48,14 +48,12 @@ def gradient_sums(dy: Array, x: Array, shape: Shape, stats: Array, own: Array | 
 
 def merge_gradient_sums(counts: Array, gathered: Array, sums: Array) -> None:
     """sums of the whole batch from those of each rank."""
-    add_shards(counts, gathered, int(counts.argmax()), sums)
+    add_shards(counts, gathered, sums, int(counts.argmax()))
 
 
 def parameter_gradients(sums: Array, count: float, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
     """dgamma and dbeta, where they are not None, of the shard or the batch whose sums these are."""
-    totals = np.empty((2, sums.shape[1]))
-    whole_sums(sums, count, totals)
-    _parameter_gradients(totals, stats, dgamma, dbeta)
+    whole_gradients(sums, stats, _flat(dgamma), _flat(dbeta), count)
 
 
 def apply_gradients(
@@ -66,5 +64,5 @@ def apply_gradients(
         _apply_frozen(_raw(dy), _raw(dx), shape, stats)
         return
     coef = np.empty((4, shape[1]))
-    finalize_gradients(sums, stats, count, coef)
+    finalize_sums(sums, stats, coef, count)
     _apply(_raw(x), _raw(dy), _raw(dx), shape, stats, coef)

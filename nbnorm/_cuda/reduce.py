@@ -17,7 +17,7 @@ from numba import float64
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
 from nbnorm._cuda.vector import element, fold, lanes, load, load_table, routine, store, store_table, zeros
-from nbnorm._formulas import ORIGIN, accumulate, median, sample_index
+from nbnorm._formulas import ORIGIN, accumulate, ninther, sample_index
 
 
 @routine
@@ -27,12 +27,12 @@ def sample(x, c, part, N, C, S):
 
 @routine
 def origin(x, c, N, C, S):
-    """k, Eq. 2: the median of three medians of three values."""
-    return median(
-        median(sample(x, c, 0, N, C, S), sample(x, c, 3, N, C, S), sample(x, c, 6, N, C, S)),
-        median(sample(x, c, 1, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 7, N, C, S)),
-        median(sample(x, c, 2, N, C, S), sample(x, c, 5, N, C, S), sample(x, c, 8, N, C, S)),
-    )
+    """k, from nine values."""
+    return ninther(
+        sample(x, c, 0, N, C, S), sample(x, c, 1, N, C, S), sample(x, c, 2, N, C, S),
+        sample(x, c, 3, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 5, N, C, S),
+        sample(x, c, 6, N, C, S), sample(x, c, 7, N, C, S), sample(x, c, 8, N, C, S),
+    )  # fmt: skip
 
 
 @routine

@@ -145,3 +145,16 @@ def test_the_command(tmp_path):
             assert set(figures) == kinds | more
             assert min(min(ms) for ms in figures.values()) > 0
     assert done.stdout == peers_report.markdown(results) + "\n"
+
+
+def test_a_row_that_a_system_gets_wrong_is_left_out_and_the_others_are_timed(monkeypatch):
+    def check(system, given, dtype):
+        if given.row.name == "6x5":
+            raise ArithmeticError("wrong")
+
+    monkeypatch.setattr(peers_worker, "check", check)
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)  # it would hold for the tests that follow, too
+    lines = peers_worker.work("NumPy", [row("6x5"), row("4x3x5x2")], "float32", 0.0, 1)
+    first, second = map(json.loads, lines)
+    assert first == {"row": "6x5", "left out": "wrong"}
+    assert second["row"] == "4x3x5x2" and min(second["ms"].values()) > 0

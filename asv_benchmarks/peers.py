@@ -26,6 +26,10 @@ from peers_rows import DTYPES, GROUPS, Row, rows
 from peers_systems import SYSTEMS
 from peers_worker import work
 
+# What glibc's allocator settles to in a process that lives long: arrays below 32 MiB are kept for the next one, larger
+# ones go back to the system. Otherwise a hole that the data left decides whether a system pays for fresh pages.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,7 +115,7 @@ def answers(name: str, python: str, args: argparse.Namespace) -> Iterator[dict[s
         With the last line of the error, when it fails.
     """
     threads = str(args.threads)
-    environment = {**os.environ, "NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+    environment = {**os.environ, **ALLOCATOR, "NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
     command = [python, __file__, "--worker", name, "--dtype", args.dtype, "--threads", threads]
     command += ["--seconds", str(args.seconds), "--shapes", *(row.name for row in args.shapes)]
     try:

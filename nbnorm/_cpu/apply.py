@@ -30,22 +30,43 @@ from nbnorm._cpu.vector import (
 from nbnorm._formulas import ORIGIN, affine, affine_of_two
 
 GROUP = 65_536  # values that are walked forwards before going back
+ABREAST = 4  # rows that share what is loaded of the tables
 
 
 @routine
-def image(x, dy, k, h, a, scale, shift, t):
-    """The map of vectors x and dy (or None); coefficients are numbers, or tables read at t."""
-    u = x - lanes(k, t)
-    if dy is None:
-        return affine(u, lanes(scale, t), lanes(shift, t))
-    return affine_of_two(dy - lanes(h, t), lanes(a, t), u, lanes(scale, t), lanes(shift, t))
+def image(x, dy, k, h, a, scale, shift):
+    """The map of vectors x and dy (or None)."""
+    u = x - k
+    return affine(u, scale, shift) if dy is None else affine_of_two(dy - h, a, u, scale, shift)
 
 
 @routine
-def run_part(x, dy, y, i, n, k, h, a, scale, shift, t):
-    """y[i : i + n], n < LANES."""
+def part(x, dy, y, i, n, k, h, a, scale, shift):
+    """y[i : i + n], n <= LANES."""
     v, g = load_part(x, i, n, LANES), load_part(dy, i, n, LANES)
-    store_part(y, i, n, image(v, g, k, h, a, scale, shift, t), LANES)
+    store_part(y, i, n, image(v, g, k, h, a, scale, shift), LANES)
+
+
+@routine
+def few(x, dy, y, i, n, k, h, a, scale, shift):
+    """y[i : i + n], n <= FEW."""
+    v, g = load_part(x, i, n, FEW), load_part(dy, i, n, FEW)
+    store_part(y, i, n, image(v, g, k, h, a, scale, shift), FEW)
+
+
+@routine
+def few_at(x, dy, y, i, n, k, h, a, scale, shift, t):
+    few(x, dy, y, i, n, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t))
+
+
+@routine
+def part_at(x, dy, y, i, n, k, h, a, scale, shift, t):
+    part(x, dy, y, i, n, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t))
+
+
+@routine
+def image_at(x, dy, k, h, a, scale, shift, t):
+    return image(x, dy, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t))
 
 
 @routine
@@ -54,20 +75,20 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming):
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            run_part(x, dy, y, i, n, k, h, a, scale, shift, t)
+            part_at(x, dy, y, i, n, k, h, a, scale, shift, t)
             i += n
             t += n
         while i + LANES <= end:
-            stream(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
+            stream(y, i, image_at(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     else:
         while i + LANES <= end:
-            store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
+            store(y, i, image_at(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     if i < end:
-        run_part(x, dy, y, i, end - i, k, h, a, scale, shift, t)
+        part_at(x, dy, y, i, end - i, k, h, a, scale, shift, t)
 
 
 # ---- segments
@@ -77,13 +98,17 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming):
 def segment(x, dy, y, c, i, end, stats, coef, streaming):
     """A run of values of channel c."""
     k, h, a, scale, shift = stats[ORIGIN, c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
-    few = (end - i) % LANES
-    if streaming or few > FEW:
-        few = 0
-    run(x, dy, y, i, end - few, k, h, a, scale, shift, 0, streaming)
-    if few:
-        v, g = load_part(x, end - few, few, FEW), load_part(dy, end - few, few, FEW)
-        store_part(y, end - few, few, image(v, g, k, h, a, scale, shift, 0), FEW)
+    if streaming:
+        run(x, dy, y, i, end, k, h, a, scale, shift, 0, True)
+        return
+    while i + LANES <= end:
+        store(y, i, image_at(load(x, i), load(dy, i), k, h, a, scale, shift, 0))
+        i += LANES
+    while i + FEW <= end:
+        few_at(x, dy, y, i, FEW, k, h, a, scale, shift, 0)
+        i += FEW
+    if i < end:
+        few_at(x, dy, y, i, end - i, k, h, a, scale, shift, 0)
 
 
 @njit
@@ -96,13 +121,17 @@ def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
 
 @Kernel
 def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
-    piece = min(S, CHUNK)
-    pieces = (S + piece - 1) // piece
+    pieces = (S + CHUNK - 1) // CHUNK
     for w in prange(workers):
         first, last = share(w, workers, N * C * pieces)
-        for j in range(last - 1, first - 1, -1):
-            b, i = j // pieces, j % pieces * piece
-            segment(x, dy, y, b % C, b * S + i, b * S + min(S, i + piece), stats, coef, streaming)
+        # Counted down: a division for each segment would take as long as a vector.
+        b, p = last // pieces, last % pieces
+        c = b % C
+        for _ in range(first, last):
+            if p == 0:
+                b, c, p = b - 1, (C if c == 0 else c) - 1, pieces
+            p -= 1
+            segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), stats, coef, streaming)
         if streaming:
             fence()
 
@@ -111,15 +140,41 @@ def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
 
 
 @routine
+def rows_image(x, dy, y, i, rows, stride, k, h, a, scale, shift):
+    for r in range(rows):
+        at = i + r * stride
+        store(y, at, image(load(x, at), load(dy, at), k, h, a, scale, shift))
+
+
+@njit
+def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
+    """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows."""
+    for _ in range(rows // ABREAST):
+        j = 0
+        while j < cols:
+            kv, hv, av, sv, bv = load(k, t + j), load(h, t + j), load(a, t + j), load(scale, t + j), load(shift, t + j)
+            if j + LANES <= cols:
+                rows_image(x, dy, y, i + j, ABREAST, stride, kv, hv, av, sv, bv)
+            else:
+                for r in range(ABREAST):
+                    part(x, dy, y, i + r * stride + j, cols - j, kv, hv, av, sv, bv)
+            j += LANES
+        i += ABREAST * stride
+    for _ in range(rows % ABREAST):
+        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, False)
+        i += stride
+
+
+@routine
 def line_start(y, i, size, streaming):
     """The next i on a line boundary of y: where one run ends and the next begins."""
     if streaming and 0 < i < size:
-        i = min(size, i + until_line(y, i))
+        i += until_line(y, i)
     return min(i, size)
 
 
 @njit
-def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, streaming):
+def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
@@ -127,16 +182,23 @@ def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, streaming)
     """
     group, panel = max(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
     while r1 > r0:
+        r = max(r0, r1 - group)
         for j in range(j0, j1, panel):
-            for r in range(max(r0, r1 - group), r1):
-                i = line_start(y, r * K + j, size, streaming)
-                end = line_start(y, r * K + min(j1, j + panel), size, streaming)
-                run(x, dy, y, i, end, k, h, a, scale, shift, i - r * K - j0, streaming)
-        r1 -= group
+            stop = min(j1, j + panel)
+            m = r
+            if abreast:
+                whole = min(r1, size // K) - r  # the last row of all may be shorter
+                rows_run(x, dy, y, r * K + j, whole, K, stop - j, k, h, a, scale, shift, j - j0)
+                m += whole
+            while m < r1:
+                i, end = line_start(y, m * K + j, size, streaming), line_start(y, m * K + stop, size, streaming)
+                run(x, dy, y, i, end, k, h, a, scale, shift, i - m * K - j0, streaming)
+                m += 1
+        r1 = r
 
 
 @Kernel
-def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers):
+def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
     """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
@@ -155,6 +217,6 @@ def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, streaming, workers)
             if dy is not None:
                 spread(a, coef[A], j, n, C, S)
                 spread(h, coef[H], j, n, C, S)
-            columns(x, dy, y, r0, r1, j, j1, K, size, k, h, a, scale, shift, streaming)
+            columns(x, dy, y, r0, r1, j, j1, K, size, k, h, a, scale, shift, abreast, streaming)
         if streaming:
             fence()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import prange
 
-from nbnorm._cpu.apply import chunk, run
+from nbnorm._cpu.apply import chunk, rows_run, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.reduce import add_sums, channel_total, chunk_sums, column_sums, origins, share
@@ -67,8 +67,11 @@ def fused_columns(
                 finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
                 j0, j1 = (c - c0) * S, (c - c0 + 1) * S
                 a[j0:j1], scale[j0:j1], shift[j0:j1] = coef[A, c], coef[SCALE, c], coef[SHIFT, c]
-            for n in range(N - 1, -1, -1):
-                i = n * K + c0 * S
-                run(x, dy, y, i, i + cols, k, h, a, scale, shift, 0, streaming)
+            if streaming:
+                for n in range(N - 1, -1, -1):
+                    i = n * K + c0 * S
+                    run(x, dy, y, i, i + cols, k, h, a, scale, shift, 0, True)
+            else:
+                rows_run(x, dy, y, c0 * S, N, K, cols, k, h, a, scale, shift, 0)
         if streaming:
             fence()

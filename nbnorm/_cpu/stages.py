@@ -174,4 +174,5 @@ def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coe
     else:
         K = plan.columns(N, C, S).map_K
         tables = np.empty((workers, 5, min(K, plan.MAP_WIDTH) + 3 * plan.LANES))
-        apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, K, streaming)
+        abreast = traffic < plan.CACHE_BYTES
+        apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming)

@@ -28,6 +28,7 @@ from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number
 
 LANES = 32
 FEW = 8
+X86 = ("x86_64", "AMD64")
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 
 I64 = ir.IntType(64)
@@ -66,19 +67,42 @@ def _register(op, instruction):
             return lambda a, b: lane_by_lane(a, b)
 
 
-for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+for _op, _instruction in ((operator.add, "fadd"), (operator.mul, "fmul")):
     _register(_op, _instruction)
+
+
+def _call_fma(builder, a, b, c):
+    kind = a.type
+    name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+    return builder.call(function, (a, b, c))
+
+
+@intrinsic
+def _subtract(typingctx, a, b):
+    """a - b. On x86 as a + b*(-1), which is the same number: conversions and additions share two of the four
+    floating-point units of a Zen core, products use the others."""
+
+    def emit(ctx, builder, sig, args):
+        if platform.machine() not in X86:
+            return builder.fsub(*args)
+        # LLVM must not see that it is -1, or it makes a subtraction of it again.
+        hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
+        minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
+        return _call_fma(builder, args[1], _splat(builder, minus_one), args[0])
+
+    return a(a, b), emit
+
+
+@overload(operator.sub, inline="always")
+def _(a, b):
+    if isinstance(a, Vector) and isinstance(b, Vector):
+        return lambda a, b: _subtract(a, b)
 
 
 @intrinsic
 def _fma(typingctx, a, b, c):
-    def emit(ctx, builder, sig, args):
-        kind = args[0].type
-        name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
-        return builder.call(function, args)
-
-    return a(a, b, c), emit
+    return a(a, b, c), lambda ctx, builder, sig, args: _call_fma(builder, *args)
 
 
 @overload(_formulas.fma, inline="always")
@@ -214,9 +238,13 @@ def store(typingctx, array, i, v):
     """array[i : i + LANES] = v."""
 
     def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
+        # In parts that come out of a conversion as they are: as a whole they would be shuffled together first.
+        kind, size = _memory(array, FEW)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        builder.store(narrow(builder, args[2], array.dtype.name), pointer, align=size)
+        for part in range(LANES // FEW):
+            picks = ir.Constant(ir.VectorType(I32, FEW), list(range(part * FEW, (part + 1) * FEW)))
+            value = builder.shuffle_vector(args[2], args[2], picks)
+            builder.store(narrow(builder, value, array.dtype.name), builder.gep(pointer, [I32(part)]), align=size)
         return ctx.get_dummy_value()
 
     return types.void(array, types.int64, v), emit
@@ -256,7 +284,7 @@ def fence(typingctx):
     """Order streaming stores before whatever follows. Only x86 needs an instruction for it."""
 
     def emit(ctx, builder, sig, args):
-        if platform.machine() in ("x86_64", "AMD64"):
+        if platform.machine() in X86:
             function_type = ir.FunctionType(ir.VoidType(), [])
             name = "llvm.x86.sse.sfence"
             builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])

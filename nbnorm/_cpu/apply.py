@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numba import njit, prange
 
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
@@ -34,39 +34,24 @@ ABREAST = 4  # rows that share what is loaded of the tables
 
 
 @routine
-def image(x, dy, k, h, a, scale, shift):
-    """The map of vectors x and dy (or None)."""
-    u = x - k
-    return affine(u, scale, shift) if dy is None else affine_of_two(dy - h, a, u, scale, shift)
+def image(x, dy, k, h, a, scale, shift, t):
+    """The map of vectors x and dy (or None); coefficients are numbers, vectors, or tables read at t."""
+    u, scale, shift = x - lanes(k, t), lanes(scale, t), lanes(shift, t)
+    return affine(u, scale, shift) if dy is None else affine_of_two(dy - lanes(h, t), lanes(a, t), u, scale, shift)
 
 
 @routine
-def part(x, dy, y, i, n, k, h, a, scale, shift):
+def part(x, dy, y, i, n, k, h, a, scale, shift, t):
     """y[i : i + n], n <= LANES."""
     v, g = load_part(x, i, n, LANES), load_part(dy, i, n, LANES)
-    store_part(y, i, n, image(v, g, k, h, a, scale, shift), LANES)
+    store_part(y, i, n, image(v, g, k, h, a, scale, shift, t), LANES)
 
 
 @routine
 def few(x, dy, y, i, n, k, h, a, scale, shift):
     """y[i : i + n], n <= FEW."""
     v, g = load_part(x, i, n, FEW), load_part(dy, i, n, FEW)
-    store_part(y, i, n, image(v, g, k, h, a, scale, shift), FEW)
-
-
-@routine
-def few_at(x, dy, y, i, n, k, h, a, scale, shift, t):
-    few(x, dy, y, i, n, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t))
-
-
-@routine
-def part_at(x, dy, y, i, n, k, h, a, scale, shift, t):
-    part(x, dy, y, i, n, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t))
-
-
-@routine
-def image_at(x, dy, k, h, a, scale, shift, t):
-    return image(x, dy, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t))
+    store_part(y, i, n, image(v, g, k, h, a, scale, shift, 0), FEW)
 
 
 @routine
@@ -75,20 +60,20 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming):
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            part_at(x, dy, y, i, n, k, h, a, scale, shift, t)
+            part(x, dy, y, i, n, k, h, a, scale, shift, t)
             i += n
             t += n
         while i + LANES <= end:
-            stream(y, i, image_at(load(x, i), load(dy, i), k, h, a, scale, shift, t))
+            stream(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     else:
         while i + LANES <= end:
-            store(y, i, image_at(load(x, i), load(dy, i), k, h, a, scale, shift, t))
+            store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     if i < end:
-        part_at(x, dy, y, i, end - i, k, h, a, scale, shift, t)
+        part(x, dy, y, i, end - i, k, h, a, scale, shift, t)
 
 
 # ---- segments
@@ -102,13 +87,13 @@ def segment(x, dy, y, c, i, end, stats, coef, streaming):
         run(x, dy, y, i, end, k, h, a, scale, shift, 0, True)
         return
     while i + LANES <= end:
-        store(y, i, image_at(load(x, i), load(dy, i), k, h, a, scale, shift, 0))
+        store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, 0))
         i += LANES
     while i + FEW <= end:
-        few_at(x, dy, y, i, FEW, k, h, a, scale, shift, 0)
+        few(x, dy, y, i, FEW, k, h, a, scale, shift)
         i += FEW
     if i < end:
-        few_at(x, dy, y, i, end - i, k, h, a, scale, shift, 0)
+        few(x, dy, y, i, end - i, k, h, a, scale, shift)
 
 
 @njit
@@ -119,21 +104,37 @@ def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
         segment(x, dy, y, c, b + i0, b + i1, stats, coef, streaming)
 
 
+@njit
+def segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming):
+    """What worker w does."""
+    pieces = (S + CHUNK - 1) // CHUNK
+    first, last = share(w, workers, N * C * pieces)
+    if first == last:
+        return
+    # Counted down: a division for each segment would take as long as a vector.
+    b, p = last // pieces, last % pieces
+    c = b % C
+    for _ in range(first, last):
+        if p == 0:
+            b, c, p = b - 1, (C if c == 0 else c) - 1, pieces
+        p -= 1
+        segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), stats, coef, streaming)
+    if streaming:
+        fence()
+
+
 @Kernel
 def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
-    pieces = (S + CHUNK - 1) // CHUNK
     for w in prange(workers):
-        first, last = share(w, workers, N * C * pieces)
-        # Counted down: a division for each segment would take as long as a vector.
-        b, p = last // pieces, last % pieces
-        c = b % C
-        for _ in range(first, last):
-            if p == 0:
-                b, c, p = b - 1, (C if c == 0 else c) - 1, pieces
-            p -= 1
-            segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), stats, coef, streaming)
-        if streaming:
-            fence()
+        segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming)
+
+
+@Kernel
+def running_segments(x, y, mean, var, gamma, beta, eps, stats, coef, N, C, S, streaming, workers):
+    """With the running statistics, which also fill stats."""
+    finalize_running(mean, var, gamma, beta, eps, stats, coef)
+    for w in prange(workers):
+        segments(w, workers, x, None, y, stats, coef, N, C, S, streaming)
 
 
 # ---- columns
@@ -143,7 +144,7 @@ def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
 def rows_image(x, dy, y, i, rows, stride, k, h, a, scale, shift):
     for r in range(rows):
         at = i + r * stride
-        store(y, at, image(load(x, at), load(dy, at), k, h, a, scale, shift))
+        store(y, at, image(load(x, at), load(dy, at), k, h, a, scale, shift, 0))
 
 
 @njit
@@ -157,7 +158,7 @@ def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
                 rows_image(x, dy, y, i + j, ABREAST, stride, kv, hv, av, sv, bv)
             else:
                 for r in range(ABREAST):
-                    part(x, dy, y, i + r * stride + j, cols - j, kv, hv, av, sv, bv)
+                    part(x, dy, y, i + r * stride + j, cols - j, kv, hv, av, sv, bv, 0)
             j += LANES
         i += ABREAST * stride
     for _ in range(rows % ABREAST):
@@ -174,7 +175,7 @@ def line_start(y, i, size, streaming):
 
 
 @njit
-def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, streaming):
+def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
@@ -197,26 +198,42 @@ def columns(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, s
         r1 = r
 
 
-@Kernel
-def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch."""
+@njit
+def columns(w, workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming):
+    """What worker w does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
     pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
+    first, last = share(w, workers, parts * pieces)
+    k, scale, shift, a, h = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3], tables[w, 4]
+    for task in range(last - 1, first - 1, -1):
+        r0, r1 = share(task % pieces, pieces, rows)
+        j = task // pieces * MAP_WIDTH
+        j1 = min(K, j + MAP_WIDTH)
+        n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
+        spread(k, stats[ORIGIN], j, n, C, S)
+        spread(scale, coef[SCALE], j, n, C, S)
+        spread(shift, coef[SHIFT], j, n, C, S)
+        if dy is not None:
+            spread(a, coef[A], j, n, C, S)
+            spread(h, coef[H], j, n, C, S)
+        block(x, dy, y, r0, r1, j, j1, K, size, k, h, a, scale, shift, abreast, streaming)
+    if streaming:
+        fence()
+
+
+@Kernel
+def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
+    """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch."""
     for w in prange(workers):
-        first, last = share(w, workers, parts * pieces)
-        k, scale, shift, a, h = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3], tables[w, 4]
-        for task in range(last - 1, first - 1, -1):
-            r0, r1 = share(task % pieces, pieces, rows)
-            j = task // pieces * MAP_WIDTH
-            j1 = min(K, j + MAP_WIDTH)
-            n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
-            spread(k, stats[ORIGIN], j, n, C, S)
-            spread(scale, coef[SCALE], j, n, C, S)
-            spread(shift, coef[SHIFT], j, n, C, S)
-            if dy is not None:
-                spread(a, coef[A], j, n, C, S)
-                spread(h, coef[H], j, n, C, S)
-            columns(x, dy, y, r0, r1, j, j1, K, size, k, h, a, scale, shift, abreast, streaming)
-        if streaming:
-            fence()
+        columns(w, workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming)
+
+
+@Kernel
+def running_columns(
+    x, y, mean, var, gamma, beta, eps, stats, coef, tables, N, C, S, K, abreast, streaming, workers
+):  # fmt: skip
+    """With the running statistics, which also fill stats."""
+    finalize_running(mean, var, gamma, beta, eps, stats, coef)
+    for w in prange(workers):
+        columns(w, workers, x, None, y, stats, coef, tables, N, C, S, K, abreast, streaming)

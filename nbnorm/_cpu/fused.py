@@ -11,7 +11,7 @@ from numba import prange
 from nbnorm._cpu.apply import chunk, rows_run, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import add_sums, channel_total, chunk_sums, column_sums, origins, share
+from nbnorm._cpu.reduce import add_sums, channel_totals, chunk_sums, column_sums, origins, share, spread
 from nbnorm._cpu.vector import fence
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
 
@@ -53,20 +53,21 @@ def fused_columns(
             c0, c1 = b * channels, min(C, (b + 1) * channels)
             cols = (c1 - c0) * S
             origins(x, dy, True, stats, sums, c0, c1, N, C, S)
-            for c in range(c0, c1):
-                j0, j1 = (c - c0) * S, (c - c0 + 1) * S
-                k[j0:j1], h[j0:j1] = stats[ORIGIN, c], sums[DY_ORIGIN, c]
+            spread(k, stats[ORIGIN], c0 * S, cols, C, S)
+            if dy is not None:
+                spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
             total[: terms * width] = 0.0
             for r in range(0, N, block):
                 part[: terms * width] = 0.0
                 column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, h, part, 0, width)
                 add_sums(x, total, part, 0, width)
             for c in range(c0, c1):
-                sums[SUM, c] = channel_total(total, 0, terms, width, c - c0, c1 - c0, S, 1)
-                sums[PRODUCT, c] = channel_total(total, width, terms, width, c - c0, c1 - c0, S, 1)
+                sums[SUM, c], sums[PRODUCT, c] = channel_totals(x, total, width, c - c0, c1 - c0, S, 1)
                 finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
-                j0, j1 = (c - c0) * S, (c - c0 + 1) * S
-                a[j0:j1], scale[j0:j1], shift[j0:j1] = coef[A, c], coef[SCALE, c], coef[SHIFT, c]
+            spread(scale, coef[SCALE], c0 * S, cols, C, S)
+            spread(shift, coef[SHIFT], c0 * S, cols, C, S)
+            if dy is not None:
+                spread(a, coef[A], c0 * S, cols, C, S)
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i = n * K + c0 * S

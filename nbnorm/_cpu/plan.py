@@ -22,6 +22,7 @@ CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
 SMALL = 65_536  # values that stay in a second-level cache, whatever their dtype
 CACHE_BYTES = 32 << 20  # last-level cache
+PAGE = 4_096  # bytes after which addresses fall into the same set of a first-level cache
 
 
 class Segments(NamedTuple):
@@ -43,6 +44,15 @@ class Columns(NamedTuple):
     map_tile: int  # the same as tile, for apply
     map_K: int
     channels: int  # of a block that stays in cache between reduce and apply; 0: none would
+
+
+class Map(NamedTuple):
+    """Rows of K columns, or segments where K is 0."""
+
+    K: int
+    width: int  # of a table of coefficients
+    abreast: bool  # several rows at a time: everything is in cache, and needs no stream of its own to come from memory
+    streaming: bool
 
 
 def up(n: int, step: int) -> int:
@@ -77,3 +87,15 @@ def columns(N: int, C: int, S: int) -> Columns:
 def streams(nbytes: int) -> bool:
     """Whether stores should go past the caches: what is read and written does not stay in them anyway."""
     return nbytes > 1.4 * CACHE_BYTES
+
+
+@lru_cache(1024)
+def mapping(tensors: int, itemsize: int, N: int, C: int, S: int) -> Map:
+    """For a map that reads and writes so many tensors. Its values are the same either way."""
+    traffic = tensors * itemsize * N * C * S
+    streaming = streams(traffic)
+    if S >= SHORT or (S > LANES and not streaming) or traffic == 0:
+        return Map(0, 0, False, streaming)
+    K = columns(N, C, S).map_K
+    collide = K * itemsize % PAGE == 0  # rows would share the few places of one address in the first-level cache
+    return Map(K, min(K, MAP_WIDTH) + 3 * LANES, traffic < CACHE_BYTES and not collide, streaming)

@@ -17,9 +17,9 @@ from numba import njit, prange
 
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import PANEL
-from nbnorm._cpu.sums import add, join, load_sums, no_sums, store_sums, totals
+from nbnorm._cpu.sums import add, join, load_sums, load_sums_part, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, element, keep, lanes, load, load_part, routine, store
-from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index, two_sum
+from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
@@ -197,15 +197,18 @@ def add_sums(x, acc, part, at, width):
 
 
 @routine
-def channel_total(acc, at, terms, width, c, C, S, tile):
-    """Sum of the columns of channel c: S neighbours in each of `tile` copies; what was lost is two rows further on."""
-    total, lost = 0.0, 0.0
-    for start in range(at, at + terms * width, 2 * width):
+def channel_totals(x, acc, width, c, C, S, tile):
+    """Two numbers: the sums of the columns of channel c, S neighbours in each of `tile` copies, together."""
+    sums = no_sums(x)
+    if S * tile == 1:
+        sums = load_sums_part(x, acc, c, width, 1)
+    else:
         for t in range(tile):
-            for j in range(start + (t * C + c) * S, start + (t * C + c + 1) * S):
-                total, error = two_sum(total, acc[j])
-                lost += error
-    return total + lost
+            j, end = (t * C + c) * S, (t * C + c + 1) * S
+            while j < end:
+                sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
+                j += LANES
+    return totals(sums)
 
 
 @Kernel
@@ -238,5 +241,4 @@ def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, bloc
     for b in range(1, blocks):
         add_sums(x, acc, acc, b * terms * width, width)
     for c in range(C):
-        sums[SUM, c] = channel_total(acc, 0, terms, width, c, C, S, tile)
-        sums[PRODUCT, c] = channel_total(acc, width, terms, width, c, C, S, tile)
+        sums[SUM, c], sums[PRODUCT, c] = channel_totals(x, acc, width, c, C, S, tile)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._cpu import plan
-from nbnorm._cpu.apply import apply_columns, apply_segments
-from nbnorm._cpu.finalize import SCALE, commit_pooled, commit_running, finalize, finalize_running
+from nbnorm._cpu.apply import apply_columns, apply_segments, running_columns, running_segments
+from nbnorm._cpu.finalize import SCALE, commit_pooled, commit_running, finalize
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.threads import workers_for
@@ -42,12 +42,18 @@ def running_forward(
     stats: Array | None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats but for m2."""
-    stats = np.empty((5, shape[1])) if stats is None else stats
-    coef = np.empty((4, shape[1]))
-    with running.lock:  # the statistics of one moment; copies, since the first call of a kernel compiles for long
+    N, C, S = shape
+    with running.lock:  # the statistics of one moment
         mean, var = running.mean.flatten(), running.var.flatten()
-    finalize_running(mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
-    _apply(_raw(x), None, _raw(y), shape, stats, coef)
+    x, y = _raw(x), _raw(y)
+    stats, coef = np.empty((5, C)) if stats is None else stats, np.empty((4, C))
+    given = (x, y, mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
+    workers, cut = workers_for(2 * x.nbytes), plan.mapping(2, x.itemsize, N, C, S)
+    if cut.K:
+        tables = np.empty((workers, 5, cut.width))
+        running_columns(workers, *given, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
+    else:
+        running_segments(workers, *given, N, C, S, cut.streaming)
 
 
 def backward(
@@ -165,14 +171,10 @@ def _apply_frozen(dy: Array, dx: Array, shape: Shape, stats: Array) -> None:
 
 def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coef: Array) -> None:
     N, C, S = shape
-    traffic = (2 if dy is None else 3) * x.nbytes
-    workers, streaming = workers_for(traffic), plan.streams(traffic)
-    if not x.size:  # a shard without values, which needs statistics all the same
-        return
-    if S >= plan.SHORT or (S > plan.LANES and not streaming):  # the map of a value is the same either way
-        apply_segments(workers, x, dy, y, stats, coef, N, C, S, streaming)
+    tensors = 2 if dy is None else 3
+    workers, cut = workers_for(tensors * x.nbytes), plan.mapping(tensors, x.itemsize, N, C, S)
+    if cut.K:
+        tables = np.empty((workers, 5, cut.width))
+        apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
     else:
-        K = plan.columns(N, C, S).map_K
-        tables = np.empty((workers, 5, min(K, plan.MAP_WIDTH) + 3 * plan.LANES))
-        abreast = traffic < plan.CACHE_BYTES
-        apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming)
+        apply_segments(workers, x, dy, y, stats, coef, N, C, S, cut.streaming)

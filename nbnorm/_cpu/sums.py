@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload
 
-from nbnorm._cpu.vector import fold, load, routine, store, zeros
+from nbnorm._cpu.vector import LANES, fold, load, load_part, routine, store, zeros
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
 
 
@@ -76,6 +76,21 @@ def _(x, memory, at, width):
             load(memory, at), load(memory, at + width), load(memory, at + 2 * width), load(memory, at + 3 * width)
         )  # fmt: skip
     return lambda x, memory, at, width: (load(memory, at), load(memory, at + width))
+
+
+def load_sums_part(x, memory, at, width, n):
+    """The same of the first n lanes, 0 in the others."""
+    return tuple(load_part(memory, at + r * width, n, LANES) for r in range(4 if x.itemsize == 8 else 2))
+
+
+@overload(load_sums_part, inline="always")
+def _(x, memory, at, width, n):
+    if x.dtype == types.float64:
+        return lambda x, memory, at, width, n: (
+            load_part(memory, at, n, LANES), load_part(memory, at + width, n, LANES),
+            load_part(memory, at + 2 * width, n, LANES), load_part(memory, at + 3 * width, n, LANES)
+        )  # fmt: skip
+    return lambda x, memory, at, width, n: (load_part(memory, at, n, LANES), load_part(memory, at + width, n, LANES))
 
 
 @routine

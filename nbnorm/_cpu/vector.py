@@ -238,11 +238,12 @@ def store(typingctx, array, i, v):
     """array[i : i + LANES] = v."""
 
     def emit(ctx, builder, sig, args):
-        # In parts that come out of a conversion as they are: as a whole they would be shuffled together first.
-        kind, size = _memory(array, FEW)
+        # float32 in parts that come out of a conversion as they are: a whole would be shuffled together first.
+        width = FEW if array.dtype.name == "float32" else LANES
+        kind, size = _memory(array, width)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        for part in range(LANES // FEW):
-            picks = ir.Constant(ir.VectorType(I32, FEW), list(range(part * FEW, (part + 1) * FEW)))
+        for part in range(LANES // width):
+            picks = ir.Constant(ir.VectorType(I32, width), list(range(part * width, (part + 1) * width)))
             value = builder.shuffle_vector(args[2], args[2], picks)
             builder.store(narrow(builder, value, array.dtype.name), builder.gep(pointer, [I32(part)]), align=size)
         return ctx.get_dummy_value()
@@ -312,7 +313,7 @@ def _broadcast(typingctx, value):
 
 
 def lanes(values, i):
-    """What position i is multiplied with or added to: a slice of a table, or one number in every lane."""
+    """What position i is multiplied with or added to: a slice of a table, a vector, or one number in every lane."""
     return vector_python.lanes(values, i)
 
 
@@ -320,6 +321,8 @@ def lanes(values, i):
 def _(values, i):
     if isinstance(values, types.Array):
         return lambda values, i: load(values, i)
+    if isinstance(values, Vector):
+        return lambda values, i: values
     return lambda values, i: _broadcast(values)
 
 

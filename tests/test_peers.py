@@ -155,7 +155,7 @@ def test_a_row_that_a_system_gets_wrong_is_left_out_and_the_others_are_timed(mon
     monkeypatch.setattr(peers_worker, "check", check)
     monkeypatch.delattr("os.sched_setaffinity", raising=False)  # it would hold for the tests that follow, too
     lines = peers_worker.work("NumPy", [row("6x5"), row("4x3x5x2")], "float32", 0.0, 1)
-    first, second = map(json.loads, lines)
+    second, first = map(json.loads, lines)  # the larger one comes first
     assert first == {"row": "6x5", "left out": "wrong"}
     assert second["row"] == "4x3x5x2"
     assert min(second["ms"].values()) > 0

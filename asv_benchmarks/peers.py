@@ -2,7 +2,7 @@
 
 Every system runs in a process of its own, one after the other (two OpenMP runtimes in one process disturb each other),
 several rounds of them; a figure is the minimum of many calls, then the median over the rounds. Outputs are fresh in
-every call, and given in a second table for those that can. Before it is timed, every operation of every row is
+every call, and given in a second table for those that can. Before anything is timed, every operation of every row is
 compared with float64. A system that is not installed is left out, and said so; `--python NAME=PATH` runs one with
 another interpreter. Nothing else should be running: a round says when something was. Prints Markdown.
 """
@@ -47,12 +47,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="save every round")
     parser.add_argument("--picture", type=Path, help="save a chart of the ratios; needs matplotlib")
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.shapes = [row for group in args.shapes for row in group]
     if args.quick:
         args.rounds, args.seconds = 1, 0.02
     if args.worker:
-        for line in work(args.worker, args.shapes, args.dtype, args.seconds, args.threads):
+        for line in work(args.worker, args.shapes, args.dtype, None if args.check else args.seconds, args.threads):
             print(line, flush=True)
         return 0
     results = measure(args)
@@ -71,22 +72,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     systems: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in args.systems}
     versions: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    for number in range(args.rounds):
+    shapes = {name: list(args.shapes) for name in args.systems}
+    for number in range(-1, args.rounds):  # the first one checks, in processes of its own: it leaves holes in the heap
         for name in args.systems:
-            if name in left_out:
-                continue
-            if busy():
+            if number >= 0 and busy():
                 say(f"round {number}: another process is computing; the figures of {name} suffer")
             try:
-                for found in answers(name, interpreters.get(name, sys.executable), args):
+                for found in answers(name, interpreters.get(name, sys.executable), args, shapes[name], number < 0):
                     if "left out" in found:
                         left_out[f"{name}, {found['row']}"] = found["left out"]
+                        shapes[name] = [row for row in shapes[name] if row.name != found["row"]]
                         continue
                     versions[name] = found["version"]
                     for operation, ms in found["ms"].items():
                         systems[name].setdefault(found["row"], {}).setdefault(operation, []).append(ms)
             except RuntimeError as error:
-                systems[name], left_out[name] = {}, str(error)
+                systems[name], shapes[name], left_out[name] = {}, [], str(error)
                 say(f"{name} is left out: {error}")
     return {
         "date": date.today().isoformat(),
@@ -106,18 +107,23 @@ def _described(row: Row) -> dict[str, Any]:
     return {"name": row.name, "shape": row.shape, "order": row.order}
 
 
-def answers(name: str, python: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What the process of a system says.
+def answers(
+    name: str, python: str, args: argparse.Namespace, shapes: list[Row], check: bool
+) -> Iterator[dict[str, Any]]:
+    """What the process of a system says about these rows.
 
     Raises
     ------
     RuntimeError
         With the last line of the error, when it fails.
     """
+    if not shapes:
+        return
     threads = str(args.threads)
     environment = {**os.environ, **ALLOCATOR, "NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
     command = [python, __file__, "--worker", name, "--dtype", args.dtype, "--threads", threads]
-    command += ["--seconds", str(args.seconds), "--shapes", *(row.name for row in args.shapes)]
+    command += ["--seconds", str(args.seconds), "--shapes", *(row.name for row in shapes)]
+    command += ["--check"] * check
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     except OSError as error:

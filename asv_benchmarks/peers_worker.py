@@ -1,4 +1,4 @@
-"""A process of peers.py: check what one system computes, then time it. A line of JSON for the system and each row."""
+"""A process of peers.py: check what one system computes, or time it. A line of JSON for each row."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}  # of the si
 CHECKED = 2_000_000  # values of a row that are compared: whole channels, spread over all of them
 
 
-def work(name: str, rows: list[Row], dtype: str, seconds: float, threads: int) -> Iterator[str]:
+def work(name: str, rows: list[Row], dtype: str, seconds: float | None, threads: int) -> Iterator[str]:
+    """Check where `seconds` is None, time otherwise."""
     if hasattr(os, "sched_setaffinity"):  # also for those who count processors and cannot be told
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     make_system = make(name)
-    # The largest first: they would find room for fresh outputs in holes that smaller rows leave behind, or would not.
+    # The largest first: otherwise a fresh output may find room in the holes that smaller rows leave in the heap.
     for row in sorted(rows, key=lambda row: -math.prod(row.shape)):
         given = data(row)
         try:
             system = make_system(given, dtype)
-            check(system, given, dtype)
+            if seconds is None:
+                check(system, given, dtype)
         except (NotImplementedError, ArithmeticError) as error:
             yield json.dumps({"row": row.name, "left out": str(error)})
             continue
-        ms = {kind: best(call, seconds) for kind, call in system.calls.items()}
-        yield json.dumps({"row": row.name, "version": system.version, "ms": ms})
+        if seconds is not None:
+            ms = {kind: best(call, seconds) for kind, call in system.calls.items()}
+            yield json.dumps({"row": row.name, "version": system.version, "ms": ms})
 
 
 def best(call: Callable[[], Any], seconds: float) -> float:

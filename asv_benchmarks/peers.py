@@ -88,6 +88,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                         systems[name].setdefault(found["row"], {}).setdefault(operation, []).append(ms)
             except RuntimeError as error:
                 systems[name], shapes[name], left_out[name] = {}, [], str(error)
+                versions.pop(name, None)
                 say(f"{name} is left out: {error}")
     return {
         "date": date.today().isoformat(),

@@ -192,7 +192,8 @@ def test_a_row_left_out_is_not_asked_for_again_and_fails_the_run_if_it_is_ours(n
                 yield {"row": one.name, "version": "1", "ms": dict.fromkeys(kinds, 1.0)}
 
     monkeypatch.setattr(peers, "answers", answers)
-    monkeypatch.setattr(sys, "argv", ["peers.py", "--quick", "--systems", "nbnorm", "NumPy", "--shapes", "6x5", "4x3x5x2"])
+    systems, rows = ["--systems", "nbnorm", "NumPy"], ["--shapes", "6x5", "4x3x5x2"]
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--quick", *systems, *rows])
     assert peers.main() == code
     assert (name, True, ["6x5", "4x3x5x2"]) in asked
     assert (name, False, ["4x3x5x2"]) in asked

@@ -1,7 +1,8 @@
 """Apply: the affine map of each channel (docs/math.md, Eq. 7 and 13).
 
 y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift. One read of each input, one
-write, in float64 between them. Walked back to front: what reduce read last is still in cache.
+write, in float64 between them. Walked back to front: what reduce read last is still in cache (a block of columns in
+the fused driver is there as a whole).
 
 `streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries.
 """

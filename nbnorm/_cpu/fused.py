@@ -1,6 +1,6 @@
 """Fused: reduce, finalize and apply for one channel (or block of channels) while its values are still in cache.
 
-The same routines in the same order as the three separate launches, so the same bits; x is read from memory once
+The same sums in the same order as in the three separate launches, so the same bits; x is read from memory once
 instead of twice. Forward with dy None, backward with an array.
 """
 

@@ -41,8 +41,7 @@ class Columns(NamedTuple):
     blocks: int
     K: int
     width: int  # K rounded up to whole vectors
-    map_tile: int  # the same as tile, for apply
-    map_K: int
+    map_K: int  # the same as K, for apply
     channels: int  # of a block that stays in cache between reduce and apply; 0: none would
 
 
@@ -81,7 +80,7 @@ def columns(N: int, C: int, S: int) -> Columns:
     channels = C if N * base <= SMALL else min(C, L2_BYTES // (4 * N * S))
     if tile > 1 or channels * S < min(128, base):
         channels = 0
-    return Columns(tile, block, -(-rows // block), K, up(K, LANES), map_tile, base * map_tile, channels)
+    return Columns(tile, block, -(-rows // block), K, up(K, LANES), base * map_tile, channels)
 
 
 def streams(nbytes: int) -> bool:

@@ -67,42 +67,19 @@ def _register(op, instruction):
             return lambda a, b: lane_by_lane(a, b)
 
 
-for _op, _instruction in ((operator.add, "fadd"), (operator.mul, "fmul")):
+for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
     _register(_op, _instruction)
-
-
-def _call_fma(builder, a, b, c):
-    kind = a.type
-    name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
-    return builder.call(function, (a, b, c))
-
-
-@intrinsic
-def _subtract(typingctx, a, b):
-    """a - b. On x86 as a + b*(-1), which is the same number: conversions and additions share two of the four
-    floating-point units of a Zen core, products use the others."""
-
-    def emit(ctx, builder, sig, args):
-        if platform.machine() not in X86:
-            return builder.fsub(*args)
-        # LLVM must not see that it is -1, or it makes a subtraction of it again.
-        hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
-        minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
-        return _call_fma(builder, args[1], _splat(builder, minus_one), args[0])
-
-    return a(a, b), emit
-
-
-@overload(operator.sub, inline="always")
-def _(a, b):
-    if isinstance(a, Vector) and isinstance(b, Vector):
-        return lambda a, b: _subtract(a, b)
 
 
 @intrinsic
 def _fma(typingctx, a, b, c):
-    return a(a, b, c), lambda ctx, builder, sig, args: _call_fma(builder, *args)
+    def emit(ctx, builder, sig, args):
+        kind = args[0].type
+        name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+        return builder.call(function, args)
+
+    return a(a, b, c), emit
 
 
 @overload(_formulas.fma, inline="always")

@@ -200,14 +200,11 @@ def add_sums(x, acc, part, at, width):
 def channel_totals(x, acc, width, c, C, S, tile):
     """Two numbers: the sums of the columns of channel c, S neighbours in each of `tile` copies, together."""
     sums = no_sums(x)
-    if S * tile == 1:
-        sums = load_sums_part(x, acc, c, width, 1)
-    else:
-        for t in range(tile):
-            j, end = (t * C + c) * S, (t * C + c + 1) * S
-            while j < end:
-                sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
-                j += LANES
+    for t in range(tile):
+        j, end = (t * C + c) * S, (t * C + c + 1) * S
+        while j < end:
+            sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
+            j += LANES
     return totals(sums)
 
 

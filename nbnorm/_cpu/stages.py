@@ -43,7 +43,7 @@ def running_forward(
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats but for m2."""
     N, C, S = shape
-    with running.lock:  # the statistics of one moment
+    with running.lock:  # the statistics of one moment; copies, so that no call holds the lock for its kernel
         mean, var = running.mean.flatten(), running.var.flatten()
     x, y = _raw(x), _raw(y)
     stats, coef = np.empty((5, C)) if stats is None else stats, np.empty((4, C))

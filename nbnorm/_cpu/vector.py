@@ -28,7 +28,6 @@ from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number
 
 LANES = 32
 FEW = 8
-X86 = ("x86_64", "AMD64")
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 
 I64 = ir.IntType(64)
@@ -100,6 +99,12 @@ def _resized(builder, value, width):
     return builder.shuffle_vector(value, zero, ir.Constant(ir.VectorType(I32, width), picks))
 
 
+def _slice(builder, value, start, width):
+    """`width` lanes of a vector, from `start` on."""
+    picks = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picks)
+
+
 @intrinsic
 def zeros(typingctx):
     """0 in every lane."""
@@ -115,11 +120,7 @@ def fold(typingctx, v):
         width = LANES
         while width > 1:
             width //= 2
-            halves = []
-            for start in (0, width):
-                picks = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
-                halves.append(builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picks))
-            value = builder.fadd(*halves)
+            value = builder.fadd(_slice(builder, value, 0, width), _slice(builder, value, width, width))
         return builder.extract_element(value, I32(0))
 
     return types.float64(v), emit
@@ -220,9 +221,8 @@ def store(typingctx, array, i, v):
         kind, size = _memory(array, width)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
         for part in range(LANES // width):
-            picks = ir.Constant(ir.VectorType(I32, width), list(range(part * width, (part + 1) * width)))
-            value = builder.shuffle_vector(args[2], args[2], picks)
-            builder.store(narrow(builder, value, array.dtype.name), builder.gep(pointer, [I32(part)]), align=size)
+            raw = narrow(builder, _slice(builder, args[2], part * width, width), array.dtype.name)
+            builder.store(raw, builder.gep(pointer, [I32(part)]), align=size)
         return ctx.get_dummy_value()
 
     return types.void(array, types.int64, v), emit
@@ -262,7 +262,7 @@ def fence(typingctx):
     """Order streaming stores before whatever follows. Only x86 needs an instruction for it."""
 
     def emit(ctx, builder, sig, args):
-        if platform.machine() in X86:
+        if platform.machine() in ("x86_64", "AMD64"):
             function_type = ir.FunctionType(ir.VoidType(), [])
             name = "llvm.x86.sse.sfence"
             builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])

@@ -1,34 +1,32 @@
 """python asv_benchmarks/peers.py: milliseconds per call beside NumPy, PyTorch, torch.compile and JAX.
 
-Every system runs in a process of its own, one after the other (two OpenMP runtimes in one process disturb each other),
-several rounds of them; a figure is the minimum of many calls, then the median over the rounds. Outputs are fresh in
-every call, and given in a second table for those that can. Before anything is timed, every operation of every row is
-compared with float64. A system that is not installed is left out, and said so; `--python NAME=PATH` runs one with
-another interpreter. Nothing else should be running: a round says when something was. Prints Markdown.
+Every system has a process of its own (two OpenMP runtimes in one process disturb each other). Row by row they are timed
+one after the other, so that all of them meet the machine in the same state; several rounds of that, in new processes.
+A figure is the minimum of many calls, then the median over the rounds. Outputs are fresh in every call, and given in a
+second table for those that can. Before anything is timed, every operation of every row is compared with float64. A
+system that is not installed is left out, and said so; `--python NAME=PATH` runs one with another interpreter. Nothing
+else should be running: a round says when something was. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from peers_process import Process
 from peers_report import markdown, picture
 from peers_rows import DTYPES, GROUPS, Row, rows
 from peers_systems import SYSTEMS
 from peers_worker import work
-
-# What glibc's allocator settles to in a process that lives long: arrays below 32 MiB are kept for the next one, larger
-# ones go back to the system. Otherwise a hole that the data left decides whether a system pays for fresh pages.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 
 
 def main() -> int:
@@ -53,7 +51,7 @@ def main() -> int:
     if args.quick:
         args.rounds, args.seconds = 1, 0.02
     if args.worker:
-        for line in work(args.worker, args.shapes, args.dtype, None if args.check else args.seconds, args.threads):
+        for line in work(args.worker, sys.stdin, args.dtype, None if args.check else args.seconds, args.threads):
             print(line, flush=True)
         return 0
     results = measure(args)
@@ -72,24 +70,41 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     systems: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in args.systems}
     versions: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    shapes = {name: list(args.shapes) for name in args.systems}
+
+    def leave_out(name: str, error: RuntimeError) -> None:
+        del systems[name]
+        versions.pop(name, None)
+        left_out[name] = str(error)
+        say(f"{name} is left out: {error}")
+
     for number in range(-1, args.rounds):  # the first one checks, in processes of its own: it leaves holes in the heap
-        for name in args.systems:
-            if number >= 0 and busy():
-                say(f"round {number}: another process is computing; the figures of {name} suffer")
-            try:
-                for found in answers(name, interpreters.get(name, sys.executable), args, shapes[name], number < 0):
-                    if "left out" in found:
-                        left_out[f"{name}, {found['row']}"] = found["left out"]
-                        shapes[name] = [row for row in shapes[name] if row.name != found["row"]]
+        options = ["--dtype", args.dtype, "--seconds", str(args.seconds), *["--check"] * (number < 0)]
+        with ExitStack() as stack:
+            processes = {}
+            for name in list(systems):
+                try:
+                    process = Process(name, interpreters.get(name, sys.executable), args.threads, options)
+                    processes[name] = stack.enter_context(closing(process))
+                except RuntimeError as error:
+                    leave_out(name, error)
+            # The largest row first: otherwise a fresh output may find room in the holes that smaller rows leave.
+            for row in sorted(args.shapes, key=lambda row: -math.prod(row.shape)):
+                for name, process in processes.items():
+                    if name not in systems or f"{name}, {row.name}" in left_out:
                         continue
-                    versions[name] = found["version"]
-                    for operation, ms in found["ms"].items():
-                        systems[name].setdefault(found["row"], {}).setdefault(operation, []).append(ms)
-            except RuntimeError as error:
-                systems[name], shapes[name], left_out[name] = {}, [], str(error)
-                versions.pop(name, None)
-                say(f"{name} is left out: {error}")
+                    if number >= 0 and not quiet():
+                        say(f"round {number}: another process is computing; {row.name} of {name} suffers")
+                    try:
+                        answer = process.answer(row.name)
+                    except RuntimeError as error:
+                        leave_out(name, error)
+                        continue
+                    if "left out" in answer:
+                        left_out[f"{name}, {row.name}"] = answer["left out"]
+                        continue
+                    versions[name] = answer["version"]
+                    for operation, ms in answer["ms"].items():
+                        systems[name].setdefault(row.name, {}).setdefault(operation, []).append(ms)
     return {
         "date": date.today().isoformat(),
         "cpu": cpu(),
@@ -108,33 +123,6 @@ def _described(row: Row) -> dict[str, Any]:
     return {"name": row.name, "shape": row.shape, "order": row.order}
 
 
-def answers(
-    name: str, python: str, args: argparse.Namespace, shapes: list[Row], check: bool
-) -> Iterator[dict[str, Any]]:
-    """What the process of a system says about these rows.
-
-    Raises
-    ------
-    RuntimeError
-        With the last line of the error, when it fails.
-    """
-    if not shapes:
-        return
-    threads = str(args.threads)
-    environment = {**os.environ, **ALLOCATOR, "NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
-    command = [python, __file__, "--worker", name, "--dtype", args.dtype, "--threads", threads]
-    command += ["--seconds", str(args.seconds), "--shapes", *(row.name for row in shapes)]
-    command += ["--check"] * check
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    except OSError as error:
-        raise RuntimeError(str(error)) from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line and not line[0].isspace()]
-        raise RuntimeError(next((s for s in lines[::-1] if "Error" in s), f"exit code {done.returncode}"))
-    yield from map(json.loads, done.stdout.splitlines())
-
-
 def cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -144,14 +132,17 @@ def cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def busy() -> bool:
-    """Whether another process computed during the last tenth of a second (Linux; elsewhere nobody knows)."""
-    try:
-        before, _, after = Path("/proc/stat").read_text(), time.sleep(0.1), Path("/proc/stat").read_text()
-    except OSError:
-        return False
-    (user0, nice0, system0), (user1, nice1, system1) = (map(int, s.split()[1:4]) for s in (before, after))
-    return user1 + nice1 + system1 - user0 - nice0 - system0 > 2
+def quiet() -> bool:
+    """Wait until nobody computes for a tenth of a second, but not for long (Linux; elsewhere nobody knows)."""
+    for _ in range(10):
+        try:
+            before, _, after = Path("/proc/stat").read_text(), time.sleep(0.1), Path("/proc/stat").read_text()
+        except OSError:
+            return True
+        (user0, nice0, system0), (user1, nice1, system1) = (map(int, s.split()[1:4]) for s in (before, after))
+        if user1 + nice1 + system1 - user0 - nice0 - system0 <= 2:
+            return True
+    return False
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba import prange
 from peers_rows import Data
-from peers_systems import EPS, System, numpy_dtype, parameter_type
+from peers_systems import EPS, System, WrongResult, numpy_dtype, parameter_type
 
 import nbnorm
 from nbnorm._cpu.launch import Kernel
@@ -54,7 +54,7 @@ def nbnorm_system(data: Data, dtype: str) -> System:
         target[:] = 0
         copy()
         if not np.array_equal(target, source):
-            raise ArithmeticError(f"{name} does not copy")
+            raise WrongResult(f"{name} does not copy")
     calls: dict[str, Callable[[], Any]] = {
         "training": lambda: nbnorm.batch_norm_training(x, state),
         "backward": lambda: nbnorm.batch_norm_backward(dy, saved),

@@ -24,15 +24,12 @@ def ms(results: Results, system: str, row: dict[str, Any], operation: str) -> fl
     return median(found) if found else None
 
 
-def peers_ms(results: Results, row: dict[str, Any], operation: str) -> dict[str, float]:
-    times = {name: ms(results, name, row, operation) for name in results["systems"] if name != OURS}
-    return {name: time for name, time in times.items() if time is not None}
-
-
 def ratio(results: Results, row: dict[str, Any], operation: str) -> float | None:
-    """Time of the best peer over ours; None where there is no peer."""
-    ours, peers = ms(results, OURS, row, operation), peers_ms(results, row, operation)
-    return min(peers.values()) / ours if ours and peers else None
+    """Time of the best peer over ours, paired in each round; None where there is no peer."""
+    times = {name: found.get(row["name"], {}).get(operation) for name, found in results["systems"].items()}
+    ours = times.pop(OURS, None)
+    ratios = [median(p / o for p, o in zip(peer, ours)) for peer in times.values() if peer and ours]
+    return min(ratios, default=None)
 
 
 def of_copy(results: Results, row: dict[str, Any], operation: str) -> float | None:

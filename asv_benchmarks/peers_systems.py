@@ -23,6 +23,10 @@ SYSTEMS = {  # by name: module and function
 }
 
 
+class WrongResult(Exception):
+    """What was computed is something else."""
+
+
 class System(NamedTuple):
     version: str
     calls: dict[str, Callable[[], Any]]  # by operation; they return y first, or dx, dgamma and dbeta

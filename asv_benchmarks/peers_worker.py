@@ -1,4 +1,4 @@
-"""A process of peers.py: check what one system computes, or time it. A line of JSON for each row."""
+"""What a process of peers.py does: check what one system computes, or time it. A line of JSON for each row."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from peers_rows import Data, Row, data
-from peers_systems import EPS, MOMENTUM, System, make, parameter_type
+from peers_rows import Data, data, row
+from peers_systems import EPS, MOMENTUM, System, WrongResult, make, parameter_type
 
 BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}  # of the significand
 CHECKED = 2_000_000  # values of a row that are compared: whole channels, spread over all of them
 
 
-def work(name: str, rows: list[Row], dtype: str, seconds: float | None, threads: int) -> Iterator[str]:
-    """Check where `seconds` is None, time otherwise."""
+def work(name: str, lines: Iterable[str], dtype: str, seconds: float | None, threads: int) -> Iterator[str]:
+    """Say "ready", then check the rows that these lines name where `seconds` is None, time them otherwise."""
     if hasattr(os, "sched_setaffinity"):  # also for those who count processors and cannot be told
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     make_system = make(name)
-    # The largest first: otherwise a fresh output may find room in the holes that smaller rows leave in the heap.
-    for row in sorted(rows, key=lambda row: -math.prod(row.shape)):
-        given = data(row)
+    yield json.dumps("ready")
+    for line in lines:
+        given = data(row(line.strip()))
         try:
             system = make_system(given, dtype)
             if seconds is None:
                 check(system, given, dtype)
-        except (NotImplementedError, ArithmeticError) as error:
-            yield json.dumps({"row": row.name, "left out": str(error)})
+        except (NotImplementedError, WrongResult) as error:
+            yield json.dumps({"left out": str(error)})
             continue
-        if seconds is not None:
-            ms = {kind: best(call, seconds) for kind, call in system.calls.items()}
-            yield json.dumps({"row": row.name, "version": system.version, "ms": ms})
+        timed = {} if seconds is None else {kind: best(call, seconds) for kind, call in system.calls.items()}
+        yield json.dumps({"version": system.version, "ms": timed})
+        del given, system  # the next row may need the memory
 
 
 def best(call: Callable[[], Any], seconds: float) -> float:
@@ -54,7 +54,7 @@ def check(system: System, data: Data, dtype: str) -> None:
 
     Raises
     ------
-    ArithmeticError
+    WrongResult
         With the row and what is wrong there.
     """
     row = data.row
@@ -79,7 +79,7 @@ def check(system: System, data: Data, dtype: str) -> None:
             exact = expected[name.removesuffix(" out")]
             error = np.abs(values.astype(np.float64) - exact).max() / np.abs(exact).max()
             if not error <= tolerance:
-                raise ArithmeticError(f"{name} of {row.name}: error {error:.2g}, at most {tolerance:.2g} expected")
+                raise WrongResult(f"{name} of {row.name}: error {error:.2g}, at most {tolerance:.2g} expected")
 
 
 def _expected(data: Data, some: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import peers_report
 import peers_worker
 import pytest
 import reference
+from peers_process import Process
 from peers_rows import DTYPES, GROUPS, data, row
-from peers_systems import EPS, MOMENTUM, SYSTEMS, make, numpy_dtype
+from peers_systems import EPS, MOMENTUM, SYSTEMS, WrongResult, make, numpy_dtype
 
 SCRIPT = Path(__file__).resolve().parent.parent / "asv_benchmarks" / "peers.py"
 NEEDS = {"PyTorch": "torch", "torch.compile": "torch", "JAX": "jax"}
@@ -92,14 +94,14 @@ def test_what_is_wrong_is_not_timed(wrong):
     system, given = system_of("nbnorm", "40x3x5x2")
     right = system.calls[kind]
     system.calls[kind] = lambda: change(right(), given)
-    with pytest.raises(ArithmeticError, match=r"40x3x5x2: error"):
+    with pytest.raises(WrongResult, match=r"40x3x5x2: error"):
         peers_worker.check(system, given, "float32")
 
 
 def test_running_statistics_that_stay_as_they_are_are_noticed():
     system, given = system_of("nbnorm", "40x3x5x2")
     frozen = system._replace(running=lambda result: (np.zeros(3), np.ones(3)))
-    with pytest.raises(ArithmeticError, match="running mean of 40x3x5x2"):
+    with pytest.raises(WrongResult, match="running mean of 40x3x5x2"):
         peers_worker.check(frozen, given, "float32")
 
 
@@ -118,12 +120,14 @@ def test_the_table():
     results = {
         "date": "2026-11-21", "cpu": "CPU", "threads": 2, "dtype": "float32", "rounds": 2, "seconds": 0.1,
         "versions": {"nbnorm": "0", "A": "1", "B": "2"}, "left_out": {"C": "reason"}, "rows": [one],
-        "systems": {"nbnorm": {"2x3": ours}, "A": {"2x3": {"training": [9.0, 9.0]}}, "B": {"2x3": {"training": [3.0]}}},
+        "systems": {
+            "nbnorm": {"2x3": ours}, "A": {"2x3": {"training": [9.0, 9.0]}}, "B": {"2x3": {"training": [2.0, 6.0]}},
+        },
     }  # fmt: skip
     text = peers_report.markdown(results)
-    # Ours 6, the best peer 3; 48 bytes; the better copy takes 1 and 2 in rounds where we take 4 and 8.
-    assert "| (2, 3) | 4.8e-05 | 6 | 9 | 3 | 0.50 | 0.25 |" in text
-    assert "Best peer / nbnorm: geometric mean 0.50, worst row 0.50, (2, 3)." in text
+    # 48 bytes. We take 4 and 8, the best peer 2 and 6 in the same rounds, the better copy 1 and 2.
+    assert "| (2, 3) | 4.8e-05 | 6 | 9 | 4 | 0.62 | 0.25 |" in text
+    assert "Best peer / nbnorm: geometric mean 0.62, worst row 0.62, (2, 3)." in text
     assert "| (2, 3) | 7.2e-05 | 6 |  | 0.38 |" in text  # backward: three tensors, and no peer
     assert "Left out: C: reason" in text
 
@@ -152,19 +156,14 @@ def test_the_command(tmp_path):
 def test_a_row_that_a_system_gets_wrong_is_left_out_and_the_others_are_not(monkeypatch):
     def check(system, given, dtype):
         if given.row.name == "6x5":
-            raise ArithmeticError("wrong")
+            raise WrongResult("wrong")
 
     monkeypatch.setattr(peers_worker, "check", check)
     monkeypatch.delattr("os.sched_setaffinity", raising=False)  # it would hold for the tests that follow, too
-    (line,) = peers_worker.work("NumPy", [row("6x5"), row("4x3x5x2")], "float32", None, 1)
-    assert json.loads(line) == {"row": "6x5", "left out": "wrong"}
-
-
-def test_the_largest_row_is_timed_first(monkeypatch):
-    monkeypatch.delattr("os.sched_setaffinity", raising=False)
-    lines = list(map(json.loads, peers_worker.work("NumPy", [row("6x5"), row("4x3x5x2")], "float32", 0.0, 1)))
-    assert [line["row"] for line in lines] == ["4x3x5x2", "6x5"]
-    assert min(min(line["ms"].values()) for line in lines) > 0
+    ready, wrong, right = peers_worker.work("NumPy", ["6x5\n", "4x3x5x2\n"], "float32", None, 1)
+    assert json.loads(ready) == "ready"
+    assert json.loads(wrong) == {"left out": "wrong"}
+    assert json.loads(right)["ms"] == {}  # checked, not timed
 
 
 def test_a_first_call_that_compiles_does_not_use_up_the_time():
@@ -178,23 +177,76 @@ def test_a_first_call_that_compiles_does_not_use_up_the_time():
     assert len(calls) > 20
 
 
+KINDS = ["copy, plain", *peers_report.TENSORS, *(f"{kind} out" for kind in peers_report.TENSORS)]
+
+
+class Pretended:
+    """In the place of a process: notes what is asked, gets 6x5 of the system `wrong` wrong, ends at a 2x2 of NumPy."""
+
+    def __init__(self, asked, wrong):
+        self.asked, self.wrong = asked, wrong
+
+    def __call__(self, name, python, threads, options):
+        one = Pretended(self.asked, self.wrong)
+        one.name, one.check = name, "--check" in options
+        return one
+
+    def close(self):
+        pass
+
+    def answer(self, row):
+        self.asked.append((self.name, self.check, row))
+        if (self.name, row) == ("NumPy", "2x2"):
+            raise RuntimeError("ended")
+        if self.check and (self.name, row) == (self.wrong, "6x5"):
+            return {"left out": "wrong"}
+        return {"version": "1", "ms": {} if self.check else dict.fromkeys(KINDS, 1.0)}
+
+
+def peers_run(monkeypatch, wrong, *rows):
+    asked = []
+    monkeypatch.setattr(peers, "Process", Pretended(asked, wrong))
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--quick", "--systems", "nbnorm", "NumPy", "--shapes", *rows])
+    return peers.main(), asked
+
+
 @pytest.mark.parametrize(("name", "code"), [("nbnorm", 1), ("NumPy", 0)])
 def test_a_row_left_out_is_not_asked_for_again_and_fails_the_run_if_it_is_ours(name, code, monkeypatch, capsys):
-    asked = []
-    kinds = ["copy, plain", *peers_report.TENSORS, *(f"{kind} out" for kind in peers_report.TENSORS)]
-
-    def answers(system, python, args, shapes, check):
-        asked.append((system, check, [row.name for row in shapes]))
-        for one in shapes:
-            if check and (system, one.name) == (name, "6x5"):
-                yield {"row": one.name, "left out": "wrong"}
-            elif not check:
-                yield {"row": one.name, "version": "1", "ms": dict.fromkeys(kinds, 1.0)}
-
-    monkeypatch.setattr(peers, "answers", answers)
-    systems, rows = ["--systems", "nbnorm", "NumPy"], ["--shapes", "6x5", "4x3x5x2"]
-    monkeypatch.setattr(sys, "argv", ["peers.py", "--quick", *systems, *rows])
-    assert peers.main() == code
-    assert (name, True, ["6x5", "4x3x5x2"]) in asked
-    assert (name, False, ["4x3x5x2"]) in asked
+    exit_code, asked = peers_run(monkeypatch, name, "6x5", "4x3x5x2")
+    assert exit_code == code
+    # The largest row first, and all systems on a row before the next one.
+    rows = [(system, row) for row in ("4x3x5x2", "6x5") for system in ("nbnorm", "NumPy")]
+    assert asked == [(s, True, row) for s, row in rows] + [
+        (s, False, row) for s, row in rows if (s, row) != (name, "6x5")
+    ]
     assert f"Left out: {name}, 6x5: wrong" in capsys.readouterr().out
+
+
+def test_a_system_whose_process_ends_is_left_out(monkeypatch, capsys):
+    exit_code, asked = peers_run(monkeypatch, "", "2x2", "2x1x2")
+    assert exit_code == 0
+    assert [one for one in asked if one[0] == "NumPy"] == [("NumPy", True, "2x2")]
+    printed = capsys.readouterr()
+    assert "Left out: NumPy: ended" in printed.out
+    assert "| (2, 2) | 3.2e-05 | 1 |" in printed.out
+    assert "NumPy is left out: ended" in printed.err
+
+
+def test_a_process_that_cannot_work_says_why():
+    options = ["--dtype", "float32", "--seconds", "0"]
+    with pytest.raises(RuntimeError, match="no/such/python"):
+        Process("NumPy", "no/such/python", 1, options)
+    with pytest.raises(RuntimeError, match="no-such-option"):
+        Process("NumPy", sys.executable, 1, [*options, "--no-such-option"])
+    with closing(Process("NumPy", sys.executable, 1, options)) as process:
+        assert process.answer("6x5")["ms"]["training"] > 0
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="ValueError: 6"):
+                process.answer("6")
+
+
+def test_a_process_ends_when_it_is_closed():
+    with closing(Process("NumPy", sys.executable, 1, ["--dtype", "float32", "--check"])) as process:
+        assert process.answer("6x5")["ms"] == {}
+    with pytest.raises(ValueError, match="closed file"):
+        process.answer("6x5")

@@ -205,11 +205,11 @@ def parameter_dtype(value: DTypeLike) -> np.dtype:
 
 
 def same_device(name: str, array: Any, found: str, expected: str, owner: str, way_out: str) -> None:
-    """The array is where the rest of the call is; nothing moves by itself."""
+    """The array is where the rest of the call is; nothing moves by itself. `way_out` has {found} where that belongs."""
     if found != expected:
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         place = "" if found == "cpu" else f" on {found}"
-        raise TypeError(f"{name} is a {kind}{place} but {owner} is on {expected}; use {way_out}")
+        raise TypeError(f"{name} is a {kind}{place} but {owner} is on {expected}; use {way_out.format(found=found)}")
 
 
 def _short(value: object) -> str:

@@ -204,8 +204,7 @@ def _checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType,
     """The backend, x as its kernels take it, and the channel axes."""
     kernels = kernels_for("x", x)
     _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-    found = kernels.device(x)
-    _arguments.same_device("x", x, found, state.device, "the state", f'state.to("{found}")')
+    _arguments.same_device("x", x, kernels.device(x), state.device, "the state", 'state.to("{found}")')
     x = kernels.values("x", x)
     axes = _arguments.channels(x, axis)
     _arguments.features(x, axis, axes, state.num_features)

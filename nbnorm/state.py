@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nbnorm import _arguments, _device, _state_dict, files
-from nbnorm._array_attribute import ArrayAttribute
+from nbnorm._array_attribute import array_attribute
 from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
 from nbnorm._running import Running
@@ -187,10 +187,10 @@ class BatchNormState:
     def momentum(self, value: float | None) -> None:
         self._momentum = _arguments.momentum(value)
 
-    gamma = ArrayAttribute("use_gamma")
-    beta = ArrayAttribute("use_beta")
-    running_mean = ArrayAttribute("track_running")
-    running_var = ArrayAttribute("track_running")
+    gamma = array_attribute("gamma", "use_gamma")
+    beta = array_attribute("beta", "use_beta")
+    running_mean = array_attribute("running_mean", "track_running")
+    running_var = array_attribute("running_var", "track_running")
 
     @property
     def num_batches(self) -> int:
@@ -252,10 +252,9 @@ class BatchNormState:
         _arguments.instance("stats", stats, BatchStats, "what nbnorm.batch_stats or merge_stats returned")
         running = self._demand_running()
         kernels = kernels_for("stats.mean", stats.mean)
-        found = kernels.device(stats.mean)
-        _arguments.same_device("stats.mean", stats.mean, found, self._device, "the state", f'state.to("{found}")')
-        found = kernels_for("stats.m2", stats.m2).device(stats.m2)
-        _arguments.same_device("stats.m2", stats.m2, found, self._device, "the state", f'state.to("{found}")')
+        for name, array in (("stats.mean", stats.mean), ("stats.m2", stats.m2)):
+            found = kernels_for(name, array).device(array)
+            _arguments.same_device(name, array, found, self._device, "the state", 'state.to("{found}")')
         count = _arguments.statistics(stats, self.shape, self._momentum)
         with kernels.on_device_of(stats.mean):
             kernels.commit(running, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1)), count)

@@ -9,7 +9,7 @@ the fused driver is there as a whole).
 
 from __future__ import annotations
 
-from numba import njit, prange
+from numba import prange
 
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_running
 from nbnorm._cpu.launch import Kernel
@@ -19,9 +19,11 @@ from nbnorm._cpu.vector import (
     FEW,
     LANES,
     fence,
+    function,
     lanes,
     load,
     load_part,
+    minus,
     routine,
     store,
     store_part,
@@ -37,8 +39,10 @@ ABREAST = 4  # rows that share what is loaded of the tables
 @routine
 def image(x, dy, k, h, a, scale, shift, t):
     """The map of vectors x and dy (or None); coefficients are numbers, vectors, or tables read at t."""
-    u, scale, shift = x - lanes(k, t), lanes(scale, t), lanes(shift, t)
-    return affine(u, scale, shift) if dy is None else affine_of_two(dy - lanes(h, t), lanes(a, t), u, scale, shift)
+    u, scale, shift = minus(x, lanes(k, t)), lanes(scale, t), lanes(shift, t)
+    if dy is None:
+        return affine(u, scale, shift)
+    return affine_of_two(minus(dy, lanes(h, t)), lanes(a, t), u, scale, shift)
 
 
 @routine
@@ -97,7 +101,7 @@ def segment(x, dy, y, c, i, end, stats, coef, streaming):
         few(x, dy, y, i, end - i, k, h, a, scale, shift)
 
 
-@njit
+@function
 def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):
@@ -105,7 +109,7 @@ def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
         segment(x, dy, y, c, b + i0, b + i1, stats, coef, streaming)
 
 
-@njit
+@function
 def segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming):
     """What worker w does."""
     pieces = (S + CHUNK - 1) // CHUNK
@@ -148,7 +152,7 @@ def rows_image(x, dy, y, i, rows, stride, k, h, a, scale, shift):
         store(y, at, image(load(x, at), load(dy, at), k, h, a, scale, shift, 0))
 
 
-@njit
+@function
 def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
     """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows."""
     for _ in range(rows // ABREAST):
@@ -175,7 +179,7 @@ def line_start(y, i, size, streaming):
     return min(i, size)
 
 
-@njit
+@function
 def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0.
 
@@ -199,7 +203,7 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
         r1 = r
 
 
-@njit
+@function
 def columns(w, workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming):
     """What worker w does."""
     size = N * C * S

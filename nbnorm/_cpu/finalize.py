@@ -6,10 +6,10 @@ rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift
 
 from __future__ import annotations
 
-from numba import float64, njit
+from numba import float64
 
 from nbnorm._cpu.launch import Compiled
-from nbnorm._cpu.vector import routine
+from nbnorm._cpu.vector import function, routine
 from nbnorm._formulas import (
     DEVIATION,
     DY_ORIGIN,
@@ -72,7 +72,7 @@ def finalize_given(stats, gamma, beta, eps, count, coef):
         coef[SCALE, c], coef[SHIFT, c] = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, 0.0))
 
 
-@njit
+@function
 def finalize_running(mean, var, gamma, beta, eps, stats, coef):
     """The running statistics in the place of a batch's: k is the mean itself, d is 0."""
     for c in range(mean.size):

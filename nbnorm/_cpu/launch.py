@@ -15,6 +15,7 @@ from typing import Any
 import numba
 
 from nbnorm._cpu.threads import exactly, guard, limited
+from nbnorm._cpu.vector import OPTIONS
 
 
 class Compiled:
@@ -22,10 +23,10 @@ class Compiled:
 
     def __init__(self, body: Callable[..., None], **options: Any) -> None:
         self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self._compile_anew = lambda: numba.njit(nogil=True, **options)(body)
+        self._compile_anew = lambda: numba.njit(nogil=True, **OPTIONS, **options)(body)
         self._with_cache: Any = None
         try:
-            self.dispatcher = self._with_cache = numba.njit(nogil=True, cache=True, **options)(body)
+            self.dispatcher = self._with_cache = numba.njit(nogil=True, cache=True, **OPTIONS, **options)(body)
         except RuntimeError as error:  # Numba: "no locator available"
             self._leave_the_cache(error)
 

@@ -76,7 +76,7 @@ def columns(N: int, C: int, S: int) -> Columns:
     # Partial sums take 16 K bytes a block; wide rows get long blocks, so that they stay below 1 % of x.
     block = max(64 if K <= PANEL else 1024, BLOCK // min(K, PANEL), -(-rows // 128))
     # Apply prefers runs of a whole panel, unless the tables would cost more than the map.
-    map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 16) // K)
+    map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 128) // K)
     channels = C if N * base <= SMALL else min(C, L2_BYTES // (4 * N * S))
     if tile > 1 or channels * S < min(128, base):
         channels = 0

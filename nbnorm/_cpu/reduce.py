@@ -13,12 +13,12 @@ who computes a chunk, so their number cannot change a bit.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import PANEL
 from nbnorm._cpu.sums import add, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import FEW, LANES, element, keep, lanes, load, load_part, routine, store
+from nbnorm._cpu.vector import FEW, LANES, element, function, keep, lanes, load, load_part, minus, routine, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
@@ -64,8 +64,8 @@ def origins(x, dy, centred, stats, sums, first, last, N, C, S):
 @routine
 def rows_sums(x, dy, i, rows, stride, k, h, sums):
     for r in range(rows):
-        u = load(x, i + r * stride) - k
-        sums = add(sums, u if dy is None else load(dy, i + r * stride) - h, u)
+        u = minus(load(x, i + r * stride), k)
+        sums = add(sums, u if dy is None else minus(load(dy, i + r * stride), h), u)
     return sums
 
 
@@ -110,7 +110,7 @@ def chunk_bounds(t, per, piece, N, S):
     return n0, min(N, n0 + per), i0, min(S, i0 + piece)
 
 
-@njit
+@function
 def chunk_sums(x, dy, c, t, per, piece, N, C, S, k, h):
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
@@ -168,7 +168,7 @@ def spread(table, values, j, n, C, S):
         c = c + 1 if c + 1 < C else 0
 
 
-@njit
+@function
 def column_sums(x, dy, i, rows, stride, cols, k, h, acc, at, width):
     """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins."""
     step = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
@@ -189,7 +189,7 @@ def column_sums(x, dy, i, rows, stride, cols, k, h, acc, at, width):
             store_sums(acc, at + j, width, sums)
 
 
-@njit
+@function
 def add_sums(x, acc, part, at, width):
     """acc[:] += part[at:], the sums of `width` columns."""
     for j in range(0, width, LANES):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 import platform
+from typing import Any
 
 from llvmlite import ir
 from numba import config, njit, types
@@ -28,12 +29,16 @@ from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number
 
 LANES = 32
 FEW = 8
+X86 = ("x86_64", "AMD64")
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 
 I64 = ir.IntType(64)
 LANES_OF_DOUBLE = ir.VectorType(DOUBLE, LANES)
 
-routine = njit(forceinline=True)
+# x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
+OPTIONS: dict[str, Any] = {"error_model": "numpy"}
+routine = njit(forceinline=True, **OPTIONS)
+function = njit(**OPTIONS)  # not forced into its caller
 
 
 class Vector(types.Type):
@@ -70,15 +75,16 @@ for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (opera
     _register(_op, _instruction)
 
 
+def _call_fma(builder, a, b, c):
+    kind = a.type
+    name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+    return builder.call(function, (a, b, c))
+
+
 @intrinsic
 def _fma(typingctx, a, b, c):
-    def emit(ctx, builder, sig, args):
-        kind = args[0].type
-        name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
-        return builder.call(function, args)
-
-    return a(a, b, c), emit
+    return a(a, b, c), lambda ctx, builder, sig, args: _call_fma(builder, *args)
 
 
 @overload(_formulas.fma, inline="always")
@@ -90,6 +96,23 @@ def _splat(builder, value, width=LANES):
     undefined = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
     first = builder.insert_element(undefined, value, I32(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
+
+
+@intrinsic
+def minus(typingctx, a, b):
+    """a - b. On x86 as a + b*(-1), the same number: conversions and additions share two of the four floating-point
+    units of a Zen core, products use the others. Not for what `keep` gets: LLVM 22 may then load a part unmasked.
+    """
+
+    def emit(ctx, builder, sig, args):
+        if platform.machine() not in X86:
+            return builder.fsub(*args)
+        # LLVM must not see that it is -1, or it makes a subtraction of it again.
+        hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
+        minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
+        return _call_fma(builder, args[1], _splat(builder, minus_one), args[0])
+
+    return a(a, b), emit
 
 
 def _resized(builder, value, width):
@@ -262,7 +285,7 @@ def fence(typingctx):
     """Order streaming stores before whatever follows. Only x86 needs an instruction for it."""
 
     def emit(ctx, builder, sig, args):
-        if platform.machine() in ("x86_64", "AMD64"):
+        if platform.machine() in X86:
             function_type = ir.FunctionType(ir.VoidType(), [])
             name = "llvm.x86.sse.sfence"
             builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from nbnorm._cpu.plan import LANES
 
 __all__ = [
-    "element", "fence", "fold", "keep", "load", "load_part", "store", "store_part", "stream", "until_line", "zeros"
+    "element", "fence", "fold", "keep", "load", "load_part", "minus", "store", "store_part", "stream", "until_line",
+    "zeros",
 ]  # fmt: skip
 
 LINE = 64
@@ -50,6 +51,10 @@ def _narrow(values: Vector, dtype: np.dtype) -> NDArray:
 
 def zeros() -> Vector:
     return np.zeros(LANES)
+
+
+def minus(a: Vector, b: Vector) -> Vector:
+    return a - b
 
 
 def fold(v: Vector) -> float:

@@ -29,6 +29,9 @@ SHAPES = {
 PROGRAM = """
 import hashlib, json, sys
 import numba, numpy as np, nbnorm
+from nbnorm._cpu import threads as counting
+
+counting.SERIAL_BELOW = 0
 
 def digests(dtype, shape, axis):
     rng = np.random.default_rng(0)

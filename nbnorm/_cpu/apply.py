@@ -113,17 +113,19 @@ def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
 def segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming):
     """What worker w does."""
     pieces = (S + CHUNK - 1) // CHUNK
+    group = max(1, GROUP // min(S, CHUNK))
     first, last = share(w, workers, N * C * pieces)
-    if first == last:
-        return
-    # Counted down: a division for each segment would take as long as a vector.
-    b, p = last // pieces, last % pieces
-    c = b % C
-    for _ in range(first, last):
-        if p == 0:
-            b, c, p = b - 1, (C if c == 0 else c) - 1, pieces
-        p -= 1
-        segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), stats, coef, streaming)
+    while last > first:
+        start = max(first, last - group)
+        # Counted on from here: a division for each segment would take as long as a vector.
+        b, p = start // pieces, start % pieces
+        c = b % C
+        for _ in range(start, last):
+            segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), stats, coef, streaming)
+            p += 1
+            if p == pieces:
+                b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
+        last = start
     if streaming:
         fence()
 

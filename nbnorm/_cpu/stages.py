@@ -48,7 +48,7 @@ def running_forward(
     x, y = _raw(x), _raw(y)
     stats, coef = np.empty((5, C)) if stats is None else stats, np.empty((4, C))
     given = (x, y, mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
-    workers, cut = workers_for(2 * x.nbytes), plan.mapping(2, x.itemsize, N, C, S)
+    workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S, again=False)
     if cut.K:
         tables = np.empty((workers, 5, cut.width))
         running_columns(workers, *given, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
@@ -120,8 +120,9 @@ def _fused_or_split(
 ) -> None:  # fmt: skip
     N, C, S = shape
     coef = np.empty((4, C))
-    traffic = (2 if dy is None else 3) * x.nbytes
-    workers, streaming = workers_for(traffic), plan.streams(traffic)
+    inputs = 1 if dy is None else 2
+    workers = workers_for((2 * inputs + 1) * x.size)
+    streaming = plan.streams((inputs + 1) * x.nbytes, again=True)
     if S >= plan.SHORT:
         cut = plan.segments(N, S)
         balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
@@ -149,7 +150,7 @@ def _fused_or_split(
 
 def _reduce(x: Array, dy: Array | None, centred: bool, shape: Shape, stats: Array, sums: Array) -> None:
     N, C, S = shape
-    workers = workers_for((1 if dy is None else 2) * x.nbytes)
+    workers = workers_for((1 if dy is None else 2) * x.size)
     if S >= plan.SHORT:
         cut = plan.segments(N, S)
         reduce_segments(workers, x, dy, centred, stats, sums, np.empty((C * cut.chunks, 2)), N, C, S, *cut)
@@ -172,7 +173,7 @@ def _apply_frozen(dy: Array, dx: Array, shape: Shape, stats: Array) -> None:
 def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coef: Array) -> None:
     N, C, S = shape
     tensors = 2 if dy is None else 3
-    workers, cut = workers_for(tensors * x.nbytes), plan.mapping(tensors, x.itemsize, N, C, S)
+    workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, again=True)
     if cut.K:
         tables = np.empty((workers, 5, cut.width))
         apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming)

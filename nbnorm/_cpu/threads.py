@@ -10,8 +10,9 @@ from typing import Any
 
 import numba
 
-# Below this many bytes read and written a parallel region costs more than it saves (docs/kernels.md).
-SERIAL_BELOW = 128 << 10
+# With fewer values read and written a parallel region costs more than it saves (docs/kernels.md). Values, not bytes:
+# so little data is in a cache, and the arithmetic is that of float64 whatever the dtype.
+SERIAL_BELOW = 160_000
 
 _limit: int | None = None  # what set_num_threads was given
 
@@ -72,9 +73,9 @@ def get_num_threads() -> int:
     return numba.get_num_threads() if _limit is None else _limit
 
 
-def workers_for(nbytes: int) -> int:
-    """How many workers a call deserves that reads and writes this much."""
-    return 1 if nbytes < SERIAL_BELOW else get_num_threads()
+def workers_for(values: int) -> int:
+    """How many workers a call deserves that reads and writes so many values; counted twice what it reads twice."""
+    return 1 if values < SERIAL_BELOW else get_num_threads()
 
 
 def limited() -> bool:

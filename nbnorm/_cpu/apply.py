@@ -13,7 +13,7 @@ from numba import prange
 
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_running
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.plan import CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
+from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
 from nbnorm._cpu.vector import (
     FEW,
@@ -24,6 +24,7 @@ from nbnorm._cpu.vector import (
     load,
     load_part,
     minus,
+    prefetch,
     routine,
     store,
     store_part,
@@ -60,7 +61,7 @@ def few(x, dy, y, i, n, k, h, a, scale, shift):
 
 
 @routine
-def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming):
+def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming, ahead):
     """y[i:end]; coefficients are numbers, or tables read from position t on."""
     if streaming:
         n = min(end - i, until_line(y, i))
@@ -69,6 +70,8 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming):
             i += n
             t += n
         while i + LANES <= end:
+            prefetch(x, i + ahead)
+            prefetch(dy, i + ahead)
             stream(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
@@ -89,7 +92,7 @@ def segment(x, dy, y, c, i, end, stats, coef, streaming):
     """A run of values of channel c."""
     k, h, a, scale, shift = stats[ORIGIN, c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     if streaming:
-        run(x, dy, y, i, end, k, h, a, scale, shift, 0, True)
+        run(x, dy, y, i, end, k, h, a, scale, shift, 0, True, AHEAD)
         return
     while i + LANES <= end:
         store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, 0))
@@ -169,7 +172,7 @@ def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
             j += LANES
         i += ABREAST * stride
     for _ in range(rows % ABREAST):
-        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, False)
+        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, False, 0)
         i += stride
 
 
@@ -189,6 +192,7 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
     """
     group, panel = max(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
+    ahead = max(K, AHEAD)
     while r1 > r0:
         r = max(r0, r1 - group)
         for j in range(j0, j1, panel):
@@ -200,7 +204,7 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
                 m += whole
             while m < r1:
                 i, end = line_start(y, m * K + j, size, streaming), line_start(y, m * K + stop, size, streaming)
-                run(x, dy, y, i, end, k, h, a, scale, shift, i - m * K - j0, streaming)
+                run(x, dy, y, i, end, k, h, a, scale, shift, i - m * K - j0, streaming, ahead)
                 m += 1
         r1 = r
 

@@ -17,6 +17,7 @@ CHUNK = 32_768  # values of a channel in one partial sum
 PANEL = 1_024  # columns whose sums and origins, 4 float64 each, stay in a first-level cache
 MAP_OF_ONE, MAP_OF_TWO = 1_024, 512  # those whose coefficients, 3 or 5 float64 each, do so beside the data
 MAP_WIDTH = 8_192  # and those whose coefficients fill a part of a second-level cache
+AHEAD = 2_048  # values from what columns read to what they ask for
 BLOCK = 131_072  # values of a block of rows
 CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill

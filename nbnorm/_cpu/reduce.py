@@ -16,9 +16,22 @@ import numpy as np
 from numba import prange
 
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.plan import PANEL
+from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import FEW, LANES, element, function, keep, lanes, load, load_part, minus, routine, store
+from nbnorm._cpu.vector import (
+    FEW,
+    LANES,
+    element,
+    function,
+    keep,
+    lanes,
+    load,
+    load_part,
+    minus,
+    prefetch,
+    routine,
+    store,
+)
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
@@ -172,12 +185,16 @@ def spread(table, values, j, n, C, S):
 def column_sums(x, dy, i, rows, stride, cols, k, h, acc, at, width):
     """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins."""
     step = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
+    ahead = max(step * stride, AHEAD)
     for r in range(0, rows, step):
         start, n = i + r * stride, min(step, rows - r)
         j = 0
         while j + LANES <= cols:
             kv, hv, sums = load(k, j), load(h, j), load_sums(x, acc, at + j, width)
             if n == step:
+                for q in range(step):
+                    prefetch(x, start + j + q * stride + ahead)
+                    prefetch(dy, start + j + q * stride + ahead)
                 sums = rows_sums(x, dy, start + j, step, stride, kv, hv, sums)
             else:
                 sums = rows_sums(x, dy, start + j, n, stride, kv, hv, sums)

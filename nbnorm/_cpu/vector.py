@@ -32,7 +32,7 @@ FEW = 8
 X86 = ("x86_64", "AMD64")
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 
-I64 = ir.IntType(64)
+I8, I64 = ir.IntType(8), ir.IntType(64)
 LANES_OF_DOUBLE = ir.VectorType(DOUBLE, LANES)
 
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
@@ -278,6 +278,24 @@ def stream(typingctx, array, i, v):
         return ctx.get_dummy_value()
 
     return types.void(array, types.int64, v), emit
+
+
+@intrinsic
+def prefetch(typingctx, array, i):
+    """Ask for array[i : i + LANES], which may lie beyond the end, to be in the second-level cache soon."""
+    if array is types.none:
+        return _absent(array, types.int64)
+
+    def emit(ctx, builder, sig, args):
+        _, size = _memory(array)
+        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], I8)
+        name, function_type = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, name)
+        for start in range(0, LANES * size, LINE):
+            builder.call(function, [builder.gep(pointer, [I32(start)]), I32(0), I32(2), I32(1)])
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.int64), emit
 
 
 @intrinsic

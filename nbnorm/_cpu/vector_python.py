@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from nbnorm._cpu.plan import LANES
 
 __all__ = [
-    "element", "fence", "fold", "keep", "load", "load_part", "minus", "store", "store_part", "stream", "until_line",
-    "zeros",
+    "element", "fence", "fold", "keep", "load", "load_part", "minus", "prefetch", "store", "store_part", "stream",
+    "until_line", "zeros",
 ]  # fmt: skip
 
 LINE = 64
@@ -93,6 +93,10 @@ def store_part(array: NDArray, i: int, n: int, v: Vector, width: int) -> None:
 def stream(array: NDArray, i: int, v: Vector) -> None:
     assert until_line(array, i) == 0
     store(array, i, v)
+
+
+def prefetch(array: NDArray | None, i: int) -> None:
+    pass
 
 
 def fence() -> None:

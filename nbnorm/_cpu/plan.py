@@ -84,21 +84,18 @@ def columns(N: int, C: int, S: int) -> Columns:
     return Columns(tile, block, -(-rows // block), K, up(K, LANES), base * map_tile, channels)
 
 
-def streams(nbytes: int, again: bool) -> bool:
-    """Whether stores should go past the caches: what is read and written does not stay in them anyway.
-
-    When inputs are read `again`, stores must leave them in the cache: it is full earlier.
-    """
-    return nbytes > (0.9 if again else 1.4) * CACHE_BYTES
+def streams(nbytes: int) -> bool:
+    """Whether stores should go past the caches: what is read and written does not stay in them anyway."""
+    return nbytes > 0.9 * CACHE_BYTES
 
 
 @lru_cache(1024)
-def mapping(tensors: int, itemsize: int, N: int, C: int, S: int, again: bool) -> Map:
-    """For a map that reads and writes so many tensors, or reads them `again`. Its values are the same either way."""
+def mapping(tensors: int, itemsize: int, N: int, C: int, S: int) -> Map:
+    """For a map that reads and writes so many tensors. Its values are the same either way."""
     traffic = tensors * itemsize * N * C * S
-    streaming = streams(traffic, again)
+    streaming = streams(traffic)
     if S >= SHORT or (S > LANES and not streaming) or traffic == 0:
         return Map(0, 0, False, streaming)
     K = columns(N, C, S).map_K
     collide = K * itemsize % PAGE == 0  # rows would share the few places of one address in the first-level cache
-    return Map(K, min(K, MAP_WIDTH) + 3 * LANES, traffic < CACHE_BYTES and not (streaming or collide), streaming)
+    return Map(K, min(K, MAP_WIDTH) + 3 * LANES, not (streaming or collide), streaming)

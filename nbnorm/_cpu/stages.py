@@ -48,7 +48,7 @@ def running_forward(
     x, y = _raw(x), _raw(y)
     stats, coef = np.empty((5, C)) if stats is None else stats, np.empty((4, C))
     given = (x, y, mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
-    workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S, again=False)
+    workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
     if cut.K:
         tables = np.empty((workers, 5, cut.width))
         running_columns(workers, *given, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
@@ -122,7 +122,7 @@ def _fused_or_split(
     coef = np.empty((4, C))
     inputs = 1 if dy is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
-    streaming = plan.streams((inputs + 1) * x.nbytes, again=True)
+    streaming = plan.streams((inputs + 1) * x.nbytes)
     if S >= plan.SHORT:
         cut = plan.segments(N, S)
         balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
@@ -173,7 +173,7 @@ def _apply_frozen(dy: Array, dx: Array, shape: Shape, stats: Array) -> None:
 def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coef: Array) -> None:
     N, C, S = shape
     tensors = 2 if dy is None else 3
-    workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, again=True)
+    workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     if cut.K:
         tables = np.empty((workers, 5, cut.width))
         apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming)

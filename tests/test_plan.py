@@ -16,7 +16,7 @@ from nbnorm._cpu import plan
         ("the same beyond the caches", 2, 4, (512, 512, 49), True, False, True),
         ("images of 4x4", 2, 4, (64, 512, 16), True, False, False),  # 8,192 columns, rows 32 KiB apart
         ("a table in cache", 2, 4, (6272, 250, 1), True, True, False),
-        ("rows a page apart", 2, 4, (4096, 1024, 1), True, False, False),
+        ("rows a page apart", 2, 4, (2048, 1024, 1), True, False, False),
         ("a larger one", 3, 4, (9000, 250, 1), True, True, False),
         ("one that does not stay there", 3, 4, (11000, 250, 1), True, False, True),
         ("a table beyond the caches", 3, 4, (65536, 250, 1), True, False, True),

@@ -18,6 +18,7 @@ from nbnorm._cpu.reduce import chunk_bounds, share, spread
 from nbnorm._cpu.vector import (
     FEW,
     LANES,
+    LINE,
     fence,
     function,
     lanes,
@@ -177,10 +178,10 @@ def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
 
 
 @routine
-def line_start(y, i, size, streaming):
-    """The next i on a line boundary of y: where one run ends and the next begins."""
-    if streaming and 0 < i < size:
-        i += until_line(y, i)
+def line_start(i, size, edge, line):
+    """The next i where a line begins: runs end and begin there. One line begins at `edge`, each has `line` values."""
+    if 0 < i < size:
+        i += (edge - i) & (line - 1)
     return min(i, size)
 
 
@@ -193,6 +194,9 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
     """
     group, panel = max(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
     ahead = max(K, AHEAD)
+    # Numbers, not y: an array that a routine gets in a loop is counted by an atomic instruction in the serial twin, and
+    # that waits until streaming stores have arrived in memory.
+    edge, line = until_line(y, 0), LINE // y.itemsize if streaming else 1
     while r1 > r0:
         r = max(r0, r1 - group)
         for j in range(j0, j1, panel):
@@ -203,7 +207,7 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
                 rows_run(x, dy, y, r * K + j, whole, K, stop - j, k, h, a, scale, shift, j - j0)
                 m += whole
             while m < r1:
-                i, end = line_start(y, m * K + j, size, streaming), line_start(y, m * K + stop, size, streaming)
+                i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)
                 run(x, dy, y, i, end, k, h, a, scale, shift, i - m * K - j0, streaming, ahead)
                 m += 1
         r1 = r

@@ -51,8 +51,10 @@ def main() -> int:
     if args.quick:
         args.rounds, args.seconds = 1, 0.02
     if args.worker:
+        answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what a system or its compiler prints is no answer
         for line in work(args.worker, sys.stdin, args.dtype, None if args.check else args.seconds, args.threads):
-            print(line, flush=True)
+            print(line, file=answers, flush=True)
         return 0
     results = measure(args)
     print(markdown(results))

@@ -13,6 +13,7 @@ from typing import Any
 # What glibc's allocator settles to in a process that lives long: arrays below 32 MiB are kept for the next one, larger
 # ones go back to the system. Otherwise a hole that the data left decides whether a system pays for fresh pages.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+PATIENCE = 30  # seconds for a process to end
 SCRIPT = Path(__file__).parent / "peers.py"
 
 
@@ -28,7 +29,7 @@ class Process:
     def __init__(self, system: str, python: str, threads: int, options: list[str]) -> None:
         few = {"NUMBA_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
         command = [python, str(SCRIPT), "--worker", system, "--threads", str(threads), *options]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  it is open as long as the process lives
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  it is open as long as the process lives
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
@@ -39,7 +40,7 @@ class Process:
             raise RuntimeError(str(error)) from error
         try:
             self._line()  # "ready": it has loaded what it needs and computes nothing
-        except RuntimeError:
+        except BaseException:
             self.close()
             raise
 
@@ -50,7 +51,11 @@ class Process:
         return json.loads(self._line())
 
     def close(self) -> None:
-        self._process.communicate()  # the end of its input is the end of its work
+        try:
+            self._process.communicate(timeout=PATIENCE)  # the end of its input is the end of its work
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
         self._errors.close()
 
     def _line(self) -> str:

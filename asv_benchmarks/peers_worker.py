@@ -24,17 +24,21 @@ def work(name: str, lines: Iterable[str], dtype: str, seconds: float | None, thr
     make_system = make(name)
     yield json.dumps("ready")
     for line in lines:
-        given = data(row(line.strip()))
         try:
-            system = make_system(given, dtype)
-            if seconds is None:
-                check(system, given, dtype)
+            answer = _answer(make_system, data(row(line.strip())), dtype, seconds)
         except (NotImplementedError, WrongResult) as error:
-            yield json.dumps({"left out": str(error)})
-            continue
-        timed = {} if seconds is None else {kind: best(call, seconds) for kind, call in system.calls.items()}
-        yield json.dumps({"version": system.version, "ms": timed})
-        del given, system  # the next row may need the memory
+            answer = {"left out": str(error)}
+        yield json.dumps(answer)
+
+
+def _answer(
+    make_system: Callable[[Data, str], System], given: Data, dtype: str, seconds: float | None
+) -> dict[str, Any]:
+    system = make_system(given, dtype)
+    if seconds is None:
+        check(system, given, dtype)
+        return {"version": system.version, "ms": {}}
+    return {"version": system.version, "ms": {kind: best(call, seconds) for kind, call in system.calls.items()}}
 
 
 def best(call: Callable[[], Any], seconds: float) -> float:

@@ -35,4 +35,4 @@ def array_attribute(name: str, flag: str) -> Any:
         with _device.current(state.device):
             target[...] = _device.library(state.device).asarray(array)
 
-    return property(get, assign)
+    return property(get, assign, doc=f"The array of {name}, or None; what is assigned is copied into it.")

@@ -248,5 +248,4 @@ def test_a_process_that_cannot_work_says_why():
 def test_a_process_ends_when_it_is_closed():
     with closing(Process("NumPy", sys.executable, 1, ["--dtype", "float32", "--check"])) as process:
         assert process.answer("6x5")["ms"] == {}
-    with pytest.raises(ValueError, match="closed file"):
-        process.answer("6x5")
+    assert process._process.returncode == 0

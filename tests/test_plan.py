@@ -5,7 +5,7 @@ import pytest
 from common import random_state, sample
 
 import nbnorm
-from nbnorm._cpu import plan
+from nbnorm._cpu import plan, threads
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,9 @@ def test_a_map_is_cut_by_its_shape_and_its_bytes(what, tensors, itemsize, shape,
         assert cut.width >= min(cut.K, plan.MAP_WIDTH) + 2 * plan.LANES
 
 
-@pytest.mark.parametrize("shape", [(37, 20, 33), (301, 45, 1), (5, 7, 70), (9, 3, 3), (1200, 3, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(37, 20, 33), (301, 45, 1), (5, 7, 70), (9, 3, 3), (1200, 3, 1), (40, 50, 37), (70, 17, 65)], ids=str
+)
 @pytest.mark.parametrize(("abreast", "streaming"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("by_columns", [False, True])
 def test_no_cut_of_a_map_changes_a_bit(by_columns, abreast, streaming, shape, dtype, rng, monkeypatch):
@@ -48,5 +50,6 @@ def test_no_cut_of_a_map_changes_a_bit(by_columns, abreast, streaming, shape, dt
     monkeypatch.setattr(plan, "mapping", lambda *given: cut)
     monkeypatch.setattr(plan, "columns", lambda *given: columns._replace(channels=0))  # not fused: apply is a launch
     monkeypatch.setattr(plan, "CHANNEL_BYTES", 0)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)  # several workers, where there are several threads
     for found, right in zip(results(), expected):
         np.testing.assert_array_equal(found.view(np.uint8), right.view(np.uint8))

@@ -63,7 +63,10 @@ def few(x, dy, y, i, n, k, h, a, scale, shift):
 
 @routine
 def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming, ahead):
-    """y[i:end]; coefficients are numbers, or tables read from position t on."""
+    """y[i:end]; coefficients are numbers, or tables read from position t on.
+
+    Streaming from memory, it asks for what lies `ahead` values further on; None where the CPU sees that coming.
+    """
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
@@ -71,8 +74,9 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming, ahead):
             i += n
             t += n
         while i + LANES <= end:
-            prefetch(x, i + ahead)
-            prefetch(dy, i + ahead)
+            if ahead is not None:
+                prefetch(x, i + ahead)
+                prefetch(dy, i + ahead)
             stream(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
@@ -93,7 +97,7 @@ def segment(x, dy, y, c, i, end, stats, coef, streaming):
     """A run of values of channel c."""
     k, h, a, scale, shift = stats[ORIGIN, c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     if streaming:
-        run(x, dy, y, i, end, k, h, a, scale, shift, 0, True, AHEAD)
+        run(x, dy, y, i, end, k, h, a, scale, shift, 0, True, None)
         return
     while i + LANES <= end:
         store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, 0))
@@ -173,7 +177,7 @@ def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
             j += LANES
         i += ABREAST * stride
     for _ in range(rows % ABREAST):
-        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, False, 0)
+        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, False, None)
         i += stride
 
 
@@ -193,10 +197,11 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
     """
     group, panel = max(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
-    ahead = max(K, AHEAD)
-    # Numbers, not y: an array that a routine gets in a loop is counted by an atomic instruction in the serial twin, and
-    # that waits until streaming stores have arrived in memory.
-    edge, line = until_line(y, 0), LINE // y.itemsize if streaming else 1
+    ahead = max(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
+    # Numbers for line_start, not y: in the serial twin Numba counted references to it with an atomic instruction a row,
+    # which waited until streaming stores had arrived in memory.
+    edge = until_line(y, 0)
+    line = LINE // y.itemsize if streaming else 1
     while r1 > r0:
         r = max(r0, r1 - group)
         for j in range(j0, j1, panel):

@@ -6,7 +6,7 @@ values, whose origin becomes everyone's. Sums run in the order of the ranks: eve
 
 from __future__ import annotations
 
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, parameter_gradients
 from nbnorm._cpu.launch import Compiled
 from nbnorm._formulas import (
     DEVIATION,
@@ -71,10 +71,7 @@ def whole_gradients(sums, stats, dgamma, dbeta, count):
     """dgamma and dbeta of the shard or the batch whose sums these are."""
     for c in range(sums.shape[1]):
         sum_dy, sum_dy_xmu = moved_sums(sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[DY_ORIGIN, c], 0.0, count)
-        if dgamma is not None:
-            dgamma[c] = sum_dy_xmu * stats[INV_STD, c]
-        if dbeta is not None:
-            dbeta[c] = sum_dy
+        parameter_gradients(dgamma, dbeta, c, sum_dy, sum_dy_xmu, stats[INV_STD, c])
 
 
 @Compiled

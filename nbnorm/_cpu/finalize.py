@@ -42,8 +42,17 @@ def parameter(values, c, default):
 
 
 @routine
+def parameter_gradients(dgamma, dbeta, c, sum_dy, sum_dy_xmu, inv_std):
+    """Those of channel c, of a state that has the parameters."""
+    if dgamma is not None:
+        dgamma[c] = sum_dy_xmu * inv_std
+    if dbeta is not None:
+        dbeta[c] = sum_dy
+
+
+@routine
 def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
-    """Eq. 4 to 6 when dy is None, Eq. 11 and 12 (sums become sum_dy, sum_dy_xmu) when it is an array."""
+    """Eq. 4 to 6 when dy is None, Eq. 11 and 12 when it is an array; gamma and beta are then their gradients."""
     if dy is None:
         d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], count)
         inv_std, g = inverse_std(m2 / count, eps), parameter(gamma, c, 1.0)
@@ -54,7 +63,7 @@ def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
         sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
         a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, stats[GAMMA, c], stats[INV_STD, c])
         coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
-        sums[SUM, c], sums[PRODUCT, c] = whole_sum(s, h, count), sum_dy_xmu
+        parameter_gradients(gamma, beta, c, whole_sum(s, h, count), sum_dy_xmu, stats[INV_STD, c])
 
 
 @Compiled

@@ -11,7 +11,6 @@ from numba import prange
 from nbnorm._cpu.apply import chunk, rows_run, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.plan import AHEAD
 from nbnorm._cpu.reduce import add_sums, channel_totals, chunk_sums, column_sums, origins, share, spread
 from nbnorm._cpu.vector import fence
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
@@ -72,7 +71,7 @@ def fused_columns(
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i = n * K + c0 * S
-                    run(x, dy, y, i, i + cols, k, h, a, scale, shift, 0, True, max(K, AHEAD))
+                    run(x, dy, y, i, i + cols, k, h, a, scale, shift, 0, True, None)
             else:
                 rows_run(x, dy, y, c0 * S, N, K, cols, k, h, a, scale, shift, 0)
         if streaming:

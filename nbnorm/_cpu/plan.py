@@ -85,7 +85,7 @@ def columns(N: int, C: int, S: int) -> Columns:
 
 
 def streams(nbytes: int) -> bool:
-    """Whether stores should go past the caches: what is read and written does not stay in them anyway."""
+    """Whether stores should go past the caches, which have no room for all that is read and written."""
     return nbytes > 0.9 * CACHE_BYTES
 
 

@@ -15,7 +15,7 @@ from nbnorm._cpu.finalize import SCALE, commit_pooled, commit_running, finalize
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import GAMMA, INV_STD, PRODUCT, SUM
+from nbnorm._formulas import GAMMA, INV_STD
 from nbnorm._running import Running
 
 Array = NDArray
@@ -61,8 +61,7 @@ def backward(
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(_raw(x), _raw(dy), _raw(dx), shape, stats, sums, None, None, 0.0)
-    _parameter_gradients(sums, stats, dgamma, dbeta)
+    _fused_or_split(_raw(x), _raw(dy), _raw(dx), shape, stats, sums, _flat(dgamma), _flat(dbeta), 0.0)
 
 
 def running_backward(
@@ -71,8 +70,9 @@ def running_backward(
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     sums = np.zeros((3, shape[1]))
     _reduce(_raw(x), _raw(dy), False, shape, stats, sums)
+    # Before dx, which may lie over dy, is written: then nothing is left that could fail.
+    finalize(_raw(dy), stats, sums, _flat(dgamma), _flat(dbeta), 0.0, _count(shape), np.empty((4, shape[1])))
     _apply_frozen(_raw(dy), _raw(dx), shape, stats)
-    _parameter_gradients(sums, stats, dgamma, dbeta)
 
 
 def commit(running: Running, stats: Array, count: float) -> None:
@@ -87,15 +87,6 @@ def commit(running: Running, stats: Array, count: float) -> None:
 
 def _flat(parameter: Array | None) -> Array | None:
     return parameter if parameter is None or parameter.ndim == 1 else parameter.reshape(-1)
-
-
-def _parameter_gradients(sums: Array, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
-    # In place: dx may have been written over dy, and nothing may fail now.
-    if dgamma is not None:
-        sums[PRODUCT] *= stats[INV_STD]
-        dgamma.reshape(-1)[:] = sums[PRODUCT]
-    if dbeta is not None:
-        dbeta.reshape(-1)[:] = sums[SUM]
 
 
 def _raw(array: Array) -> Array:
@@ -118,6 +109,7 @@ def _fused_or_split(
     x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, sums: Array,
     gamma: Array | None, beta: Array | None, eps: float,
 ) -> None:  # fmt: skip
+    """y and stats from x; with dy an array dx, and the gradients of gamma and beta in their places."""
     N, C, S = shape
     coef = np.empty((4, C))
     inputs = 1 if dy is None else 2

@@ -1,0 +1,31 @@
+"""_cpu/vector.py: what the kernels' tests do not see."""
+
+import numpy as np
+from numba import njit
+
+from nbnorm._cpu import vector, vector_python
+from nbnorm._cpu.vector import LANES, load, minus, store
+
+TINY, HUGE = 5e-324, 1.7976931348623157e308
+VALUES = [0.0, -0.0, 1.0, -1.0, 1 / 3, TINY, -TINY, 2.0**-1022, HUGE, -HUGE, np.inf, -np.inf, np.nan]
+
+
+@njit
+def differences(a, b, result):
+    for i in range(0, a.size, LANES):
+        store(result, i, minus(load(a, i), load(b, i)))
+
+
+def test_a_difference_as_a_product_has_the_bits_of_a_subtraction(rng):
+    some = np.concatenate([VALUES, 10 ** rng.uniform(-300, 300, 50) * rng.choice([-1, 1], 50)])
+    a, b = (np.resize(pair.ravel(), -(-pair.size // LANES) * LANES) for pair in np.meshgrid(some, some))
+    found = np.empty_like(a)
+    differences(a, b, found)
+    with np.errstate(all="ignore"):
+        exact = a - b
+    np.testing.assert_array_equal(found, exact)
+    np.testing.assert_array_equal(np.signbit(found)[exact == 0], np.signbit(exact)[exact == 0])
+
+
+def test_the_twin_in_python_has_nothing_else():
+    assert {name for name in vector_python.__all__ if not hasattr(vector, name)} == set()

@@ -121,7 +121,7 @@ def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
 def segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming):
     """What worker w does."""
     pieces = (S + CHUNK - 1) // CHUNK
-    group = max(1, GROUP // min(S, CHUNK))
+    group = GROUP // max(1, min(S, CHUNK))
     first, last = share(w, workers, N * C * pieces)
     while last > first:
         start = max(first, last - group)

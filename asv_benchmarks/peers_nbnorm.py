@@ -14,7 +14,8 @@ from peers_systems import EPS, System, WrongResult, numpy_dtype, parameter_type
 
 import nbnorm
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.vector import LANES, fence, load, stream
+from nbnorm._cpu.vector import LANES
+from nbnorm._cpu.vector_memory import fence, load, stream
 
 
 @Kernel

@@ -33,10 +33,7 @@ def kernels_for(name: str, array: Any) -> ModuleType:
     return _cpu()
 
 
-# An import statement takes a fifth of a microsecond each time.
-
-
-@cache
+@cache  # an import statement takes a fifth of a microsecond each time
 def _cpu() -> ModuleType:
     from nbnorm import _cpu
 

@@ -15,18 +15,14 @@ from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
-from nbnorm._cpu.vector import (
-    FEW,
-    LANES,
+from nbnorm._cpu.vector import FEW, LANES, function, minus, routine
+from nbnorm._cpu.vector_memory import (
     LINE,
     fence,
-    function,
     lanes,
     load,
     load_part,
-    minus,
     prefetch,
-    routine,
     store,
     store_part,
     stream,

@@ -12,7 +12,7 @@ from nbnorm._cpu.apply import chunk, rows_run, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.reduce import add_sums, channel_totals, chunk_sums, column_sums, origins, share, spread
-from nbnorm._cpu.vector import fence
+from nbnorm._cpu.vector_memory import fence
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
 
 

@@ -18,20 +18,8 @@ from numba import prange
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import (
-    FEW,
-    LANES,
-    element,
-    function,
-    keep,
-    lanes,
-    load,
-    load_part,
-    minus,
-    prefetch,
-    routine,
-    store,
-)
+from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, routine
+from nbnorm._cpu.vector_memory import element, lanes, load, load_part, prefetch, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction

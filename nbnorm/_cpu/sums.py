@@ -11,7 +11,8 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload
 
-from nbnorm._cpu.vector import LANES, fold, load, load_part, routine, store, zeros
+from nbnorm._cpu.vector import LANES, fold, routine, zeros
+from nbnorm._cpu.vector_memory import load, load_part, store
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
 
 

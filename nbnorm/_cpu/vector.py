@@ -1,14 +1,11 @@
 """The vector value: 32 float64 lanes that behave like one number inside a kernel.
 
-`load` widens whatever the array stores, `store` rounds once on the way back, and `+ - *` and `fma` work lane by
-lane. LLVM splits the value into as many registers as the CPU has use for, so one accumulator is several
-independent chains, and every CPU does the same IEEE operations in the same order: no fastmath, no contraction.
+`+ - *`, `minus` and `fma` work lane by lane; vector_memory.py has the loads and stores. LLVM splits the value into as
+many registers as the CPU has use for, so one accumulator is several independent chains, and every CPU does the same
+IEEE operations in the same order: no fastmath, no contraction.
 
-Numba has no 16-bit floats on the CPU, so those arrays come in as integers that stand for them (_floats.py).
-
-Indices count elements of a contiguous 1-d array; nothing here checks a bound. An array that is None loads as None.
-Parts of a vector come in two widths, a literal: LANES, or FEW for at most that many lanes. The values are the same,
-FEW takes a quarter of the instructions.
+Parts of a vector come in two widths, a literal: LANES, or FEW for at most that many lanes. The values are the same, FEW
+takes a quarter of the instructions.
 """
 
 from __future__ import annotations
@@ -24,15 +21,11 @@ from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
 from nbnorm import _formulas
-from nbnorm._cpu import vector_python
-from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
+from nbnorm._floats import DOUBLE, I32
 
 LANES = 32
 FEW = 8
 X86 = ("x86_64", "AMD64")
-LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
-
-I8, I64 = ir.IntType(8), ir.IntType(64)
 LANES_OF_DOUBLE = ir.VectorType(DOUBLE, LANES)
 
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
@@ -168,181 +161,5 @@ def keep(typingctx, v, n, width):
     return v(v, types.int64, width), emit
 
 
-# ---- what lies in memory against what lies in a register
-
-
-def _address(ctx, builder, array_type, array, index, kind):
-    data = ctx.make_array(array_type)(ctx, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
-
-
-def _memory(array_type, width=LANES):
-    """LLVM type of `width` elements, and the size of one in bytes."""
-    return ir.VectorType(MEMORY[array_type.dtype.name], width), array_type.dtype.bitwidth // 8
-
-
-@intrinsic
-def element(typingctx, array, i):
-    """array[i] as a float64."""
-
-    def emit(ctx, builder, sig, args):
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], MEMORY[array.dtype.name])
-        return widen(builder, builder.load(pointer), array.dtype.name)
-
-    return types.float64(array, types.int64), emit
-
-
-def _absent(array, *others):
-    """What loads return for an array that is None."""
-    return types.none(array, *others), lambda ctx, builder, sig, args: ctx.get_dummy_value()
-
-
-@intrinsic
-def load(typingctx, array, i):
-    """array[i : i + LANES]."""
-    if array is types.none:
-        return _absent(array, types.int64)
-
-    def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        return widen(builder, builder.load(pointer, align=size), array.dtype.name)
-
-    return vector(array, types.int64), emit
-
-
-def _masked(builder, verb, kind, result, arguments):
-    element = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[kind.element]
-    name = f"llvm.masked.{verb}.v{kind.count}{element}.p0"
-    function_type = ir.FunctionType(result, [a.type for a in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
-
-
-@intrinsic(prefer_literal=True)
-def load_part(typingctx, array, i, n, width):
-    """array[i : i + n] in the first n <= width lanes, 0 in the others; nothing behind it is touched."""
-    if array is types.none:
-        return _absent(array, types.int64, types.int64, width)
-
-    def emit(ctx, builder, sig, args):
-        kind, size = _memory(array, width.literal_value)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        arguments = [pointer, I32(size), _first(builder, args[2], width.literal_value), number(kind, 0)]
-        raw = _masked(builder, "load", kind, kind, arguments)
-        return _resized(builder, widen(builder, raw, array.dtype.name), LANES)
-
-    return vector(array, types.int64, types.int64, width), emit
-
-
-@intrinsic
-def store(typingctx, array, i, v):
-    """array[i : i + LANES] = v."""
-
-    def emit(ctx, builder, sig, args):
-        # float32 in parts that come out of a conversion as they are: a whole would be shuffled together first.
-        width = FEW if array.dtype.name == "float32" else LANES
-        kind, size = _memory(array, width)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        for part in range(LANES // width):
-            raw = narrow(builder, _slice(builder, args[2], part * width, width), array.dtype.name)
-            builder.store(raw, builder.gep(pointer, [I32(part)]), align=size)
-        return ctx.get_dummy_value()
-
-    return types.void(array, types.int64, v), emit
-
-
-@intrinsic(prefer_literal=True)
-def store_part(typingctx, array, i, n, v, width):
-    """array[i : i + n] = the first n <= width lanes of v."""
-
-    def emit(ctx, builder, sig, args):
-        kind, size = _memory(array, width.literal_value)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        raw = narrow(builder, _resized(builder, args[3], width.literal_value), array.dtype.name)
-        mask = _first(builder, args[2], width.literal_value)
-        _masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), mask])
-        return ctx.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64, v, width), emit
-
-
-@intrinsic
-def stream(typingctx, array, i, v):
-    """Like `store`, past the caches; the address must be a multiple of LINE bytes."""
-
-    def emit(ctx, builder, sig, args):
-        kind, _ = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        instruction = builder.store(narrow(builder, args[2], array.dtype.name), pointer, align=LINE)
-        instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
-        return ctx.get_dummy_value()
-
-    return types.void(array, types.int64, v), emit
-
-
-@intrinsic
-def prefetch(typingctx, array, i):
-    """Ask for array[i : i + LANES], which may lie beyond the end, to be in the second-level cache soon."""
-    if array is types.none:
-        return _absent(array, types.int64)
-
-    def emit(ctx, builder, sig, args):
-        _, size = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], I8)
-        name, function_type = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, name)
-        for start in range(0, LANES * size, LINE):
-            builder.call(function, [builder.gep(pointer, [I32(start)]), I32(0), I32(2), I32(1)])
-        return ctx.get_dummy_value()
-
-    return types.void(array, types.int64), emit
-
-
-@intrinsic
-def fence(typingctx):
-    """Order streaming stores before whatever follows. Only x86 needs an instruction for it."""
-
-    def emit(ctx, builder, sig, args):
-        if platform.machine() in X86:
-            function_type = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse.sfence"
-            builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
-        return ctx.get_dummy_value()
-
-    return types.void(), emit
-
-
-@intrinsic
-def until_line(typingctx, array, i):
-    """How many elements lie between array[i] and the next address that is a multiple of LINE bytes."""
-
-    def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        address = builder.ptrtoint(pointer, I64)
-        return builder.udiv(builder.and_(builder.neg(address), I64(LINE - 1)), I64(size))
-
-    return types.int64(array, types.int64), emit
-
-
-@intrinsic
-def _broadcast(typingctx, value):
-    return vector(types.float64), lambda ctx, builder, sig, args: _splat(builder, args[0])
-
-
-def lanes(values, i):
-    """What position i is multiplied with or added to: a slice of a table, a vector, or one number in every lane."""
-    return vector_python.lanes(values, i)
-
-
-@overload(lanes, inline="always")
-def _(values, i):
-    if isinstance(values, types.Array):
-        return lambda values, i: load(values, i)
-    if isinstance(values, Vector):
-        return lambda values, i: values
-    return lambda values, i: _broadcast(values)
-
-
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import *  # type: ignore[assignment]  # noqa: F403
+    from nbnorm._cpu.vector_python import fold, keep, minus, zeros  # type: ignore[assignment]  # noqa: F401

@@ -1,6 +1,6 @@
-"""The vector value in NumPy, for NUMBA_DISABLE_JIT=1: what vector.py makes LLVM do, to be stepped through.
+"""The vector value in NumPy, for NUMBA_DISABLE_JIT=1: vector.py and vector_memory.py, to be stepped through.
 
-A vector is a float64 array of LANES. Names, arguments and results are those of vector.py; only `fma` rounds twice.
+A vector is a float64 array of LANES. Names, arguments and results are theirs; only `fma` rounds twice.
 Every access checks that it stays inside its array and, where it must, that it is aligned.
 """
 
@@ -10,11 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._cpu.plan import LANES
-
-__all__ = [
-    "element", "fence", "fold", "keep", "load", "load_part", "minus", "prefetch", "store", "store_part", "stream",
-    "until_line", "zeros",
-]  # fmt: skip
 
 LINE = 64
 Vector = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""What lies in memory against the float64 that kernels compute with: the conversions, as LLVM instructions.
+"""What lies in memory against the float64 or float32 that kernels compute with: the conversions, in LLVM instructions.
 
 For scalars and for vectors, for both targets. `dtype` is Numba's name of what memory holds; 16-bit floats come as
 the integers that stand for them: uint16 is float16, int16 is bfloat16.
@@ -23,8 +23,8 @@ def number(kind: ir.Type, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
-def widen(builder: ir.IRBuilder, raw: ir.Value, dtype: str) -> ir.Value:
-    """float64 of a raw scalar or vector: exact."""
+def widen(builder: ir.IRBuilder, raw: ir.Value, dtype: str, element: ir.Type = DOUBLE) -> ir.Value:
+    """A raw scalar or vector as float64, or as float32 where memory holds no more: exact."""
     single, word = like(raw.type, FLOAT), like(raw.type, I32)
     if dtype == "float64":
         return raw
@@ -32,14 +32,15 @@ def widen(builder: ir.IRBuilder, raw: ir.Value, dtype: str) -> ir.Value:
         raw = builder.fpext(builder.bitcast(raw, like(raw.type, HALF)), single)
     elif dtype == "int16":
         raw = builder.bitcast(builder.shl(builder.zext(raw, word), number(word, 16)), single)
-    return builder.fpext(raw, like(raw.type, DOUBLE))
+    return raw if element is FLOAT else builder.fpext(raw, like(raw.type, DOUBLE))
 
 
 def narrow(builder: ir.IRBuilder, value: ir.Value, dtype: str) -> ir.Value:
-    """The raw form of float64 values, rounded to nearest even (16-bit types through float32)."""
+    """The raw form of float64 or float32 values, rounded to nearest even (16-bit types through float32)."""
     if dtype == "float64":
         return value
-    single = builder.fptrunc(value, like(value.type, FLOAT))
+    kind = like(value.type, FLOAT)
+    single = value if value.type == kind else builder.fptrunc(value, kind)
     if dtype == "float32":
         return single
     short, word = like(value.type, I16), like(value.type, I32)
@@ -50,4 +51,8 @@ def narrow(builder: ir.IRBuilder, value: ir.Value, dtype: str) -> ir.Value:
     rounded = builder.add(bits, builder.add(odd, number(word, 0x7FFF)))
     is_nan = builder.fcmp_unordered("uno", single, single)
     rounded = builder.select(is_nan, number(word, 0x7FC00000), rounded)
+    if isinstance(short, ir.VectorType):
+        halves = builder.bitcast(rounded, ir.VectorType(I16, 2 * short.count))
+        picks = ir.Constant(ir.VectorType(I32, short.count), list(range(1, 2 * short.count, 2)))
+        return builder.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), picks)
     return builder.trunc(builder.lshr(rounded, number(word, 16)), short)

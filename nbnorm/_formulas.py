@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numba
+import numpy as np
 
 formula: Any = numba.njit(inline="always")
 
@@ -98,6 +99,26 @@ def normalizing_map(d, inv_std, gamma, beta):
     """Eq. 6: scale and shift of y = scale*(x - k) + shift."""
     scale = gamma * inv_std
     return scale, fma(-d, scale, beta)
+
+
+@formula
+def single_map(k, scale, shift, varies):
+    """Eq. 19: power, offset, factor and rest of y = factor*(power*x + offset) + rest, for float32 arithmetic.
+
+    With a constant channel (`varies` false), or a root that is none of x's, offset + power*k is 0 and rest is shift.
+    """
+    _, exponent = math.frexp(scale)
+    _, size = math.frexp(k)
+    power = math.ldexp(1.0, max(-149, min(exponent - 1, 126, 120 - size)))  # power*k does not overflow
+    factor = scale / power
+    if abs(factor) < 2.0**-126:  # no x is so large that its share of y would be a number
+        return 0.0, 0.0, 0.0, shift
+    if varies and 2.0**-13 * abs(scale * k) < abs(shift) < 2.0**120 * abs(factor):
+        offset, rest = shift / factor - power * k, 0.0
+    else:
+        offset, rest = -power * k, shift
+    rounded = float(np.float32(offset))
+    return power, rounded, factor, fma(factor, offset - rounded, rest)
 
 
 @formula

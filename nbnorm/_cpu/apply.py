@@ -1,8 +1,8 @@
-"""Apply: the affine map of each channel (docs/math.md, Eq. 7 and 13).
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13 and 19).
 
-y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift. One read of each input, one
-write, in float64 between them. Walked back to front: what reduce read last is still in cache (a block of columns in
-the fused driver is there as a whole).
+y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, in float64; with coefficients in
+float32 y = scale*(a*x + h) + shift, in float32. One read of each input, one write. Walked back to front: what reduce
+read last is still in cache (a block of columns in the fused driver is there as a whole).
 
 `streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries.
 """
@@ -15,13 +15,14 @@ from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
-from nbnorm._cpu.vector import FEW, LANES, function, minus, routine
+from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, routine
 from nbnorm._cpu.vector_memory import (
     LINE,
     fence,
+    is_single,
     lanes,
-    load,
-    load_part,
+    load_as,
+    load_part_as,
     prefetch,
     store,
     store_part,
@@ -37,7 +38,7 @@ ABREAST = 4  # rows that share what is loaded of the tables
 @routine
 def image(x, dy, k, h, a, scale, shift, t):
     """The map of vectors x and dy (or None); coefficients are numbers, vectors, or tables read at t."""
-    u, scale, shift = minus(x, lanes(k, t)), lanes(scale, t), lanes(shift, t)
+    u, scale, shift = deviation(x, lanes(k, t), lanes(h, t), lanes(a, t)), lanes(scale, t), lanes(shift, t)
     if dy is None:
         return affine(u, scale, shift)
     return affine_of_two(minus(dy, lanes(h, t)), lanes(a, t), u, scale, shift)
@@ -46,14 +47,14 @@ def image(x, dy, k, h, a, scale, shift, t):
 @routine
 def part(x, dy, y, i, n, k, h, a, scale, shift, t):
     """y[i : i + n], n <= LANES."""
-    v, g = load_part(x, i, n, LANES), load_part(dy, i, n, LANES)
+    v, g = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
     store_part(y, i, n, image(v, g, k, h, a, scale, shift, t), LANES)
 
 
 @routine
 def few(x, dy, y, i, n, k, h, a, scale, shift):
     """y[i : i + n], n <= FEW."""
-    v, g = load_part(x, i, n, FEW), load_part(dy, i, n, FEW)
+    v, g = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
     store_part(y, i, n, image(v, g, k, h, a, scale, shift, 0), FEW)
 
 
@@ -73,12 +74,12 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming, ahead):
             if ahead is not None:
                 prefetch(x, i + ahead)
                 prefetch(dy, i + ahead)
-            stream(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
+            stream(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     else:
         while i + LANES <= end:
-            store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, t))
+            store(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, t))
             i += LANES
             t += LANES
     if i < end:
@@ -89,14 +90,14 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming, ahead):
 
 
 @routine
-def segment(x, dy, y, c, i, end, stats, coef, streaming):
+def segment(x, dy, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
-    k, h, a, scale, shift = stats[ORIGIN, c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
+    k, h, a, scale, shift = origins[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     if streaming:
         run(x, dy, y, i, end, k, h, a, scale, shift, 0, True, None)
         return
     while i + LANES <= end:
-        store(y, i, image(load(x, i), load(dy, i), k, h, a, scale, shift, 0))
+        store(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, 0))
         i += LANES
     while i + FEW <= end:
         few(x, dy, y, i, FEW, k, h, a, scale, shift)
@@ -106,15 +107,15 @@ def segment(x, dy, y, c, i, end, stats, coef, streaming):
 
 
 @function
-def chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming):
+def chunk(x, dy, y, c, t, per, piece, N, C, S, origins, coef, streaming):
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):
         b = (n * C + c) * S
-        segment(x, dy, y, c, b + i0, b + i1, stats, coef, streaming)
+        segment(x, dy, y, c, b + i0, b + i1, origins, coef, streaming)
 
 
 @function
-def segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming):
+def segments(w, workers, x, dy, y, origins, coef, N, C, S, streaming):
     """What worker w does."""
     pieces = (S + CHUNK - 1) // CHUNK
     group = GROUP // max(1, min(S, CHUNK))
@@ -125,7 +126,7 @@ def segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming):
         b, p = start // pieces, start % pieces
         c = b % C
         for _ in range(start, last):
-            segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), stats, coef, streaming)
+            segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), origins, coef, streaming)
             p += 1
             if p == pieces:
                 b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
@@ -137,15 +138,15 @@ def segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming):
 @Kernel
 def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
     for w in prange(workers):
-        segments(w, workers, x, dy, y, stats, coef, N, C, S, streaming)
+        segments(w, workers, x, dy, y, stats[ORIGIN], coef, N, C, S, streaming)
 
 
 @Kernel
 def running_segments(x, y, mean, var, gamma, beta, eps, stats, coef, N, C, S, streaming, workers):
-    """With the running statistics, which also fill stats."""
+    """With the running statistics, which also fill stats where that is not None."""
     finalize_running(mean, var, gamma, beta, eps, stats, coef)
     for w in prange(workers):
-        segments(w, workers, x, None, y, stats, coef, N, C, S, streaming)
+        segments(w, workers, x, None, y, mean, coef, N, C, S, streaming)
 
 
 # ---- columns
@@ -155,7 +156,7 @@ def running_segments(x, y, mean, var, gamma, beta, eps, stats, coef, N, C, S, st
 def rows_image(x, dy, y, i, rows, stride, k, h, a, scale, shift):
     for r in range(rows):
         at = i + r * stride
-        store(y, at, image(load(x, at), load(dy, at), k, h, a, scale, shift, 0))
+        store(y, at, image(load_as(scale, x, at), load_as(scale, dy, at), k, h, a, scale, shift, 0))
 
 
 @function
@@ -164,7 +165,8 @@ def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
     for _ in range(rows // ABREAST):
         j = 0
         while j < cols:
-            kv, hv, av, sv, bv = load(k, t + j), load(h, t + j), load(a, t + j), load(scale, t + j), load(shift, t + j)
+            kv, hv, av = lanes(k, t + j), lanes(h, t + j), lanes(a, t + j)
+            sv, bv = lanes(scale, t + j), lanes(shift, t + j)
             if j + LANES <= cols:
                 rows_image(x, dy, y, i + j, ABREAST, stride, kv, hv, av, sv, bv)
             else:
@@ -215,7 +217,7 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
 
 
 @function
-def columns(w, workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming):
+def columns(w, workers, x, dy, y, origins, coef, tables, N, C, S, K, abreast, streaming):
     """What worker w does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
@@ -227,10 +229,11 @@ def columns(w, workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, stre
         j = task // pieces * MAP_WIDTH
         j1 = min(K, j + MAP_WIDTH)
         n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
-        spread(k, stats[ORIGIN], j, n, C, S)
+        if not is_single(coef):
+            spread(k, origins, j, n, C, S)
         spread(scale, coef[SCALE], j, n, C, S)
         spread(shift, coef[SHIFT], j, n, C, S)
-        if dy is not None:
+        if dy is not None or is_single(coef):
             spread(a, coef[A], j, n, C, S)
             spread(h, coef[H], j, n, C, S)
         block(x, dy, y, r0, r1, j, j1, K, size, k, h, a, scale, shift, abreast, streaming)
@@ -242,14 +245,14 @@ def columns(w, workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, stre
 def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
     """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch."""
     for w in prange(workers):
-        columns(w, workers, x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming)
+        columns(w, workers, x, dy, y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
 
 
 @Kernel
 def running_columns(
     x, y, mean, var, gamma, beta, eps, stats, coef, tables, N, C, S, K, abreast, streaming, workers
 ):  # fmt: skip
-    """With the running statistics, which also fill stats."""
+    """With the running statistics, which also fill stats where that is not None."""
     finalize_running(mean, var, gamma, beta, eps, stats, coef)
     for w in prange(workers):
-        columns(w, workers, x, None, y, stats, coef, tables, N, C, S, K, abreast, streaming)
+        columns(w, workers, x, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)

@@ -2,6 +2,7 @@
 
 `stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
 rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift.
+When coef is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with other numbers in these places (Eq. 19).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from numba import float64
 
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import function, routine
+from nbnorm._cpu.vector_memory import is_single
 from nbnorm._formulas import (
     DEVIATION,
     DY_ORIGIN,
@@ -26,6 +28,7 @@ from nbnorm._formulas import (
     moments,
     moving_average,
     normalizing_map,
+    single_map,
     whole_sum,
 )
 
@@ -51,13 +54,23 @@ def parameter_gradients(dgamma, dbeta, c, sum_dy, sum_dy_xmu, inv_std):
 
 
 @routine
+def set_map(coef, c, k, scale, shift, varies):
+    """y = scale*(x - k) + shift in coef; `varies` is false for a channel that is known to be constant."""
+    if is_single(coef):
+        coef[A, c], coef[H, c], coef[SCALE, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
+    else:
+        coef[SCALE, c], coef[SHIFT, c] = scale, shift
+
+
+@routine
 def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
     """Eq. 4 to 6 when dy is None, Eq. 11 and 12 when it is an array; gamma and beta are then their gradients."""
     if dy is None:
         d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], count)
         inv_std, g = inverse_std(m2 / count, eps), parameter(gamma, c, 1.0)
         stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c], stats[GAMMA, c] = d, m2, inv_std, g
-        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(d, inv_std, g, parameter(beta, c, 0.0))
+        scale, shift = normalizing_map(d, inv_std, g, parameter(beta, c, 0.0))
+        set_map(coef, c, stats[ORIGIN, c], scale, shift, m2 > 0.0)
     else:
         s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
         sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
@@ -78,18 +91,19 @@ def finalize_given(stats, gamma, beta, eps, count, coef):
     for c in range(stats.shape[1]):
         inv_std, g = inverse_std(stats[M2, c] / count, eps), parameter(gamma, c, 1.0)
         stats[INV_STD, c], stats[GAMMA, c] = inv_std, g
-        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, 0.0))
+        scale, shift = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, 0.0))
+        set_map(coef, c, stats[ORIGIN, c], scale, shift, stats[M2, c] > 0.0)
 
 
 @function
 def finalize_running(mean, var, gamma, beta, eps, stats, coef):
-    """The running statistics in the place of a batch's: k is the mean itself, d is 0."""
+    """The running statistics in the place of a batch's: k is the mean itself, d is 0. stats may be None."""
     for c in range(mean.size):
-        stats[ORIGIN, c], stats[DEVIATION, c] = mean[c], 0.0
-        stats[INV_STD, c], stats[GAMMA, c] = inverse_std(var[c], eps), parameter(gamma, c, 1.0)
-        coef[SCALE, c], coef[SHIFT, c] = normalizing_map(
-            0.0, stats[INV_STD, c], stats[GAMMA, c], parameter(beta, c, 0.0)
-        )
+        inv_std, g = inverse_std(var[c], eps), parameter(gamma, c, 1.0)
+        if stats is not None:
+            stats[ORIGIN, c], stats[DEVIATION, c], stats[INV_STD, c], stats[GAMMA, c] = mean[c], 0.0, inv_std, g
+        scale, shift = normalizing_map(0.0, inv_std, g, parameter(beta, c, 0.0))
+        set_map(coef, c, mean[c], scale, shift, True)
 
 
 @Compiled

@@ -9,10 +9,10 @@ from __future__ import annotations
 from numba import prange
 
 from nbnorm._cpu.apply import chunk, rows_run, run
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, finalize_channel
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.reduce import add_sums, channel_totals, chunk_sums, column_sums, origins, share, spread
-from nbnorm._cpu.vector_memory import fence
+from nbnorm._cpu.vector_memory import fence, is_single
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
 
 
@@ -32,7 +32,7 @@ def fused_segments(
             sums[SUM, c], sums[PRODUCT, c] = s, q
             finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
             for t in range(chunks - 1, -1, -1):
-                chunk(x, dy, y, c, t, per, piece, N, C, S, stats, coef, streaming)
+                chunk(x, dy, y, c, t, per, piece, N, C, S, stats[ORIGIN], coef, streaming)
         if streaming:
             fence()
 
@@ -47,8 +47,9 @@ def fused_columns(
     for w in prange(workers):
         first, last = share(w, workers, blocks)
         total, part = scratch[w], scratch[w, terms * width :]
-        tables = scratch[w, 2 * terms * width :]
-        k, scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :], tables[4 * width :]
+        k = scratch[w, 2 * terms * width :]
+        tables = scratch[w, (2 * terms + 1) * width :].view(coef.dtype)
+        scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :]
         for b in range(first, last):
             c0, c1 = b * channels, min(C, (b + 1) * channels)
             cols = (c1 - c0) * S
@@ -66,8 +67,10 @@ def fused_columns(
                 finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)
-            if dy is not None:
+            if dy is not None or is_single(coef):
                 spread(a, coef[A], c0 * S, cols, C, S)
+            if dy is None and is_single(coef):
+                spread(h, coef[H], c0 * S, cols, C, S)
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i = n * K + c0 * S

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
-from nbnorm._cpu.stages import _apply, _apply_frozen, _flat, _raw, _reduce
+from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _flat, _raw, _reduce
 from nbnorm._formulas import DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
@@ -33,7 +33,7 @@ def normalize(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float, stats: Array
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
-    coef = np.empty((4, shape[1]))
+    coef = np.empty((4, shape[1]), OF_MAP[x.itemsize])
     finalize_given(stats, _flat(gamma), _flat(beta), eps, count, coef)
     _apply(_raw(x), None, _raw(y), shape, stats, coef)
 

@@ -20,6 +20,7 @@ from nbnorm._running import Running
 
 Array = NDArray
 Shape = tuple[int, int, int]
+OF_MAP = {2: np.float32, 4: np.float64, 8: np.float64}  # what y is computed in, by the size of its values
 
 
 def training_forward(
@@ -46,11 +47,11 @@ def running_forward(
     with running.lock:  # the statistics of one moment; copies, so that no call holds the lock for its kernel
         mean, var = running.mean.flatten(), running.var.flatten()
     x, y = _raw(x), _raw(y)
-    stats, coef = np.empty((5, C)) if stats is None else stats, np.empty((4, C))
+    coef = np.empty((4, C), OF_MAP[x.itemsize])
     given = (x, y, mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
     workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
     if cut.K:
-        tables = np.empty((workers, 5, cut.width))
+        tables = np.empty((workers, 5, cut.width), coef.dtype)
         running_columns(workers, *given, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
     else:
         running_segments(workers, *given, N, C, S, cut.streaming)
@@ -111,7 +112,7 @@ def _fused_or_split(
 ) -> None:  # fmt: skip
     """y and stats from x; with dy an array dx, and the gradients of gamma and beta in their places."""
     N, C, S = shape
-    coef = np.empty((4, C))
+    coef = np.empty((4, C), OF_MAP[x.itemsize] if dy is None else np.float64)
     inputs = 1 if dy is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
@@ -167,7 +168,7 @@ def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coe
     tensors = 2 if dy is None else 3
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     if cut.K:
-        tables = np.empty((workers, 5, cut.width))
+        tables = np.empty((workers, 5, cut.width), coef.dtype)
         apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
     else:
         apply_segments(workers, x, dy, y, stats, coef, N, C, S, cut.streaming)

@@ -1,4 +1,4 @@
-"""The vector value: 32 float64 lanes that behave like one number inside a kernel.
+"""The vector value: 32 lanes that behave like one number inside a kernel, float64 or (`single`) float32.
 
 `+ - *`, `minus` and `fma` work lane by lane; vector_memory.py has the loads and stores. LLVM splits the value into as
 many registers as the CPU has use for, so one accumulator is several independent chains, and every CPU does the same
@@ -21,12 +21,12 @@ from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
 from nbnorm import _formulas
-from nbnorm._floats import DOUBLE, I32
+from nbnorm._cpu import vector_python
+from nbnorm._floats import DOUBLE, FLOAT, I32, like
 
 LANES = 32
-FEW = 8
+FEW = vector_python.FEW
 X86 = ("x86_64", "AMD64")
-LANES_OF_DOUBLE = ir.VectorType(DOUBLE, LANES)
 
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
 OPTIONS: dict[str, Any] = {"error_model": "numpy"}
@@ -37,17 +37,18 @@ function = njit(**OPTIONS)  # not forced into its caller
 class Vector(types.Type):
     """Numba's type of the vector value."""
 
-    def __init__(self) -> None:
-        super().__init__(name="Vector")
+    def __init__(self, name: str, element: ir.Type) -> None:
+        super().__init__(name=name)
+        self.lanes = ir.VectorType(element, LANES)
 
 
-vector = Vector()
+vector, single = Vector("Vector", DOUBLE), Vector("Single", FLOAT)
 
 
 @register_model(Vector)
 class VectorModel(PrimitiveModel):
     def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, LANES_OF_DOUBLE)
+        super().__init__(dmm, fe_type, fe_type.lanes)
 
 
 # ---- arithmetic
@@ -60,7 +61,7 @@ def _register(op, instruction):
 
     @overload(op, inline="always")
     def _(a, b):
-        if isinstance(a, Vector) and isinstance(b, Vector):
+        if isinstance(a, Vector) and a == b:
             return lambda a, b: lane_by_lane(a, b)
 
 
@@ -70,7 +71,8 @@ for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (opera
 
 def _call_fma(builder, a, b, c):
     kind = a.type
-    name = f"llvm.fma.v{LANES}f64" if isinstance(kind, ir.VectorType) else "llvm.fma.f64"
+    lanes = f"v{LANES}" if isinstance(kind, ir.VectorType) else ""
+    name = f"llvm.fma.{lanes}{'f32' if like(kind, FLOAT) == kind else 'f64'}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
     return builder.call(function, (a, b, c))
 
@@ -91,21 +93,34 @@ def _splat(builder, value, width=LANES):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
 
 
+def _difference(builder, a, b):
+    if platform.machine() not in X86:
+        return builder.fsub(a, b)
+    # LLVM must not see that it is -1, or it makes a subtraction of it again.
+    hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
+    minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
+    return _call_fma(builder, b, _splat(builder, minus_one), a)
+
+
 @intrinsic
 def minus(typingctx, a, b):
     """a - b. On x86 as a + b*(-1), the same number: conversions and additions share two of the four floating-point
     units of a Zen core, products use the others. Not for what `keep` gets: LLVM 22 may then load a part unmasked.
     """
+    return a(a, b), lambda ctx, builder, sig, args: _difference(builder, *args)
+
+
+@intrinsic
+def deviation(typingctx, x, k, h, a):
+    """What a map scales: x - k, or for float32 x, which has another one (Eq. 19), a*x + h."""
 
     def emit(ctx, builder, sig, args):
-        if platform.machine() not in X86:
-            return builder.fsub(*args)
-        # LLVM must not see that it is -1, or it makes a subtraction of it again.
-        hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
-        minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
-        return _call_fma(builder, args[1], _splat(builder, minus_one), args[0])
+        x_lanes, k_lanes, h_lanes, a_lanes = args
+        if x == single:
+            return _call_fma(builder, a_lanes, x_lanes, h_lanes)
+        return _difference(builder, x_lanes, k_lanes)
 
-    return a(a, b), emit
+    return x(x, k, h, a), emit
 
 
 def _resized(builder, value, width):
@@ -124,7 +139,7 @@ def _slice(builder, value, start, width):
 @intrinsic
 def zeros(typingctx):
     """0 in every lane."""
-    return vector(), lambda ctx, builder, sig, args: ir.Constant(LANES_OF_DOUBLE, [0.0] * LANES)
+    return vector(), lambda ctx, builder, sig, args: ir.Constant(vector.lanes, [0.0] * LANES)
 
 
 @intrinsic
@@ -162,4 +177,4 @@ def keep(typingctx, v, n, width):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import fold, keep, minus, zeros  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import deviation, fold, keep, minus, zeros  # type: ignore[assignment]  # noqa: F401

@@ -1,8 +1,8 @@
 """Memory: vectors from arrays and into them.
 
-Loads widen whatever the array stores, stores round once. Numba has no 16-bit floats on the CPU, so those arrays come in
-as integers that stand for them (_floats.py). Indices count elements of a contiguous 1-d array; nothing here checks a
-bound. An array that is None loads as None.
+Loads widen whatever the array stores to float64, or to float32 (`single`); stores round once. Numba has no 16-bit
+floats on the CPU, so those arrays come in as integers that stand for them (_floats.py). Indices count elements of a
+contiguous 1-d array; nothing here checks a bound. An array that is None loads as None.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import platform
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from nbnorm._cpu import vector_python
-from nbnorm._cpu.vector import FEW, LANES, X86, Vector, _first, _resized, _slice, _splat, vector
+from nbnorm._cpu.vector import FEW, LANES, X86, Vector, _first, _resized, _slice, _splat, single, vector
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
 
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
@@ -43,23 +43,33 @@ def element(typingctx, array, i):
     return types.float64(array, types.int64), emit
 
 
-def _absent(array, *others):
-    """What loads return for an array that is None."""
-    return types.none(array, *others), lambda ctx, builder, sig, args: ctx.get_dummy_value()
+def _is_single(k):
+    return k == single or getattr(k, "dtype", k) == types.float32
+
+
+def _load(array, result, *others):
+    """Typing and code of a load into a vector of this kind; `others` are arguments before the array."""
+    if array is types.none:
+        return types.none(*others, array, types.int64), lambda ctx, builder, sig, args: ctx.get_dummy_value()
+
+    def emit(ctx, builder, sig, args):
+        kind, size = _memory(array)
+        pointer = _address(ctx, builder, array, args[-2], args[-1], kind)
+        return widen(builder, builder.load(pointer, align=size), array.dtype.name, result.lanes.element)
+
+    return result(*others, array, types.int64), emit
 
 
 @intrinsic
 def load(typingctx, array, i):
     """array[i : i + LANES]."""
-    if array is types.none:
-        return _absent(array, types.int64)
+    return _load(array, vector)
 
-    def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        return widen(builder, builder.load(pointer, align=size), array.dtype.name)
 
-    return vector(array, types.int64), emit
+@intrinsic
+def load_as(typingctx, k, array, i):
+    """The same as float32 where k, what `lanes` takes, is float32."""
+    return _load(array, single if _is_single(k) else vector, k)
 
 
 def _masked(builder, verb, kind, result, arguments):
@@ -69,20 +79,32 @@ def _masked(builder, verb, kind, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
+def _load_part(array, width, result, *others):
+    if array is types.none:
+        signature = types.none(*others, array, types.int64, types.int64, width)
+        return signature, lambda ctx, builder, sig, args: ctx.get_dummy_value()
+
+    def emit(ctx, builder, sig, args):
+        raw_array, i, n, _ = args[-4:]
+        kind, size = _memory(array, width.literal_value)
+        pointer = _address(ctx, builder, array, raw_array, i, kind)
+        arguments = [pointer, I32(size), _first(builder, n, width.literal_value), number(kind, 0)]
+        raw = _masked(builder, "load", kind, kind, arguments)
+        return _resized(builder, widen(builder, raw, array.dtype.name, result.lanes.element), LANES)
+
+    return result(*others, array, types.int64, types.int64, width), emit
+
+
 @intrinsic(prefer_literal=True)
 def load_part(typingctx, array, i, n, width):
     """array[i : i + n] in the first n <= width lanes, 0 in the others; nothing behind it is touched."""
-    if array is types.none:
-        return _absent(array, types.int64, types.int64, width)
+    return _load_part(array, width, vector)
 
-    def emit(ctx, builder, sig, args):
-        kind, size = _memory(array, width.literal_value)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        arguments = [pointer, I32(size), _first(builder, args[2], width.literal_value), number(kind, 0)]
-        raw = _masked(builder, "load", kind, kind, arguments)
-        return _resized(builder, widen(builder, raw, array.dtype.name), LANES)
 
-    return vector(array, types.int64, types.int64, width), emit
+@intrinsic(prefer_literal=True)
+def load_part_as(typingctx, k, array, i, n, width):
+    """The same as float32 where k, what `lanes` takes, is float32."""
+    return _load_part(array, width, single if _is_single(k) else vector, k)
 
 
 @intrinsic
@@ -135,7 +157,7 @@ def stream(typingctx, array, i, v):
 def prefetch(typingctx, array, i):
     """Ask for array[i : i + LANES], which may lie beyond the end, to be in the second-level cache soon."""
     if array is types.none:
-        return _absent(array, types.int64)
+        return types.void(array, types.int64), lambda ctx, builder, sig, args: ctx.get_dummy_value()
 
     def emit(ctx, builder, sig, args):
         _, size = _memory(array)
@@ -177,30 +199,37 @@ def until_line(typingctx, array, i):
 
 
 @intrinsic
-def _broadcast(typingctx, value):
-    return vector(types.float64), lambda ctx, builder, sig, args: _splat(builder, args[0])
+def lanes(typingctx, values, i):
+    """What position i is multiplied with or added to: a slice of a table, a vector, or one number in every lane.
 
-
-def lanes(values, i):
-    """What position i is multiplied with or added to: a slice of a table, a vector, or one number in every lane."""
-    return vector_python.lanes(values, i)
-
-
-@overload(lanes, inline="always")
-def _(values, i):
+    It is float32 where that is, otherwise float64.
+    """
+    kind = single if _is_single(values) else vector
     if isinstance(values, types.Array):
-        return lambda values, i: load(values, i)
+        return _load(values, kind)
     if isinstance(values, Vector):
-        return lambda values, i: values
-    return lambda values, i: _broadcast(values)
+        return values(values, types.int64), lambda ctx, builder, sig, args: args[0]
+    number = types.float32 if kind is single else types.float64
+    return kind(number, types.int64), lambda ctx, builder, sig, args: _splat(builder, args[0])
+
+
+@intrinsic
+def is_single(typingctx, k):
+    """Whether k, what `lanes` takes, is float32: a constant for LLVM."""
+    answer = _is_single(k)
+    return types.boolean(k), lambda ctx, builder, sig, args: ctx.get_constant(types.boolean, answer)
 
 
 if config.DISABLE_JIT:
     from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
         element,
         fence,
+        is_single,
+        lanes,
         load,
+        load_as,
         load_part,
+        load_part_as,
         prefetch,
         store,
         store_part,

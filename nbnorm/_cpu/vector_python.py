@@ -1,6 +1,6 @@
 """The vector value in NumPy, for NUMBA_DISABLE_JIT=1: vector.py and vector_memory.py, to be stepped through.
 
-A vector is a float64 array of LANES. Names, arguments and results are theirs; only `fma` rounds twice.
+A vector is a float64 (or float32) array of LANES. Names, arguments and results are theirs; only `fma` rounds twice.
 Every access checks that it stays inside its array and, where it must, that it is aligned.
 """
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from nbnorm._cpu.plan import LANES
 
+FEW = 8
 LINE = 64
-Vector = NDArray[np.float64]
+Vector = NDArray[np.float64] | NDArray[np.float32]
 
 
 def _inside(array: NDArray, i: int, n: int) -> NDArray:
@@ -52,6 +53,10 @@ def minus(a: Vector, b: Vector) -> Vector:
     return a - b
 
 
+def deviation(x: Vector, k: Vector, h: Vector, a: Vector) -> Vector:
+    return a * x + h if is_single(x) else x - k
+
+
 def fold(v: Vector) -> float:
     while v.size > 1:
         v = v[: v.size // 2] + v[v.size // 2 :]
@@ -74,6 +79,22 @@ def load(array: NDArray | None, i: int) -> Vector | None:
 def load_part(array: NDArray | None, i: int, n: int, width: int) -> Vector | None:
     assert 0 <= n <= width
     return None if array is None else np.concatenate([_widen(_inside(array, i, n)), np.zeros(LANES - n)])
+
+
+def is_single(k: NDArray | np.floating) -> bool:
+    return getattr(k, "dtype", None) == np.float32
+
+
+def load_as(k: NDArray | np.floating, array: NDArray | None, i: int) -> Vector | None:
+    return _as(k, load(array, i))
+
+
+def load_part_as(k: NDArray | np.floating, array: NDArray | None, i: int, n: int, width: int) -> Vector | None:
+    return _as(k, load_part(array, i, n, width))
+
+
+def _as(k: NDArray | np.floating, v: Vector | None) -> Vector | None:
+    return v.astype(np.float32) if v is not None and is_single(k) else v
 
 
 def store(array: NDArray, i: int, v: Vector) -> None:

@@ -1,0 +1,81 @@
+"""The map in float32 (docs/math.md, Eq. 19): how far its y is from that of exact fractions, at any magnitude."""
+
+import math
+from fractions import Fraction as F
+
+import numpy as np
+import pytest
+from tolerance import dtype_of, needs_bfloat16
+
+from nbnorm._formulas import single_map
+
+SMALLEST = F(1, 2**148)  # twice the smallest float32
+LARGEST = {"float16": 4.8, "bfloat16": 38.0}  # exponents of ten
+SMALLEST_TEN = {"float16": -7.0, "bfloat16": -38.0}
+pytestmark = pytest.mark.filterwarnings("ignore:overflow")
+narrow_dtypes = pytest.mark.parametrize("name", ["float16", pytest.param("bfloat16", marks=needs_bfloat16)])
+
+
+def in_single(x, k, scale, shift, varies=True):
+    """What the kernels compute. Products of two float32 are exact in float64: a line rounds once, in ties twice."""
+    numbers = getattr(single_map, "py_func", single_map)(k, scale, shift, varies)
+    power, offset, factor, rest = (np.float32(value) for value in numbers)
+    assert np.isfinite([power, offset, factor, rest]).all()
+    u = np.float32(np.float64(power) * x + offset)
+    return np.float32(np.float64(factor) * u + rest)
+
+
+def assert_near(y, x, k, scale, shift):
+    """y is within the four roundings of Eq. 19, what its rest cannot hold, and the rounding of scale and shift."""
+    exact = F(scale) * (F(x) - F(k)) + F(shift)
+    if abs(exact) < 2**127:
+        error = abs(F(float(y)) - exact)
+        terms = abs(F(scale) * F(x)) / 2**46 + abs(F(scale) * F(k)) / 2**51
+        assert error <= 4 * abs(exact) / 2**24 + terms + SMALLEST, (x, k, scale, shift)
+
+
+@narrow_dtypes
+@pytest.mark.parametrize("kind", ["no beta", "beta", "root at x"])
+def test_any_magnitude(name, kind, rng):
+    dtype = dtype_of(name)
+    for _ in range(500):
+        size = 10 ** rng.uniform(SMALLEST_TEN[name], LARGEST[name])
+        k, *values = (size * rng.normal() * 10 ** rng.uniform(-4, 0, 9)).astype(dtype).astype(float)
+        inv_std = 1 / math.sqrt(size**2 * 10 ** rng.uniform(-6, 3) + 10 ** rng.uniform(-12, -3))
+        scale = rng.normal() * 10 ** rng.uniform(-3, 3) * inv_std
+        shift = {"no beta": 0.0, "beta": rng.normal(), "root at x": -scale * (values[0] - k)}[kind]
+        shift *= 1 + rng.choice([0, 1e-12, 1e-9, 1e-6, 1e-3])
+        for x in values:
+            if math.isfinite(x) and math.isfinite(k):
+                assert_near(in_single(x, k, scale, shift), x, k, scale, shift)
+
+
+@narrow_dtypes
+@pytest.mark.parametrize(
+    ("k", "scale", "shift"),
+    [
+        (1.0, 0.0, 0.25),  # gamma 0
+        (1.0, 1e-60, 0.25),
+        (2.0**-30, 1e38, 2.0**-7),
+        (2.0**-24, 316.0, 0.0),
+        (65504.0, 316.0, 1.0),
+        (1.0, 1e-3, 1e30),
+        (1.0, -(2.0**-149), 2.0**-140),
+    ],
+)
+def test_magnitudes_of_the_parameters(name, k, scale, shift):
+    for x in np.array([0, 2.0**-24, 0.5, 1, -1, 1.5, 3, 40000]).astype(dtype_of(name)).astype(float):
+        assert_near(in_single(x, k, scale, shift), x, k, scale, shift)
+
+
+@pytest.mark.parametrize(("k", "scale"), [(3e38, 316.0), (3e38, 1e-39), (-3e38, 2e-39), (1e-40, 1e40), (1e-40, 316.0)])
+def test_the_ends_of_bfloat16(k, scale):
+    k = float((np.array(k, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32))
+    for x in (k, -k, 0.0, k / 2):
+        assert_near(in_single(x, k, scale, 0.125), x, k, scale, 0.125)
+
+
+@pytest.mark.parametrize("shift", [0.1, -1e6, 1 + 2.0**-9])
+@pytest.mark.parametrize("k", [0.0, 0.0999755859375, 65504.0, 1.5 * 2.0**127])
+def test_a_constant_channel_is_shift_to_the_bit(k, shift):
+    assert in_single(k, k, 316.0, shift, varies=False) == np.float32(shift)

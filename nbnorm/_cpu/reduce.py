@@ -17,7 +17,7 @@ from numba import prange
 
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
-from nbnorm._cpu.sums import add, join, load_sums, load_sums_part, no_sums, store_sums, totals
+from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, routine
 from nbnorm._cpu.vector_memory import element, lanes, load, load_part, prefetch, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
@@ -204,13 +204,17 @@ def add_sums(x, acc, part, at, width):
 @routine
 def channel_totals(x, acc, width, c, C, S, tile):
     """Two numbers: the sums of the columns of channel c, S neighbours in each of `tile` copies, together."""
-    sums = no_sums(x)
-    for t in range(tile):
-        j, end = (t * C + c) * S, (t * C + c + 1) * S
-        while j < end:
-            sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
-            j += LANES
-    return totals(sums)
+    if S * tile == 1:
+        s, q = column_totals(x, acc, c, width)
+    else:
+        sums = no_sums(x)
+        for t in range(tile):
+            j, end = (t * C + c) * S, (t * C + c + 1) * S
+            while j < end:
+                sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
+                j += LANES
+        s, q = totals(sums)
+    return s, q
 
 
 @Kernel

@@ -65,6 +65,21 @@ def _(sums):
     return lambda sums: (fold(sums[0]) + fold(sums[2]), fold(sums[1]) + fold(sums[3]))
 
 
+def column_totals(x, memory, at, width):
+    """The two numbers of one column, which `store_sums` left in memory; as `totals` with zeros in the other lanes."""
+    s, q = memory[at], memory[at + width]
+    return (s + memory[at + 2 * width], q + memory[at + 3 * width]) if x.itemsize == 8 else (s + 0.0, q + 0.0)
+
+
+@overload(column_totals, inline="always")
+def _(x, memory, at, width):
+    if x.dtype == types.float64:
+        return lambda x, memory, at, width: (
+            memory[at] + memory[at + 2 * width], memory[at + width] + memory[at + 3 * width]
+        )  # fmt: skip
+    return lambda x, memory, at, width: (memory[at] + 0.0, memory[at + width] + 0.0)  # -0 becomes 0
+
+
 def load_sums(x, memory, at, width):
     """The sums over values of x that `store_sums` left in memory."""
     return tuple(load(memory, at + r * width) for r in range(4 if x.itemsize == 8 else 2))

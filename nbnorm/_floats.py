@@ -6,6 +6,8 @@ the integers that stand for them: uint16 is float16, int16 is bfloat16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 I16, I32 = ir.IntType(16), ir.IntType(32)
@@ -35,7 +37,14 @@ def widen(builder: ir.IRBuilder, raw: ir.Value, dtype: str, element: ir.Type = D
     return raw if element is FLOAT else builder.fpext(raw, like(raw.type, DOUBLE))
 
 
-def narrow(builder: ir.IRBuilder, value: ir.Value, dtype: str) -> ir.Value:
+def shifted(builder: ir.IRBuilder, words: ir.Value) -> ir.Value:
+    """The upper halves of 32-bit words."""
+    return builder.trunc(builder.lshr(words, number(words.type, 16)), like(words.type, I16))
+
+
+def narrow(
+    builder: ir.IRBuilder, value: ir.Value, dtype: str, upper_halves: Callable[..., ir.Value] = shifted
+) -> ir.Value:
     """The raw form of float64 or float32 values, rounded to nearest even (16-bit types through float32)."""
     if dtype == "float64":
         return value
@@ -51,8 +60,4 @@ def narrow(builder: ir.IRBuilder, value: ir.Value, dtype: str) -> ir.Value:
     rounded = builder.add(bits, builder.add(odd, number(word, 0x7FFF)))
     is_nan = builder.fcmp_unordered("uno", single, single)
     rounded = builder.select(is_nan, number(word, 0x7FC00000), rounded)
-    if isinstance(short, ir.VectorType):
-        halves = builder.bitcast(rounded, ir.VectorType(I16, 2 * short.count))
-        picks = ir.Constant(ir.VectorType(I32, short.count), list(range(1, 2 * short.count, 2)))
-        return builder.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), picks)
-    return builder.trunc(builder.lshr(rounded, number(word, 16)), short)
+    return upper_halves(builder, rounded)

@@ -1,7 +1,7 @@
 """The maths of batch normalization: one function per numbered equation of docs/math.md.
 
-Every function is written for one value and works unchanged on float64 scalars, on the vector values of a
-target (`_cpu/vector.py`), on NumPy arrays and on `fractions.Fraction` through `.py_func`.
+Every function is written for one value and works unchanged on float64 scalars and, but for `single_map`, on the vector
+values of a target (`_cpu/vector.py`), on NumPy arrays and on `fractions.Fraction` through `.py_func`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import numba
-import numpy as np
 
 formula: Any = numba.njit(inline="always")
 
@@ -105,19 +104,21 @@ def normalizing_map(d, inv_std, gamma, beta):
 def single_map(k, scale, shift, varies):
     """Eq. 19: power, offset, factor and rest of y = factor*(power*x + offset) + rest, for float32 arithmetic.
 
-    With a constant channel (`varies` false), or a root that is none of x's, offset + power*k is 0 and rest is shift.
+    Numbers of 24 bits each once they are stored as float32; of float64 numbers only. In a constant channel (`varies`
+    false), or where the root is none of x's, offset is -power*k and rest shift.
     """
     _, exponent = math.frexp(scale)
     _, size = math.frexp(k)
     power = math.ldexp(1.0, max(-149, min(exponent - 1, 126, 120 - size)))  # power*k does not overflow
     factor = scale / power
     if abs(factor) < 2.0**-126:  # no x is so large that its share of y would be a number
-        return 0.0, 0.0, 0.0, shift
-    if varies and 2.0**-13 * abs(scale * k) < abs(shift) < 2.0**120 * abs(factor):
+        return 0.0, 0.0, 0.0, shift - scale * k
+    if varies and 2.0**-24 * abs(scale * k) < abs(shift) < 2.0**120 * abs(factor):
         offset, rest = shift / factor - power * k, 0.0
     else:
         offset, rest = -power * k, shift
-    rounded = float(np.float32(offset))
+    shifted = offset * (2.0**29 + 1)  # Veltkamp: what this leaves of 53 bits is 24
+    rounded = shifted - (shifted - offset)
     return power, rounded, factor, fma(factor, offset - rounded, rest)
 
 

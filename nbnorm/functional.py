@@ -67,9 +67,9 @@ def batch_norm_training(
 
     Notes
     -----
-    Sums in float64, y too (in float32 for 16-bit x), and rounded at the end. x is read once from memory where the
-    values of a channel fit a cache, twice otherwise; strided x is copied once. Every number of threads gives the same
-    bits.
+    Sums in float64, y too (on the CPU in float32 for 16-bit x), and rounded at the end. x is read once from memory
+    where the values of a channel fit a cache, twice otherwise; strided x is copied once. Every number of threads gives
+    the same bits.
 
     With `sync`, x is read twice and two small messages are exchanged, whatever the size of the batch. All ranks then
     have the same running statistics to the bit, if they had before.
@@ -169,7 +169,7 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
 
     Notes
     -----
-    One read of x, one write of y, float64 (for 16-bit x float32) in between; strided x is copied once.
+    One read of x, one write of y, float64 (on the CPU float32 for 16-bit x) in between; strided x is copied once.
 
     References
     ----------

@@ -16,10 +16,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow")
 narrow_dtypes = pytest.mark.parametrize("name", ["float16", pytest.param("bfloat16", marks=needs_bfloat16)])
 
 
+single_map_of = getattr(single_map, "py_func", single_map)  # the latter with NUMBA_DISABLE_JIT
+
+
 def in_single(x, k, scale, shift, varies=True):
     """What the kernels compute. Products of two float32 are exact in float64: a line rounds once, in ties twice."""
-    numbers = getattr(single_map, "py_func", single_map)(k, scale, shift, varies)
-    power, offset, factor, rest = (np.float32(value) for value in numbers)
+    power, offset, factor, rest = (np.float32(value) for value in single_map_of(k, scale, shift, varies))
     assert np.isfinite([power, offset, factor, rest]).all()
     u = np.float32(np.float64(power) * x + offset)
     return np.float32(np.float64(factor) * u + rest)
@@ -51,6 +53,23 @@ def test_any_magnitude(name, kind, rng):
 
 
 @narrow_dtypes
+def test_a_mean_that_is_no_value_of_the_type(name, rng):
+    """As in inference: x may be as near to k as float64 allows, and the root between them."""
+    for exponent in range(8, 40):
+        for _ in range(30):
+            x = float(np.array(rng.uniform(0.5, 2)).astype(dtype_of(name)))
+            k = x * (1 + rng.choice([-1, 1]) * rng.uniform(1, 2) * 2.0**-exponent)
+            scale = rng.normal() * 10 ** rng.uniform(-2, 2)
+            shift = -scale * (x - k) * (1 + rng.choice([0, 1e-9, 1e-7, 1e-3, 1]))
+            assert_near(in_single(x, k, scale, shift), x, k, scale, shift)
+
+
+@pytest.mark.parametrize("k", [np.inf, np.nan])
+def test_a_mean_that_is_no_number_leaves_no_number(k):
+    assert np.isnan(single_map_of(k, 0.0, 0.25, True)[3])
+
+
+@narrow_dtypes
 @pytest.mark.parametrize(
     ("k", "scale", "shift"),
     [
@@ -61,6 +80,7 @@ def test_any_magnitude(name, kind, rng):
         (65504.0, 316.0, 1.0),
         (1.0, 1e-3, 1e30),
         (1.0, -(2.0**-149), 2.0**-140),
+        (1e170, 1e-150, 0.0),
     ],
 )
 def test_magnitudes_of_the_parameters(name, k, scale, shift):

@@ -3,7 +3,8 @@
 from inspect import isfunction
 
 import numpy as np
-from numba import njit
+from numba import config, njit
+from numba.extending import _Intrinsic
 
 from nbnorm._cpu import vector, vector_memory, vector_python
 from nbnorm._cpu.vector import LANES, minus
@@ -33,4 +34,11 @@ def test_a_difference_as_a_product_has_the_bits_of_a_subtraction(rng):
 def test_the_twin_in_python_has_nothing_else():
     functions = {name for name, value in vars(vector_python).items() if isfunction(value) and not name.startswith("_")}
     assert {"load", "fold", "lanes"} <= functions
+    intrinsics = {
+        name
+        for name, value in (vars(vector) | vars(vector_memory)).items()
+        if isinstance(value, _Intrinsic) and not name.startswith("_")
+    }
     assert {name for name in functions if not hasattr(vector, name) and not hasattr(vector_memory, name)} == set()
+    assert config.DISABLE_JIT or {"load", "fold", "lanes"} <= intrinsics
+    assert intrinsics <= functions

@@ -1,4 +1,4 @@
-"""Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), float64.
+"""Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), in float64.
 
 `stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
 rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift.
@@ -33,6 +33,7 @@ from nbnorm._formulas import (
 )
 
 A, SCALE, SHIFT, H = range(4)  # rows of coef
+POWER, OFFSET_OF_X = A, H  # when it is float32
 
 
 @routine
@@ -57,7 +58,7 @@ def parameter_gradients(dgamma, dbeta, c, sum_dy, sum_dy_xmu, inv_std):
 def set_map(coef, c, k, scale, shift, varies):
     """y = scale*(x - k) + shift in coef; `varies` is false for a channel that is known to be constant."""
     if is_single(coef):
-        coef[A, c], coef[H, c], coef[SCALE, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
+        coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
     else:
         coef[SCALE, c], coef[SHIFT, c] = scale, shift
 

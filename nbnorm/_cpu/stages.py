@@ -42,7 +42,7 @@ def running_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, running: Running,
     stats: Array | None,
 ) -> None:  # fmt: skip
-    """y from x and the running statistics, which also fill stats but for m2."""
+    """y from x and the running statistics, which also fill stats, unless None, but for m2."""
     N, C, S = shape
     with running.lock:  # the statistics of one moment; copies, so that no call holds the lock for its kernel
         mean, var = running.mean.flatten(), running.var.flatten()
@@ -91,7 +91,7 @@ def _flat(parameter: Array | None) -> Array | None:
 
 
 def _raw(array: Array) -> Array:
-    """What the kernels read: 16-bit floats as the integers that stand for them (vector.py)."""
+    """What the kernels read: 16-bit floats as the integers that stand for them (_floats.py)."""
     if array.itemsize != 2:
         return array
     return array.view(np.uint16 if array.dtype == np.float16 else np.int16)

@@ -68,7 +68,7 @@ def _(sums):
 def column_totals(x, memory, at, width):
     """The two numbers of one column, which `store_sums` left in memory; as `totals` with zeros in the other lanes."""
     s, q = memory[at], memory[at + width]
-    return (s + memory[at + 2 * width], q + memory[at + 3 * width]) if x.itemsize == 8 else (s + 0.0, q + 0.0)
+    return (s + memory[at + 2 * width], q + memory[at + 3 * width]) if x.itemsize == 8 else (s, q)
 
 
 @overload(column_totals, inline="always")
@@ -77,7 +77,7 @@ def _(x, memory, at, width):
         return lambda x, memory, at, width: (
             memory[at] + memory[at + 2 * width], memory[at + width] + memory[at + 3 * width]
         )  # fmt: skip
-    return lambda x, memory, at, width: (memory[at] + 0.0, memory[at + width] + 0.0)  # -0 becomes 0
+    return lambda x, memory, at, width: (memory[at], memory[at + width])
 
 
 def load_sums(x, memory, at, width):

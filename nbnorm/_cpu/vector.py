@@ -87,7 +87,7 @@ def _(a, b, c):
     return lambda a, b, c: _fma(a, b, c)
 
 
-def _splat(builder, value, width=LANES):
+def splat(builder, value, width=LANES):
     undefined = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
     first = builder.insert_element(undefined, value, I32(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
@@ -99,7 +99,7 @@ def _difference(builder, a, b):
     # LLVM must not see that it is -1, or it makes a subtraction of it again.
     hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
     minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
-    return _call_fma(builder, b, _splat(builder, minus_one), a)
+    return _call_fma(builder, b, splat(builder, minus_one), a)
 
 
 @intrinsic
@@ -123,14 +123,14 @@ def deviation(typingctx, x, k, h, a):
     return x(x, k, h, a), emit
 
 
-def _resized(builder, value, width):
+def resized(builder, value, width):
     """The first `width` lanes of a vector, or the vector and zeros behind it."""
     picks = [min(lane, value.type.count) for lane in range(width)]
     zero = ir.Constant(value.type, [0.0] * value.type.count)
     return builder.shuffle_vector(value, zero, ir.Constant(ir.VectorType(I32, width), picks))
 
 
-def _slice(builder, value, start, width):
+def lanes_from(builder, value, start, width):
     """`width` lanes of a vector, from `start` on."""
     picks = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picks)
@@ -151,16 +151,16 @@ def fold(typingctx, v):
         width = LANES
         while width > 1:
             width //= 2
-            value = builder.fadd(_slice(builder, value, 0, width), _slice(builder, value, width, width))
+            value = builder.fadd(lanes_from(builder, value, 0, width), lanes_from(builder, value, width, width))
         return builder.extract_element(value, I32(0))
 
     return types.float64(v), emit
 
 
-def _first(builder, n, width):
+def first(builder, n, width):
     """<width x i1> whose first n lanes are set."""
     indices = ir.Constant(ir.VectorType(I32, width), list(range(width)))
-    return builder.icmp_signed("<", indices, _splat(builder, builder.trunc(n, I32), width))
+    return builder.icmp_signed("<", indices, splat(builder, builder.trunc(n, I32), width))
 
 
 @intrinsic(prefer_literal=True)
@@ -168,10 +168,10 @@ def keep(typingctx, v, n, width):
     """The first n <= width lanes of v, 0 in the others."""
 
     def emit(ctx, builder, sig, args):
-        part = _resized(builder, args[0], width.literal_value)
+        part = resized(builder, args[0], width.literal_value)
         zero = ir.Constant(part.type, [0.0] * width.literal_value)
-        kept = builder.select(_first(builder, args[1], width.literal_value), part, zero)
-        return _resized(builder, kept, LANES)
+        kept = builder.select(first(builder, args[1], width.literal_value), part, zero)
+        return resized(builder, kept, LANES)
 
     return v(v, types.int64, width), emit
 

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nbnorm._cpu import vector_python
-from nbnorm._cpu.vector import FEW, LANES, X86, Vector, _first, _resized, _slice, _splat, single, vector
+from nbnorm._cpu.vector import FEW, LANES, X86, Vector, first, lanes_from, resized, single, splat, vector
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
 
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
@@ -88,9 +88,9 @@ def _load_part(array, width, result, *others):
         raw_array, i, n, _ = args[-4:]
         kind, size = _memory(array, width.literal_value)
         pointer = _address(ctx, builder, array, raw_array, i, kind)
-        arguments = [pointer, I32(size), _first(builder, n, width.literal_value), number(kind, 0)]
+        arguments = [pointer, I32(size), first(builder, n, width.literal_value), number(kind, 0)]
         raw = _masked(builder, "load", kind, kind, arguments)
-        return _resized(builder, widen(builder, raw, array.dtype.name, result.lanes.element), LANES)
+        return resized(builder, widen(builder, raw, array.dtype.name, result.lanes.element), LANES)
 
     return result(*others, array, types.int64, types.int64, width), emit
 
@@ -107,6 +107,17 @@ def load_part_as(typingctx, k, array, i, n, width):
     return _load_part(array, width, single if _is_single(k) else vector, k)
 
 
+def _narrow(builder, values, dtype):
+    return narrow(builder, values, dtype, _picked)
+
+
+def _picked(builder, words):
+    """Their upper halves by a shuffle, which x86 has for two registers at a time; a GPU would spill."""
+    halves = builder.bitcast(words, ir.VectorType(I16, 2 * words.type.count))
+    picks = ir.Constant(ir.VectorType(I32, words.type.count), list(range(1, 2 * words.type.count, 2)))
+    return builder.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), picks)
+
+
 @intrinsic
 def store(typingctx, array, i, v):
     """array[i : i + LANES] = v."""
@@ -117,7 +128,7 @@ def store(typingctx, array, i, v):
         kind, size = _memory(array, width)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
         for part in range(LANES // width):
-            raw = narrow(builder, _slice(builder, args[2], part * width, width), array.dtype.name)
+            raw = _narrow(builder, lanes_from(builder, args[2], part * width, width), array.dtype.name)
             builder.store(raw, builder.gep(pointer, [I32(part)]), align=size)
         return ctx.get_dummy_value()
 
@@ -131,8 +142,8 @@ def store_part(typingctx, array, i, n, v, width):
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array, width.literal_value)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        raw = narrow(builder, _resized(builder, args[3], width.literal_value), array.dtype.name)
-        mask = _first(builder, args[2], width.literal_value)
+        raw = _narrow(builder, resized(builder, args[3], width.literal_value), array.dtype.name)
+        mask = first(builder, args[2], width.literal_value)
         _masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), mask])
         return ctx.get_dummy_value()
 
@@ -146,7 +157,7 @@ def stream(typingctx, array, i, v):
     def emit(ctx, builder, sig, args):
         kind, _ = _memory(array)
         pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
-        instruction = builder.store(narrow(builder, args[2], array.dtype.name), pointer, align=LINE)
+        instruction = builder.store(_narrow(builder, args[2], array.dtype.name), pointer, align=LINE)
         instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return ctx.get_dummy_value()
 
@@ -210,7 +221,7 @@ def lanes(typingctx, values, i):
     if isinstance(values, Vector):
         return values(values, types.int64), lambda ctx, builder, sig, args: args[0]
     number = types.float32 if kind is single else types.float64
-    return kind(number, types.int64), lambda ctx, builder, sig, args: _splat(builder, args[0])
+    return kind(number, types.int64), lambda ctx, builder, sig, args: splat(builder, args[0])
 
 
 @intrinsic

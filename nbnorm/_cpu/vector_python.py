@@ -1,7 +1,7 @@
 """The vector value in NumPy, for NUMBA_DISABLE_JIT=1: vector.py and vector_memory.py, to be stepped through.
 
-A vector is a float64 (or float32) array of LANES. Names, arguments and results are theirs; only `fma` rounds twice.
-Every access checks that it stays inside its array and, where it must, that it is aligned.
+A vector is a float64 (or float32) array of LANES. Names, arguments and results are theirs, but fused
+products round twice. Every access checks that it stays inside its array and, where it must, that it is aligned.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def normalizing_map(d, inv_std, gamma, beta):
 def single_map(k, scale, shift, varies):
     """Eq. 19: power, offset, factor and rest of y = factor*(power*x + offset) + rest, for float32 arithmetic.
 
-    Numbers of 24 bits each once they are stored as float32; of float64 numbers only. In a constant channel (`varies`
-    false), or where the root is none of x's, offset is -power*k and rest shift.
+    For float64 numbers only; the four are meant to be stored as float32. Where k is the root to 24 bits, the root is
+    beyond all x, or the channel constant (`varies` false), offset is -power*k and rest shift, plus what rounding left.
     """
     _, exponent = math.frexp(scale)
     _, size = math.frexp(k)

@@ -106,7 +106,9 @@ def test_a_failure_anywhere_leaves_all_or_nothing(given, rng, call, make_out, sh
         if failing.allocates:
             allocations += 1
             assert found == before, f"an allocation after something has changed, at event {number}"
-    assert allocations >= (0 if call is CALLS["reset"] else 1)  # that of inference: coefficients
+    if call is not CALLS["reset"]:
+        # Inference of segments has nothing but coefficients; in columns there are tables too.
+        assert allocations >= (1 if call is CALLS["inference"] and shape[-1] == 80 else 2)
     assert is_free(given.state._lock)
     out = fresh()
     call(given, out)

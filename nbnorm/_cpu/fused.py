@@ -22,6 +22,7 @@ def fused_segments(
 ):  # fmt: skip
     for w in prange(workers):
         first, last = share(w, workers, C)
+        k = stats[ORIGIN]  # here, since a view counts references
         for c in range(first, last):
             origins(x, dy, True, stats, sums, c, c + 1, N, C, S)
             s, q = 0.0, 0.0
@@ -32,7 +33,7 @@ def fused_segments(
             sums[SUM, c], sums[PRODUCT, c] = s, q
             finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
             for t in range(chunks - 1, -1, -1):
-                chunk(x, dy, y, c, t, per, piece, N, C, S, stats[ORIGIN], coef, streaming)
+                chunk(x, dy, y, c, t, per, piece, N, C, S, k, coef, streaming)
         if streaming:
             fence()
 

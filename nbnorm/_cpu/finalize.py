@@ -7,6 +7,7 @@ When coef is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with oth
 
 from __future__ import annotations
 
+import numpy as np
 from numba import float64
 
 from nbnorm._cpu.launch import Compiled
@@ -80,10 +81,16 @@ def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
         parameter_gradients(gamma, beta, c, whole_sum(s, h, count), sum_dy_xmu, stats[INV_STD, c])
 
 
+@function
+def finalize_channels(dy, first, last, stats, sums, gamma, beta, eps, count, coef):
+    """Channels first:last. Unsigned, so that no index may be negative: then LLVM divides eight at a time."""
+    for c in range(np.uintp(first), np.uintp(last)):
+        finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef)
+
+
 @Compiled
 def finalize(dy, stats, sums, gamma, beta, eps, count, coef):
-    for c in range(stats.shape[1]):
-        finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef)
+    finalize_channels(dy, 0, stats.shape[1], stats, sums, gamma, beta, eps, count, coef)
 
 
 @Compiled

@@ -9,9 +9,9 @@ from __future__ import annotations
 from numba import prange
 
 from nbnorm._cpu.apply import chunk, rows_run, run
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel, finalize_channels
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import add_sums, channel_totals, chunk_sums, column_sums, origins, share, spread
+from nbnorm._cpu.reduce import add_sums, chunk_sums, column_sums, columns_totals, origins, share, spread
 from nbnorm._cpu.vector_memory import fence, is_single
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
 
@@ -47,7 +47,7 @@ def fused_columns(
     blocks = (C + channels - 1) // channels
     for w in prange(workers):
         first, last = share(w, workers, blocks)
-        total, part = scratch[w], scratch[w, terms * width :]
+        acc = scratch[w]
         k = scratch[w, 2 * terms * width :]
         tables = scratch[w, (2 * terms + 1) * width :].view(coef.dtype)
         scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :]
@@ -58,14 +58,14 @@ def fused_columns(
             spread(k, stats[ORIGIN], c0 * S, cols, C, S)
             if dy is not None:
                 spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
-            total[: terms * width] = 0.0
             for r in range(0, N, block):
-                part[: terms * width] = 0.0
-                column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, h, part, 0, width)
-                add_sums(x, total, part, 0, width)
-            for c in range(c0, c1):
-                sums[SUM, c], sums[PRODUCT, c] = channel_totals(x, total, width, c - c0, c1 - c0, S, 1)
-                finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
+                at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
+                acc[at : at + terms * width] = 0.0
+                column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, h, acc, at, width)
+                if at > 0:
+                    add_sums(x, acc, acc, at, width)
+            columns_totals(x, acc, width, c0, c1, S, 1, sums)
+            finalize_channels(dy, c0, c1, stats, sums, gamma, beta, eps, float(N * S), coef)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)
             if dy is not None or is_single(coef):

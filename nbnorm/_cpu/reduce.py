@@ -19,7 +19,7 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, routine
-from nbnorm._cpu.vector_memory import element, lanes, load, load_part, prefetch, store
+from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
@@ -57,9 +57,9 @@ def origins(x, dy, centred, stats, sums, first, last, N, C, S):
     """
     for c in range(first, last):
         if dy is None:
-            stats[ORIGIN, c] = origin(x, c, N, C, S)
+            stats[ORIGIN, np.uintp(c)] = origin(x, c, N, C, S)
         elif centred:
-            sums[DY_ORIGIN, c] = origin(dy, c, N, C, S)
+            sums[DY_ORIGIN, np.uintp(c)] = origin(dy, c, N, C, S)
 
 
 @routine
@@ -155,9 +155,11 @@ def spread(table, values, j, n, C, S):
     """
     c, i = j // S % C, 0
     if S == 1:
-        for i in range(n):  # a slice assignment would do, and compile for a second longer
-            table[i] = values[c]
-            c = c + 1 if c + 1 < C else 0
+        while i < n:
+            m = min(n - i, C - c, LANES)
+            store(table, i, load_part_as(values, values, c, m, LANES))
+            i += m
+            c = c + m if c + m < C else 0
         return
     end = S - j % S  # of this channel's columns, counted from j
     while i < n:
@@ -204,17 +206,26 @@ def add_sums(x, acc, part, at, width):
 @routine
 def channel_totals(x, acc, width, c, C, S, tile):
     """Two numbers: the sums of the columns of channel c, S neighbours in each of `tile` copies, together."""
+    sums = no_sums(x)
+    for t in range(tile):
+        j, end = (t * C + c) * S, (t * C + c + 1) * S
+        while j < end:
+            sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
+            j += LANES
+    return totals(sums)
+
+
+@routine
+def columns_totals(x, acc, width, first, last, S, tile, sums):
+    """The sums of channels first:last, whose columns begin at acc[0]."""
+    C = last - first
     if S * tile == 1:
-        s, q = column_totals(x, acc, c, width)
+        for c in range(C):
+            at = np.uintp(first + c)  # for an index that may be negative LLVM would take channel by channel
+            sums[SUM, at], sums[PRODUCT, at] = column_totals(x, acc, c, width)
     else:
-        sums = no_sums(x)
-        for t in range(tile):
-            j, end = (t * C + c) * S, (t * C + c + 1) * S
-            while j < end:
-                sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
-                j += LANES
-        s, q = totals(sums)
-    return s, q
+        for c in range(C):
+            sums[SUM, first + c], sums[PRODUCT, first + c] = channel_totals(x, acc, width, c, C, S, tile)
 
 
 @Kernel
@@ -246,5 +257,4 @@ def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, bloc
                 column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), k, h, acc, at, width)
     for b in range(1, blocks):
         add_sums(x, acc, acc, b * terms * width, width)
-    for c in range(C):
-        sums[SUM, c], sums[PRODUCT, c] = channel_totals(x, acc, width, c, C, S, tile)
+    columns_totals(x, acc, width, 0, C, S, tile, sums)

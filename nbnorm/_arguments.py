@@ -64,8 +64,6 @@ def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
 
 def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | tuple[int, ...]) -> None:
     """x has the channels of the state."""
-    if len(axes) == 1 and x.shape[axes[0]] == num_features:  # the usual case
-        return
     found = tuple(x.shape[i] for i in axes)
     expected = num_features if isinstance(num_features, tuple) else (num_features,)
     if found != expected:

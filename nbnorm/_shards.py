@@ -18,18 +18,10 @@ from nbnorm.parallel import Sync
 WELL, FAILED = 0.0, -1.0  # marks; FAILED may also stand in the place of the number of channels
 
 
-class announcing:
-    """An error inside is raised when the other ranks, which wait for a message, have been sent a failure."""
-
-    def __init__(self, peers: Sync | None, failure: Callable[[], Any]) -> None:
-        self.peers, self.failure = peers, failure
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self.peers is not None and kind is not None and issubclass(kind, Exception):
-            self.peers(self.failure())
+def announce(peers: Sync | None, failure: Callable[[], Any]) -> None:
+    """Send the other ranks, which wait for a message, the one of a rank that is about to raise an error."""
+    if peers is not None:
+        peers(failure())
 
 
 def failed_forward() -> NDArray[np.float64]:

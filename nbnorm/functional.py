@@ -92,12 +92,12 @@ def batch_norm_training(
     """
     _arguments.messenger(sync)
     peers = sync if update_running or not use_running else None
-    with _shards.announcing(peers, _shards.failed_forward):
+    try:
         kernels, x, axes = _checked(x, state, axis)
         layout = layout_of(x, axes)
         N, C, S = layout.shape
-        update = state._running() if update_running else None
-        needs_variance = not use_running or (update is not None and update.momentum is not None)
+        update, momentum = state._running if update_running else None, state.momentum
+        needs_variance = not use_running or (update is not None and momentum is not None)
         if needs_variance and peers is None:
             _arguments.enough_values(N * S, use_running, x.shape)
         if out is not None:
@@ -115,6 +115,9 @@ def batch_norm_training(
                 batch = kernels.kept(make((5, C)))
                 if x.size:
                     kernels.batch_statistics(flat, layout.shape, batch)
+    except Exception:
+        _shards.announce(peers, _shards.failed_forward)
+        raise
 
     count = N * S
     with kernels.on_device_of(x):
@@ -135,7 +138,7 @@ def batch_norm_training(
             kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats)
         kernels.finish(layout, target, y)
         if update is not None:
-            kernels.commit(update, batch, float(count))
+            kernels.commit(update, momentum, batch, float(count))
     return y, saved
 
 
@@ -208,5 +211,6 @@ def _checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType,
     _arguments.same_device("x", x, kernels.device(x), state.device, "the state", 'state.to("{found}")')
     x = kernels.values("x", x)
     axes = _arguments.channels(x, axis)
-    _arguments.features(x, axis, axes, state.num_features)
+    if len(axes) > 1 or x.shape[axes[0]] != state.num_features:
+        _arguments.features(x, axis, axes, state.num_features)
     return kernels, x, axes

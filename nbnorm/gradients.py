@@ -80,7 +80,7 @@ def batch_norm_backward(
     x, layout, stats, flat = saved.x, saved._layout, saved._stats, saved._flat
     N, C, S = layout.shape
     peers = saved.sync if not saved.use_running or param_grads != "local" else None
-    with _shards.announcing(peers, saved._failed_backward):
+    try:
         _arguments.param_grads(param_grads)
         kernels = kernels_for("dy", dy)
         there, way_out = saved._kernels.device(x), "an array there, as it gave y"
@@ -102,6 +102,9 @@ def batch_norm_backward(
                 message[-1] = _shards.WELL
                 sums = message[:-1].reshape(4, C)
                 kernels.gradient_sums(given, flat, layout.shape, stats, saved._own, sums)
+    except Exception:
+        _shards.announce(peers, saved._failed_backward)
+        raise
 
     with kernels.on_device_of(x):
         if peers is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import deque
 from collections.abc import Mapping
 from itertools import starmap
@@ -82,11 +80,6 @@ class BatchNormState:
     array([2., 2., 2.], dtype=float32)
     """
 
-    # One for all states, held for microseconds (but for the first commit, which compiles), so that a fork can wait for
-    # it: a child gets whole states and a free lock. An RLock, since a signal handler that saves a state may interrupt
-    # the thread that has it.
-    _lock = threading.RLock()
-
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -111,6 +104,7 @@ class BatchNormState:
             self._running_mean = xp.zeros(shape) if track_running else None
             self._running_var = xp.ones(shape) if track_running else None
             self._counters = xp.zeros(2, np.int64)  # batches, values per channel
+            self._running = self._bundle()
 
     # ---- what it is
 
@@ -216,7 +210,7 @@ class BatchNormState:
         """
         arrays, values = (self._running_mean, self._running_var, self._counters), (0, 1, 0)
         present = [(array, ..., value) for array, value in zip(arrays, values, strict=True) if array is not None]
-        with self._lock, _device.current(self._device):
+        with Running.lock, _device.current(self._device):
             # One call without a line of Python in it: no signal arrives between the arrays.
             deque(starmap(setitem, present), maxlen=0)
 
@@ -255,9 +249,11 @@ class BatchNormState:
         for name, array in (("stats.mean", stats.mean), ("stats.m2", stats.m2)):
             found = kernels_for(name, array).device(array)
             _arguments.same_device(name, array, found, self._device, "the state", 'state.to("{found}")')
-        count = _arguments.statistics(stats, self.shape, self._momentum)
+        momentum = self._momentum
+        count = _arguments.statistics(stats, self.shape, momentum)
         with kernels.on_device_of(stats.mean):
-            kernels.commit(running, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1)), count)
+            rows = kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1))
+            kernels.commit(running, momentum, rows, count)
 
     def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Inference as one map, y = scale*x + shift: for folding into a neighbouring linear map.
@@ -286,7 +282,7 @@ class BatchNormState:
         """
         running = self._demand_running()
         with _device.current(self._device):
-            with self._lock:
+            with Running.lock:
                 mean, var = running.mean.copy(), running.var.copy()
             scale = 1 / self._xp.sqrt(var + self._eps)
             if self._gamma is not None:
@@ -296,20 +292,21 @@ class BatchNormState:
                 shift += self._beta
         return scale, shift
 
-    def _running(self) -> Running | None:
-        """None without running statistics."""
+    def _bundle(self) -> Running | None:
+        """The running statistics as rows of one array; None without them."""
         if self._running_mean is None or self._running_var is None:
             return None
-        return Running(self._running_mean, self._running_var, self._counters, self._momentum, self._lock)
+        both = self._xp.stack((self._running_mean, self._running_var))
+        self._running_mean, self._running_var = both
+        return Running(self._running_mean, self._running_var, both, self._counters)
 
     def _demand_running(self) -> Running:
-        running = self._running()
-        if running is None:
+        if self._running is None:
             raise ValueError(
                 "the state has no running statistics (track_running=False); "
                 "make it with track_running=True, or use batch_norm_training"
             )
-        return running
+        return self._running
 
     # ---- elsewhere
 
@@ -328,7 +325,7 @@ class BatchNormState:
         >>> sorted(nbnorm.BatchNormState(2, use_beta=False).state_dict())
         ['num_batches_tracked', 'num_samples_tracked', 'running_mean', 'running_var', 'weight']
         """
-        with self._lock, _device.current(self._device):
+        with Running.lock, _device.current(self._device):
             found = {key: getattr(self, "_" + name) for name, key in NAMES.items()}
             result = {key: array.copy() for key, array in found.items() if array is not None}
             if self._running_mean is not None:
@@ -451,8 +448,9 @@ class BatchNormState:
         return state
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock, _device.current(self._device):
+        with Running.lock, _device.current(self._device):
             own = vars(self).copy()
+            del own["_running"]  # the same arrays again
             own.update((name, own[name].copy()) for name in _PLACES if own[name] is not None)
         return own
 
@@ -460,15 +458,4 @@ class BatchNormState:
         vars(self).update(own)
         with _device.current(self._device):  # CuPy unpickles onto the device that is current
             vars(self).update((name, self._xp.asarray(own[name])) for name in _PLACES if own[name] is not None)
-
-
-def _after_fork_in_child() -> None:
-    BatchNormState._lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lambda: BatchNormState._lock.acquire(),
-        after_in_parent=lambda: BatchNormState._lock.release(),
-        after_in_child=_after_fork_in_child,
-    )
+            self._running = self._bundle()

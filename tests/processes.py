@@ -23,6 +23,7 @@ import numpy as np
 import nbnorm
 from nbnorm import _cpu
 from nbnorm._cpu import plan, threads
+from nbnorm._running import Running
 
 SHAPES = ((8, 4, 100, 100), (4_000, 24))  # large enough for a parallel region, small enough for 2,000 of them
 
@@ -193,7 +194,7 @@ def interrupts(number):
         torn += not is_whole(state.state_dict())
 
     def is_free():
-        return state._lock.acquire(blocking=False) and state._lock.release() is None
+        return Running.lock.acquire(blocking=False) and Running.lock.release() is None
 
     with ThreadPoolExecutor(1) as other:
         free = other.submit(is_free).result()
@@ -203,7 +204,7 @@ def interrupts(number):
 def interrupts_of_an_update_in_numpy(number):
     """The same with the update that one would write: the test can fail."""
 
-    def commit(running, stats, count):
+    def commit(running, momentum, stats, count):
         running.mean[...] = stats[0] + stats[1]
         running.var[...] = stats[2] / (count - 1)
         counters = running.counters

@@ -15,8 +15,10 @@ from common import random_state, sample, snapshot
 from test_processes import run
 
 import nbnorm
+from nbnorm._running import Running
 
-ALLOCATIONS = {"zeros", "empty", "ones", "empty_like", "array", "ascontiguousarray", "ndarray.astype", "ndarray.copy"}
+ALLOCATIONS = {"zeros", "empty", "ones", "empty_like", "array", "ascontiguousarray"}
+ALLOCATIONS |= {"ndarray.astype", "ndarray.copy", "ndarray.flatten"}
 SIGNALS = 100_000 if os.environ.get("NBNORM_STRESS") else 20_000
 
 # ---- a failure at every call
@@ -107,9 +109,8 @@ def test_a_failure_anywhere_leaves_all_or_nothing(given, rng, call, make_out, sh
             allocations += 1
             assert found == before, f"an allocation after something has changed, at event {number}"
     if call is not CALLS["reset"]:
-        # Inference of segments has nothing but coefficients; in columns there are tables too.
-        assert allocations >= (1 if call is CALLS["inference"] and shape[-1] == 80 else 2)
-    assert is_free(given.state._lock)
+        assert allocations >= 2
+    assert is_free(Running.lock)
     out = fresh()
     call(given, out)
     assert (snapshot(given.state), out.tobytes()) == after
@@ -207,7 +208,7 @@ def test_whatever_reads_or_changes_a_state_waits_for_its_turn(call):
     state = nbnorm.BatchNormState(3)
     call(state)  # compiled now
     with ThreadPoolExecutor(1) as other:
-        with nbnorm.BatchNormState._lock:
+        with Running.lock:
             waiting = other.submit(call, state)
             assert wait([waiting], timeout=0.1).not_done == {waiting}
         waiting.result(timeout=60)

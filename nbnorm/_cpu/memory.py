@@ -55,14 +55,17 @@ def footprint(array: NDArray) -> NDArray:
 
 
 def read(layout: Layout, array: NDArray) -> NDArray:
-    """The elements in this order, flat: a view where possible, otherwise a copy. For reading only."""
+    """The elements in this order, flat, as kernels know them: a view where possible, otherwise a copy. Only to read."""
     flat = array.ravel("K") if layout.holds(array) else np.ascontiguousarray(array.transpose(layout.order)).reshape(-1)
-    return flat if flat.flags.writeable else _as_if_writable(flat)
+    if not flat.flags.writeable:
+        flat = _as_if_writable(flat)
+    return flat if flat.itemsize != 2 else _raw(flat)
 
 
 def write(layout: Layout, array: NDArray) -> NDArray:
     """Where to write the elements of `array` in this order: its own memory where possible."""
-    return array.ravel("K") if layout.holds(array) else np.empty(array.size, array.dtype)
+    flat = array.ravel("K") if layout.holds(array) else np.empty(array.size, array.dtype)
+    return flat if flat.itemsize != 2 else _raw(flat)
 
 
 def scratch(size: int) -> NDArray[np.float64]:
@@ -79,7 +82,12 @@ def finish(layout: Layout, target: NDArray, array: NDArray) -> None:
     """Bring what was written to `write(layout, array)` into `array`."""
     if target.base is not array and target.size and not np.may_share_memory(target, array):
         ordered = array.transpose(layout.order)
-        ordered[...] = target.reshape(ordered.shape)
+        ordered[...] = target.view(array.dtype).reshape(ordered.shape)
+
+
+def _raw(array: NDArray) -> NDArray:
+    """What kernels know 16-bit floats as: the integers that stand for them (_floats.py)."""
+    return array.view(np.uint16 if array.dtype == np.float16 else np.int16)
 
 
 def _as_if_writable(array: NDArray) -> NDArray:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
-from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _flat, _raw, _reduce
+from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _flat, _reduce
 from nbnorm._formulas import DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
@@ -35,14 +35,14 @@ def normalize(
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
     coef = np.empty((4, shape[1]), OF_MAP[x.itemsize])
     finalize_given(stats, _flat(gamma), _flat(beta), eps, count, coef)
-    _apply(_raw(x), None, _raw(y), shape, stats, coef)
+    _apply(x, None, y, shape, stats, coef)
 
 
 def gradient_sums(dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array) -> None:
     """What the backward pass has to know of this shard; own is its stats, None with running statistics."""
     sums[...] = 0
     if x.size:
-        _reduce(_raw(x), _raw(dy), own is not None, shape, stats, sums[:OFFSET])
+        _reduce(x, dy, own is not None, shape, stats, sums[:OFFSET])
         centre_sums(stats, own, float(shape[0] * shape[2]), sums)
 
 
@@ -61,8 +61,8 @@ def apply_gradients(
 ) -> None:  # fmt: skip
     """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
     if sums is None:
-        _apply_frozen(_raw(dy), _raw(dx), shape, stats)
+        _apply_frozen(dy, dx, shape, stats)
         return
     coef = np.empty((4, shape[1]))
     finalize_sums(sums, stats, coef, count)
-    _apply(_raw(x), _raw(dy), _raw(dx), shape, stats, coef)
+    _apply(x, dy, dx, shape, stats, coef)

@@ -28,13 +28,13 @@ def training_forward(
 ) -> None:  # fmt: skip
     """y and stats from x: reduce, finalize, apply."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(_raw(x), None, _raw(y), shape, stats, sums, _flat(gamma), _flat(beta), eps)
+    _fused_or_split(x, None, y, shape, stats, sums, _flat(gamma), _flat(beta), eps)
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
     """stats of x, but for gamma."""
     sums = np.zeros((3, shape[1]))
-    _reduce(_raw(x), None, True, shape, stats, sums)
+    _reduce(x, None, True, shape, stats, sums)
     finalize(None, stats, sums, None, None, 1.0, _count(shape), np.empty((4, shape[1])))
 
 
@@ -44,17 +44,17 @@ def running_forward(
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats, unless None, but for m2."""
     N, C, S = shape
-    with running.lock:  # the statistics of one moment; copies, so that no call holds the lock for its kernel
-        mean, var = running.mean.flatten(), running.var.flatten()
-    x, y = _raw(x), _raw(y)
-    coef = np.empty((4, C), OF_MAP[x.itemsize])
-    given = (x, y, mean, var, _flat(gamma), _flat(beta), eps, stats, coef)
+    with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
+        moments = running.both.flatten()
+    gamma, beta = _flat(gamma), _flat(beta)
     workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
+    scratch = np.empty(4 * C + 5 * workers * cut.width, OF_MAP[x.itemsize])  # coef, and tables of columns
     if cut.K:
-        tables = np.empty((workers, 5, cut.width), coef.dtype)
-        running_columns(workers, *given, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
+        running_columns(
+            x, y, moments, gamma, beta, eps, stats, scratch, N, C, S, cut.K, cut.abreast, cut.streaming, workers
+        )  # fmt: skip
     else:
-        running_segments(workers, *given, N, C, S, cut.streaming)
+        running_segments(x, y, moments, gamma, beta, eps, stats, scratch, N, C, S, cut.streaming, workers)
 
 
 def backward(
@@ -62,7 +62,7 @@ def backward(
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(_raw(x), _raw(dy), _raw(dx), shape, stats, sums, _flat(dgamma), _flat(dbeta), 0.0)
+    _fused_or_split(x, dy, dx, shape, stats, sums, _flat(dgamma), _flat(dbeta), 0.0)
 
 
 def running_backward(
@@ -70,31 +70,24 @@ def running_backward(
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     sums = np.zeros((3, shape[1]))
-    _reduce(_raw(x), _raw(dy), False, shape, stats, sums)
+    _reduce(x, dy, False, shape, stats, sums)
     # Before dx, which may lie over dy, is written: then nothing is left that could fail.
-    finalize(_raw(dy), stats, sums, _flat(dgamma), _flat(dbeta), 0.0, _count(shape), np.empty((4, shape[1])))
-    _apply_frozen(_raw(dy), _raw(dx), shape, stats)
+    finalize(dy, stats, sums, _flat(dgamma), _flat(dbeta), 0.0, _count(shape), np.empty((4, shape[1])))
+    _apply_frozen(dy, dx, shape, stats)
 
 
-def commit(running: Running, stats: Array, count: float) -> None:
+def commit(running: Running, momentum: float | None, stats: Array, count: float) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     mean, var = _flat(running.mean), _flat(running.var)
     with running.lock:
-        if running.momentum is None:
+        if momentum is None:
             commit_pooled(stats, count, mean, var, running.counters)
         else:
-            commit_running(stats, count, running.momentum, mean, var, running.counters)
+            commit_running(stats, count, momentum, mean, var, running.counters)
 
 
 def _flat(parameter: Array | None) -> Array | None:
     return parameter if parameter is None or parameter.ndim == 1 else parameter.reshape(-1)
-
-
-def _raw(array: Array) -> Array:
-    """What the kernels read: 16-bit floats as the integers that stand for them (_floats.py)."""
-    if array.itemsize != 2:
-        return array
-    return array.view(np.uint16 if array.dtype == np.float16 else np.int16)
 
 
 def _terms(x: Array) -> int:
@@ -121,7 +114,7 @@ def _fused_or_split(
         balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
         if N * S * x.itemsize <= plan.CHANNEL_BYTES and balanced:
             fused_segments(
-                workers, x, dy, y, stats, sums, coef, gamma, beta, eps, N, C, S, *cut, streaming
+                x, dy, y, stats, sums, coef, gamma, beta, eps, N, C, S, *cut, streaming, workers
             )  # fmt: skip
             return
     else:
@@ -132,8 +125,8 @@ def _fused_or_split(
             terms = _terms(x)
             scratch = np.empty((workers, (2 * terms + 5) * width))
             fused_columns(
-                workers, x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, terms, width, channels, N, C, S,
-                cols.block, streaming,
+                x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, terms, width, channels, N, C, S,
+                cols.block, streaming, workers,
             )  # fmt: skip
             return
     _reduce(x, dy, True, shape, stats, sums)
@@ -146,14 +139,14 @@ def _reduce(x: Array, dy: Array | None, centred: bool, shape: Shape, stats: Arra
     workers = workers_for((1 if dy is None else 2) * x.size)
     if S >= plan.SHORT:
         cut = plan.segments(N, S)
-        reduce_segments(workers, x, dy, centred, stats, sums, np.empty((C * cut.chunks, 2)), N, C, S, *cut)
+        reduce_segments(x, dy, centred, stats, sums, np.empty((C * cut.chunks, 2)), N, C, S, *cut, workers)
     else:
         cols = plan.columns(N, C, S)
         terms = _terms(x)
         acc, tables = np.empty(cols.blocks * terms * cols.width), np.empty((workers, 2, plan.PANEL + plan.LANES))
         reduce_columns(
-            workers, x, dy, centred, stats, sums, acc, tables, N, C, S,
-            cols.tile, cols.block, cols.blocks, terms, cols.width,
+            x, dy, centred, stats, sums, acc, tables, N, C, S,
+            cols.tile, cols.block, cols.blocks, terms, cols.width, workers,
         )  # fmt: skip
 
 
@@ -169,6 +162,6 @@ def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coe
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     if cut.K:
         tables = np.empty((workers, 5, cut.width), coef.dtype)
-        apply_columns(workers, x, dy, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming)
+        apply_columns(x, dy, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)
     else:
-        apply_segments(workers, x, dy, y, stats, coef, N, C, S, cut.streaming)
+        apply_segments(x, dy, y, stats, coef, N, C, S, cut.streaming, workers)

@@ -63,13 +63,12 @@ def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
     _finalize(cut, shape, parts, stats, None, None, None, float(shape[0] * shape[2]), 1.0)
 
 
-def commit(running: Running, stats: Array, count: float) -> None:
+def commit(running: Running, momentum: float | None, stats: Array, count: float) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
-    momentum = POOLED if running.momentum is None else running.momentum
     commit_batch(
         (1, 1), plan.THREADS, (F64, F64, F64, "int64"),
         pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters),
-        stats.shape[1], count, momentum,
+        stats.shape[1], count, POOLED if momentum is None else momentum,
     )  # fmt: skip
 
 

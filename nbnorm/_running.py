@@ -16,7 +16,7 @@ class Running:
 
     mean: NDArray
     var: NDArray
-    both: NDArray  # the array with these two as rows: one copy takes them at one moment
+    both: NDArray  # the flat array of which these are views: one copy has both as they are at one moment
     counters: NDArray  # batches, values per channel
 
     # For arrays of the CPU; kernels of a GPU run in the order of their stream. One for all states, held for

@@ -293,11 +293,11 @@ class BatchNormState:
         return scale, shift
 
     def _bundle(self) -> Running | None:
-        """The running statistics as rows of one array; None without them."""
+        """The running statistics in one array, of which theirs become views; None without them."""
         if self._running_mean is None or self._running_var is None:
             return None
-        both = self._xp.stack((self._running_mean, self._running_var))
-        self._running_mean, self._running_var = both
+        both = self._xp.concatenate((self._running_mean.reshape(-1), self._running_var.reshape(-1)))
+        self._running_mean, self._running_var = both.reshape(2, *self.shape)
         return Running(self._running_mean, self._running_var, both, self._counters)
 
     def _demand_running(self) -> Running:

@@ -20,7 +20,7 @@ from nbnorm._running import Running
 
 Array = NDArray
 Shape = tuple[int, int, int]
-OF_MAP = {2: np.float32, 4: np.float64, 8: np.float64}  # what y is computed in, by the size of its values
+OF_MAP = {2: np.dtype("float32"), 4: np.dtype("float64"), 8: np.dtype("float64")}  # what y is computed in, by the size of its values
 
 
 def training_forward(
@@ -45,7 +45,7 @@ def running_forward(
     """y from x and the running statistics, which also fill stats, unless None, but for m2."""
     N, C, S = shape
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
-        moments = running.both.flatten()
+        moments = running.both.copy()
     gamma, beta = _flat(gamma), _flat(beta)
     workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
     scratch = np.empty(4 * C + 5 * workers * cut.width, OF_MAP[x.itemsize])  # coef, and tables of columns

@@ -48,8 +48,8 @@ def nbnorm_system(data: Data, dtype: str) -> System:
     target = _on_a_line(source)
     copies: dict[str, Callable[[], Any]] = {
         "copy, NumPy": lambda: np.copyto(target, source),
-        "copy, plain": lambda: copy_plainly(threads, source, target, vectors),
-        "copy, streaming": lambda: copy_streaming(threads, source, target, vectors),
+        "copy, plain": lambda: copy_plainly(source, target, vectors, threads),
+        "copy, streaming": lambda: copy_streaming(source, target, vectors, threads),
     }
     for name, copy in copies.items():
         target[:] = 0

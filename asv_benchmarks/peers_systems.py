@@ -19,6 +19,7 @@ SYSTEMS = {  # by name: module and function
     "NumPy": ("peers_numpy", "numpy_system"),
     "PyTorch": ("peers_torch", "torch_system"),
     "torch.compile": ("peers_torch", "compile_system"),
+    "oneDNN": ("peers_torch", "onednn_system"),
     "JAX": ("peers_jax", "jax_system"),
 }
 

@@ -1,4 +1,4 @@
-"""PyTorch for peers.py, eager and compiled."""
+"""PyTorch for peers.py: eager, compiled, and with the kernels of oneDNN."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ def torch_system(data: Data, dtype: str) -> System:
             "inference out": lambda: forward(x, gamma, beta, *frozen, False, MOMENTUM, EPS, out=(y, *none)),
         }
     return System(torch.__version__, calls, lambda _: running, _from_torch)
+
+
+def onednn_system(data: Data, dtype: str) -> System:
+    """oneDNN's kernels, which PyTorch calls for tensors of its layout; running statistics are updated by PyTorch."""
+    if dtype != "float32" or data.row.order or len(data.row.shape) != 4:
+        raise NotImplementedError("PyTorch calls oneDNN for float32, 4-D and channels first only")
+    torch, x, dy, gamma, beta, running, frozen = _tensors(data, dtype)
+    if not torch.backends.mkldnn.is_available():
+        raise NotImplementedError("this PyTorch was built without oneDNN")
+    x, dy = x.to_mkldnn(), dy.to_mkldnn()
+    forward, gradient = torch.native_batch_norm, torch.ops.aten.native_batch_norm_backward
+    _, *stats = forward(x, gamma, beta, *frozen, True, 0.0, EPS)
+    calls: dict[str, Callable[[], Any]] = {
+        "training": lambda: forward(x, gamma, beta, *running, True, MOMENTUM, EPS),
+        "backward": lambda: gradient(dy, x, gamma, *frozen, *stats, True, EPS, [True, True, True]),
+        "inference": lambda: forward(x, gamma, beta, *frozen, False, MOMENTUM, EPS),
+    }
+    library = next(line.split()[3] for line in torch.__config__.show().splitlines() if "MKL-DNN" in line)
+    return System(f"{library.removeprefix('v')} in PyTorch {torch.__version__}", calls, lambda _: running, _from_torch)
 
 
 def compile_system(data: Data, dtype: str) -> System:
@@ -81,4 +100,4 @@ def _tensors(data: Data, dtype: str) -> tuple[Any, ...]:
 
 
 def _from_torch(tensor: Any) -> np.ndarray:
-    return tensor.double().numpy()
+    return (tensor.to_dense() if tensor.is_mkldnn else tensor).double().numpy()

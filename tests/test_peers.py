@@ -19,7 +19,7 @@ from peers_rows import DTYPES, GROUPS, data, row
 from peers_systems import EPS, MOMENTUM, SYSTEMS, WrongResult, make, numpy_dtype
 
 SCRIPT = Path(__file__).resolve().parent.parent / "asv_benchmarks" / "peers.py"
-NEEDS = {"PyTorch": "torch", "torch.compile": "torch", "JAX": "jax"}
+NEEDS = {"PyTorch": "torch", "torch.compile": "torch", "oneDNN": "torch", "JAX": "jax"}
 ROWS = [*GROUPS["tiny"], "4x3x5x6:sliced", "4x3x5x2:transposed"]
 
 

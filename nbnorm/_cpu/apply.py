@@ -142,10 +142,10 @@ def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
 
 
 @Kernel
-def running_segments(x, y, moments, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
+def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
     """With the running statistics, mean and var, which also fill stats where that is not None; scratch (4 * C)."""
-    mean, coef = moments[:C], scratch[: 4 * C].reshape(4, C)
-    finalize_running(mean, moments[C:], gamma, beta, eps, stats, coef)
+    mean, coef = both[:C], scratch[: 4 * C].reshape(4, C)
+    finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
     for w in prange(workers):
         segments(w, workers, x, None, y, mean, coef, N, C, S, streaming)
 
@@ -251,11 +251,11 @@ def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming,
 
 @Kernel
 def running_columns(
-    x, y, moments, gamma, beta, eps, stats, scratch, N, C, S, K, abreast, streaming, workers
+    x, y, both, gamma, beta, eps, stats, scratch, N, C, S, K, abreast, streaming, workers
 ):  # fmt: skip
     """The same for columns; behind the 4 * C values of scratch are the tables."""
-    mean, coef, rest = moments[:C], scratch[: 4 * C].reshape(4, C), scratch[4 * C :]
+    mean, coef, rest = both[:C], scratch[: 4 * C].reshape(4, C), scratch[4 * C :]
     tables = rest.reshape(workers, 5, rest.size // (5 * workers))
-    finalize_running(mean, moments[C:], gamma, beta, eps, stats, coef)
+    finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
     for w in prange(workers):
         columns(w, workers, x, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)

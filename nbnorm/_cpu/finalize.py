@@ -115,12 +115,14 @@ def finalize_running(mean, var, gamma, beta, eps, stats, coef):
 
 
 @Compiled
-def commit_running(stats, count, momentum, mean, var, counters):
+def commit_running(stats, count, momentum, both, counters):
     """Fold a batch into the running statistics and count it, Eq. 9.
 
     One call that cannot fail: a signal arrives before it or after it, never in between.
     """
-    for c in range(mean.size):
+    C = stats.shape[1]
+    mean, var = both[:C], both[C:]
+    for c in range(C):
         mean[c] = moving_average(mean[c], stats[ORIGIN, c] + stats[DEVIATION, c], momentum)
         var[c] = moving_average(var[c], stats[M2, c] / (count - 1.0), momentum)
     counters[0] += 1
@@ -128,10 +130,11 @@ def commit_running(stats, count, momentum, mean, var, counters):
 
 
 @Compiled
-def commit_pooled(stats, count, mean, var, counters):
+def commit_pooled(stats, count, both, counters):
     """The same with exact pooling of everything seen, Eq. 8; the variance stays as it is below two values."""
-    seen = float(counters[1])
-    for c in range(mean.size):
+    seen, C = float(counters[1]), stats.shape[1]
+    mean, var = both[:C], both[C:]
+    for c in range(C):
         new = stats[ORIGIN, c] + stats[DEVIATION, c]
         old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
         total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, stats[M2, c])

@@ -20,7 +20,8 @@ from nbnorm._running import Running
 
 Array = NDArray
 Shape = tuple[int, int, int]
-OF_MAP = {2: np.dtype("float32"), 4: np.dtype("float64"), 8: np.dtype("float64")}  # what y is computed in, by the size of its values
+# What y is computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
+OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
 
 
 def training_forward(
@@ -45,16 +46,16 @@ def running_forward(
     """y from x and the running statistics, which also fill stats, unless None, but for m2."""
     N, C, S = shape
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
-        moments = running.both.copy()
+        both = running.both.copy()
     gamma, beta = _flat(gamma), _flat(beta)
     workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
     scratch = np.empty(4 * C + 5 * workers * cut.width, OF_MAP[x.itemsize])  # coef, and tables of columns
     if cut.K:
         running_columns(
-            x, y, moments, gamma, beta, eps, stats, scratch, N, C, S, cut.K, cut.abreast, cut.streaming, workers
+            x, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.K, cut.abreast, cut.streaming, workers
         )  # fmt: skip
     else:
-        running_segments(x, y, moments, gamma, beta, eps, stats, scratch, N, C, S, cut.streaming, workers)
+        running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.streaming, workers)
 
 
 def backward(
@@ -78,12 +79,11 @@ def running_backward(
 
 def commit(running: Running, momentum: float | None, stats: Array, count: float) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
-    mean, var = _flat(running.mean), _flat(running.var)
     with running.lock:
         if momentum is None:
-            commit_pooled(stats, count, mean, var, running.counters)
+            commit_pooled(stats, count, running.both, running.counters)
         else:
-            commit_running(stats, count, momentum, mean, var, running.counters)
+            commit_running(stats, count, momentum, running.both, running.counters)
 
 
 def _flat(parameter: Array | None) -> Array | None:

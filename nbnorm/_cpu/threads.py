@@ -12,7 +12,7 @@ import numba
 
 # With fewer values read and written a parallel region costs more than it saves (docs/kernels.md). Values, not bytes:
 # so little data is in a cache, and the arithmetic is that of float64 whatever the dtype.
-SERIAL_BELOW = 160_000
+SERIAL_BELOW = 200_000
 
 _limit: int | None = None  # what set_num_threads was given
 

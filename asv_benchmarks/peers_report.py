@@ -50,7 +50,10 @@ def _lines(results: Results) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     yield f"{results['date']}, {results['cpu']}, {results['threads']} threads, {results['dtype']}. {versions}."
     yield f"Milliseconds; the minimum of the calls of {results['seconds']} s, the median of {results['rounds']} rounds."
-    yield from (f"Left out: {name}: {reason}" for name, reason in results["left_out"].items())
+    names: dict[str, list[str]] = {}
+    for name, reason in results["left_out"].items():
+        names.setdefault(reason, []).append(name)
+    yield from (f"Left out: {'; '.join(left)}: {reason}" for reason, left in names.items())
     for operation in TENSORS:
         yield from _table(results, operation, f"{operation}, fresh output")
     for operation in TENSORS:

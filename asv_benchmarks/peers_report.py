@@ -9,6 +9,7 @@ from statistics import geometric_mean, median
 from typing import Any
 
 OURS = "nbnorm"
+APART = "oneDNN"  # its arrays lie in memory as no user's do: not one of the peers
 TENSORS = {"training": 2, "backward": 3, "inference": 2}  # that have to be read and written once, at least
 ITEM = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 Results = dict[str, Any]
@@ -26,10 +27,14 @@ def ms(results: Results, system: str, row: dict[str, Any], operation: str) -> fl
 
 def ratio(results: Results, row: dict[str, Any], operation: str) -> float | None:
     """Time of the best peer over ours, paired in each round; None where there is no peer."""
-    times = {name: found.get(row["name"], {}).get(operation) for name, found in results["systems"].items()}
-    ours = times.pop(OURS, None)
-    ratios = [median(p / o for p, o in zip(peer, ours)) for peer in times.values() if peer and ours]
-    return min(ratios, default=None)
+    found = [of(results, name, row, operation) for name in results["systems"] if name not in (OURS, APART)]
+    return min((one for one in found if one), default=None)
+
+
+def of(results: Results, system: str, row: dict[str, Any], operation: str) -> float | None:
+    """Time of this system over ours."""
+    times = [results["systems"].get(name, {}).get(row["name"], {}).get(operation) for name in (system, OURS)]
+    return median(theirs / ours for theirs, ours in zip(*times)) if all(times) else None
 
 
 def of_copy(results: Results, row: dict[str, Any], operation: str) -> float | None:
@@ -71,12 +76,18 @@ def _table(results: Results, operation: str, title: str) -> Iterator[str]:
         times = [_short(ms(results, system, row, operation)) for system in systems]
         figures = [_short(ratio(results, row, operation), ".2f"), _short(of_copy(results, row, operation), ".2f")]
         yield f"| {' | '.join([name_of(row), f'{1e-6 * size:.3g}', *times, *figures])} |"
-    ratios = {name_of(row): r for row in results["rows"] if (r := ratio(results, row, operation))}
-    if ratios:
-        worst = min(ratios, key=lambda name: ratios[name])
-        mean = geometric_mean(ratios.values())
+    yield from _summary("Best peer", {name_of(row): ratio(results, row, operation) for row in results["rows"]})
+    apart = {name_of(row): of(results, APART, row, operation) for row in results["rows"]}
+    yield from _summary(f"{APART}, with its own order in memory,", apart)
+
+
+def _summary(title: str, ratios: dict[str, float | None]) -> Iterator[str]:
+    known = {name: r for name, r in ratios.items() if r}
+    if known:
+        worst = min(known, key=lambda name: known[name])
+        mean, rows = geometric_mean(known.values()), f" of {len(known)} rows" if len(known) < len(ratios) else ""
         yield ""
-        yield f"Best peer / nbnorm: geometric mean {mean:.2f}, worst row {ratios[worst]:.2f}, {worst}."
+        yield f"{title} / nbnorm: geometric mean{rows} {mean:.2f}, worst row {known[worst]:.2f}, {worst}."
 
 
 def _short(value: float | None, form: str = ".3g") -> str:
@@ -119,7 +130,8 @@ def picture(results: Results, path: Path) -> None:
         panel.set_title(f"{kind}{mean}", fontsize=10)
     panels[0].set_yticks(range(len(rows)), [name_of(row) for row in rows], fontsize=8)
     panels[0].invert_yaxis()
-    peers = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if name != OURS)
+    versions = results["versions"].items()
+    peers = ", ".join(f"{name} {version}" for name, version in versions if name not in (OURS, APART))
     figure.suptitle(
         f"Time of the fastest peer ÷ time of nbnorm: right of 1× nbnorm is faster\n"
         f"{results['cpu']}, {results['threads']} threads, {results['dtype']}, {results['date']}; peers: {peers}",

@@ -211,6 +211,6 @@ def _checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType,
     _arguments.same_device("x", x, kernels.device(x), state.device, "the state", 'state.to("{found}")')
     x = kernels.values("x", x)
     axes = _arguments.channels(x, axis)
-    if len(axes) > 1 or x.shape[axes[0]] != state.num_features:
+    if len(axes) > 1 or x.shape[axes[0]] != state.num_features:  # in the usual case this saves a call
         _arguments.features(x, axis, axes, state.num_features)
     return kernels, x, axes

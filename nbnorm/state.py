@@ -296,9 +296,10 @@ class BatchNormState:
         """The running statistics in one array, of which theirs become views; None without them."""
         if self._running_mean is None or self._running_var is None:
             return None
-        both = self._xp.concatenate((self._running_mean.reshape(-1), self._running_var.reshape(-1)))
-        self._running_mean, self._running_var = both.reshape(2, *self.shape)
-        return Running(self._running_mean, self._running_var, both, self._counters)
+        both = self._xp.empty((2, *self.shape))
+        both[0], both[1] = self._running_mean, self._running_var
+        self._running_mean, self._running_var = both[0], both[1]
+        return Running(both[0], both[1], both.reshape(-1), self._counters)
 
     def _demand_running(self) -> Running:
         if self._running is None:

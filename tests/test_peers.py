@@ -122,12 +122,14 @@ def test_the_table():
         "versions": {"nbnorm": "0", "A": "1", "B": "2"}, "left_out": {"C": "reason"}, "rows": [one],
         "systems": {
             "nbnorm": {"2x3": ours}, "A": {"2x3": {"training": [9.0, 9.0]}}, "B": {"2x3": {"training": [2.0, 6.0]}},
+            "oneDNN": {"2x3": {"training": [1.0, 2.0]}},
         },
     }  # fmt: skip
     text = peers_report.markdown(results)
     # 48 bytes. We take 4 and 8, the best peer 2 and 6 in the same rounds, the better copy 1 and 2.
-    assert "| (2, 3) | 4.8e-05 | 6 | 9 | 4 | 0.62 | 0.25 |" in text
+    assert "| (2, 3) | 4.8e-05 | 6 | 9 | 4 | 1.5 | 0.62 | 0.25 |" in text
     assert "Best peer / nbnorm: geometric mean 0.62, worst row 0.62, (2, 3)." in text
+    assert "oneDNN, with its own order in memory, / nbnorm: geometric mean 0.25, worst row 0.25, (2, 3)." in text
     assert "| (2, 3) | 7.2e-05 | 6 |  | 0.38 |" in text  # backward: three tensors, and no peer
     assert "Left out: C: reason" in text
 

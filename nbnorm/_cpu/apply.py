@@ -143,7 +143,7 @@ def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
 
 @Kernel
 def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
-    """With the running statistics, mean and var, which also fill stats where that is not None; scratch (4 * C)."""
+    """With the running statistics, `both` means and variances, which also fill stats, unless None; scratch (4 * C)."""
     mean, coef = both[:C], scratch[: 4 * C].reshape(4, C)
     finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
     for w in prange(workers):

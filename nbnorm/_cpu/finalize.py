@@ -116,7 +116,7 @@ def finalize_running(mean, var, gamma, beta, eps, stats, coef):
 
 @Compiled
 def commit_running(stats, count, momentum, both, counters):
-    """Fold a batch into the running statistics and count it, Eq. 9.
+    """Fold a batch into the running statistics, means and behind them variances, and count it, Eq. 9.
 
     One call that cannot fail: a signal arrives before it or after it, never in between.
     """

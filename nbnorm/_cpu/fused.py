@@ -11,7 +11,7 @@ from numba import prange
 from nbnorm._cpu.apply import chunk, rows_run, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel, finalize_channels
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import add_sums, chunk_sums, column_sums, columns_totals, origins, share, spread
+from nbnorm._cpu.reduce import add_sums, channels_totals, chunk_sums, column_sums, origins, share, spread
 from nbnorm._cpu.vector_memory import fence, is_single
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
 
@@ -63,8 +63,8 @@ def fused_columns(
                 acc[at : at + terms * width] = 0.0
                 column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, h, acc, at, width)
                 if at > 0:
-                    add_sums(x, acc, acc, at, width)
-            columns_totals(x, acc, width, c0, c1, S, 1, sums)
+                    add_sums(x, acc, at, width)
+            channels_totals(x, acc, width, c0, c1, S, 1, sums)
             finalize_channels(dy, c0, c1, stats, sums, gamma, beta, eps, float(N * S), coef)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)

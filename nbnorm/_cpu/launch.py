@@ -31,18 +31,21 @@ class Compiled:
             self._leave_the_cache(error)
 
     def __call__(self, *args: Any) -> None:
+        dispatcher = self.dispatcher
         try:
-            self.dispatcher(*args)
+            dispatcher(*args)
         except Exception as error:
-            self.again(error, args)
+            if not self.has_left_the_cache(dispatcher, error):
+                raise  # such as what a signal handler of the user has raised
+            self.dispatcher(*args)
 
-    def again(self, error: Exception, args: tuple[Any, ...]) -> None:
-        """After an error of the dispatcher: run without the cache if that was the cause, otherwise raise it."""
-        if not _comes_from_the_cache(error):
-            raise error  # such as what a signal handler of the user has raised
-        if self.dispatcher is self._with_cache:
+    def has_left_the_cache(self, dispatcher: Any, error: Exception) -> bool:
+        """Whether the cache was the cause of this dispatcher's error, and another dispatcher is there now."""
+        if dispatcher is not self._with_cache or not _comes_from_the_cache(error):
+            return False
+        if self.dispatcher is dispatcher:  # another thread may have been here
             self._leave_the_cache(error)
-        self.dispatcher(*args)
+        return True
 
     @property
     def cache_path(self) -> str | None:
@@ -93,11 +96,13 @@ class Kernel:
     def __call__(self, *args: Any) -> None:
         """Run with at most args[-1] workers."""
         if args[-1] == 1:
-            serial = self.serial
-            try:  # all that serial(*args) does, a tenth of a microsecond earlier
-                serial.dispatcher(*args)
+            dispatcher = self.serial.dispatcher
+            try:  # what self.serial(*args) does, a tenth of a microsecond earlier
+                dispatcher(*args)
             except Exception as error:
-                serial.again(error, args)
+                if not self.serial.has_left_the_cache(dispatcher, error):
+                    raise
+                self.serial(*args)
         elif guard.any_thread_may_run:
             self._run_parallel(args)
         else:

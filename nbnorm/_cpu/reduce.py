@@ -155,11 +155,15 @@ def spread(table, values, j, n, C, S):
     """
     c, i = j // S % C, 0
     if S == 1:
-        while i < n:
-            m = min(n - i, C - c, LANES)
+        first = n if C >= LANES else min(n, (LANES + C - 1) // C * C)  # whole periods of at least a vector
+        while i < first:
+            m = min(first - i, C - c, LANES)
             store(table, i, load_part_as(values, values, c, m, LANES))
             i += m
             c = c + m if c + m < C else 0
+        while i < n:
+            store(table, i, lanes(table, i - first))
+            i += LANES
         return
     end = S - j % S  # of this channel's columns, counted from j
     while i < n:
@@ -197,10 +201,10 @@ def column_sums(x, dy, i, rows, stride, cols, k, h, acc, at, width):
 
 
 @function
-def add_sums(x, acc, part, at, width):
-    """acc[:] += part[at:], the sums of `width` columns."""
+def add_sums(x, acc, at, width):
+    """acc[:] += acc[at:], the sums of `width` columns."""
     for j in range(0, width, LANES):
-        store_sums(acc, j, width, join(load_sums(x, acc, j, width), load_sums(x, part, at + j, width)))
+        store_sums(acc, j, width, join(load_sums(x, acc, j, width), load_sums(x, acc, at + j, width)))
 
 
 @routine
@@ -216,7 +220,7 @@ def channel_totals(x, acc, width, c, C, S, tile):
 
 
 @routine
-def columns_totals(x, acc, width, first, last, S, tile, sums):
+def channels_totals(x, acc, width, first, last, S, tile, sums):
     """The sums of channels first:last, whose columns begin at acc[0]."""
     C = last - first
     if S * tile == 1:
@@ -256,5 +260,5 @@ def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, bloc
             if rest > j and b == blocks - 1:
                 column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), k, h, acc, at, width)
     for b in range(1, blocks):
-        add_sums(x, acc, acc, b * terms * width, width)
-    columns_totals(x, acc, width, 0, C, S, tile, sums)
+        add_sums(x, acc, b * terms * width, width)
+    channels_totals(x, acc, width, 0, C, S, tile, sums)

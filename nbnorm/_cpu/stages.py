@@ -1,6 +1,7 @@
 """The stages on NumPy arrays: scratch memory, and the choice between the fused and the split driver.
 
-Arrays come in flat and contiguous, `shape` is their (N, C, S); gamma and beta may be None, stats is (5, C).
+Arrays come in as memory.py reads them: flat, contiguous, 16-bit floats as integers. `shape` is their (N, C, S).
+gamma and beta may be None, stats is (5, C).
 Everything that can fail has been checked by the caller.
 """
 

@@ -4,11 +4,14 @@ Most cases are a process of their own, which computes the statistics of a small 
 NBNORM_STRESS=1 runs the full numbers of processes.
 """
 
+import contextlib
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -161,6 +164,53 @@ def test_what_the_cache_has_not_raised_is_not_blamed_on_it(error, monkeypatch):
     with pytest.raises(error):
         launch.Compiled(body)()
     assert len(tries) == 1
+
+
+CACHING = {"__name__": "numba.core.caching"}  # a module that looks like the one that reads and writes the cache
+exec("def touch(then):\n    then()\n", CACHING)
+
+
+def test_a_handlers_error_inside_the_cache_is_passed_on_once_the_cache_has_been_left(monkeypatch):
+    """A dispatcher without cache goes through that module too."""
+    tries = []
+
+    def raises():
+        raise error
+
+    def body():
+        tries.append(1)
+        CACHING["touch"](raises)
+
+    error = OSError("the cache is damaged")
+    monkeypatch.setattr(launch.numba, "njit", lambda **options: lambda body: body)
+    kernel = launch.Compiled(body)
+    kernel._with_cache = None
+    with pytest.raises(OSError, match="damaged"):
+        kernel()
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("kind", [launch.Compiled, launch.Kernel])
+def test_an_error_keeps_no_array_alive(kind, monkeypatch):
+    """Otherwise the arrays of a call that was interrupted would stay until the garbage collector runs."""
+
+    class Array(np.ndarray):
+        pass
+
+    def body(array, workers):
+        raise KeyError
+
+    monkeypatch.setattr(launch.numba, "njit", lambda **options: lambda body: body)
+    kernel, array = kind(body), np.zeros(3).view(Array)
+    alive = weakref.ref(array)
+    gc.disable()
+    try:
+        with contextlib.suppress(KeyError):
+            kernel(array, 1)
+        del array
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_processes_that_share_one_empty_cache_agree(tmp_path):

@@ -44,10 +44,11 @@ def onednn_system(data: Data, dtype: str) -> System:
     torch, x, dy, gamma, beta, running, frozen = _tensors(data, dtype)
     if not torch.backends.mkldnn.is_available():
         raise NotImplementedError("this PyTorch was built without oneDNN")
-    # `to_mkldnn` alone keeps the order of the values, for which oneDNN has slow kernels only.
-    channels = x.shape[1]
-    identity = torch.eye(channels).view(channels, channels, 1, 1).to_mkldnn()
-    x, dy = (torch.mkldnn_convolution(one.to_mkldnn(), identity, None, [0, 0], [1, 1], [1, 1], 1) for one in (x, dy))
+    x, dy, channels = x.to_mkldnn(), dy.to_mkldnn(), x.shape[1]
+    if channels >= 16:  # which is a block; fewer would be padded
+        # `to_mkldnn` alone keeps the order of the values, for which oneDNN has slow kernels only.
+        identity = torch.eye(channels).view(channels, channels, 1, 1).to_mkldnn()
+        x, dy = (torch.mkldnn_convolution(one, identity, None, [0, 0], [1, 1], [1, 1], 1) for one in (x, dy))
     forward, gradient = torch.native_batch_norm, torch.ops.aten.native_batch_norm_backward
     _, *stats = forward(x, gamma, beta, *frozen, True, 0.0, EPS)
     calls: dict[str, Callable[[], Any]] = {

@@ -115,7 +115,7 @@ def batch_norm_training(
                 batch = kernels.kept(make((5, C)))
                 if x.size:
                     kernels.batch_statistics(flat, layout.shape, batch)
-    except Exception:
+    except Exception:  # of any kind, and raised again: the other ranks wait for a message
         _shards.announce(peers, _shards.failed_forward)
         raise
 

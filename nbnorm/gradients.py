@@ -102,7 +102,7 @@ def batch_norm_backward(
                 message[-1] = _shards.WELL
                 sums = message[:-1].reshape(4, C)
                 kernels.gradient_sums(given, flat, layout.shape, stats, saved._own, sums)
-    except Exception:
+    except Exception:  # of any kind, and raised again: the other ranks wait for a message
         _shards.announce(peers, saved._failed_backward)
         raise
 

@@ -30,8 +30,10 @@ X86 = ("x86_64", "AMD64")
 
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
 OPTIONS: dict[str, Any] = {"error_model": "numpy"}
-routine = njit(forceinline=True, **OPTIONS)
-function = njit(**OPTIONS)  # not forced into its caller
+# No way in from Python or C: kernels alone call these, and each way costs as much as the machine code.
+INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+routine = njit(forceinline=True, **INNER)
+function = njit(**INNER)  # not forced into its caller
 
 
 class Vector(types.Type):

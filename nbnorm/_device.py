@@ -64,3 +64,10 @@ def of(array: Any) -> str:
 def host(array: Any) -> Any:
     """A CuPy array as a NumPy array; anything else as NumPy understands it."""
     return np.asarray(array) if of(array) == "cpu" else array.get()
+
+
+def moved(array: Any, device: str) -> Any:
+    """An array, or None, on a device that is current: itself if it is there, otherwise a copy."""
+    if array is None:
+        return None
+    return host(array) if device == "cpu" else library(device).asarray(array)

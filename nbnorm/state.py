@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from itertools import starmap
-from operator import setitem
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nbnorm import _arguments, _device, _state_dict, files
-from nbnorm._array_attribute import array_attribute
+from nbnorm._attributes import parameter, statistic
 from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
-from nbnorm._running import Running
+from nbnorm._running import BATCHES, SAMPLES, Running
 from nbnorm._state_dict import COUNTERS, NAMES
 
-_PLACES = (*("_" + name for name in NAMES), "_counters")
+_CHANGING = ("_gamma", "_beta", "_running")
 
 
 class BatchNormState:
@@ -101,10 +98,7 @@ class BatchNormState:
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
             self._beta = xp.zeros(shape, self._dtype) if use_beta else None
-            self._running_mean = xp.zeros(shape) if track_running else None
-            self._running_var = xp.ones(shape) if track_running else None
-            self._counters = xp.zeros(2, np.int64)  # batches, values per channel
-            self._running = self._bundle()
+            self._running = Running.fresh(shape, xp) if track_running else None
 
     # ---- what it is
 
@@ -147,14 +141,8 @@ class BatchNormState:
         device = _device.resolve(device)
         if device == self._device:
             return self
-        own = self.__getstate__()
-        with _device.current(device):
-            xp = _device.library(device)
-            for name in _PLACES:
-                if own[name] is not None:
-                    own[name] = _device.host(own[name]) if xp is np else xp.asarray(own[name])
         moved = BatchNormState.__new__(BatchNormState)
-        moved.__setstate__({**own, "_device": device})
+        moved.__setstate__({**self.__getstate__(), "_device": device})
         return moved
 
     def __repr__(self) -> str:
@@ -181,18 +169,16 @@ class BatchNormState:
     def momentum(self, value: float | None) -> None:
         self._momentum = _arguments.momentum(value)
 
-    gamma = array_attribute("gamma", "use_gamma")
-    beta = array_attribute("beta", "use_beta")
-    running_mean = array_attribute("running_mean", "track_running")
-    running_var = array_attribute("running_var", "track_running")
+    gamma, beta = parameter("gamma"), parameter("beta")
+    running_mean, running_var = statistic("running_mean"), statistic("running_var")
 
     @property
     def num_batches(self) -> int:
-        return int(self._counters[0])
+        return 0 if self._running is None else int(self._running.counters[BATCHES])
 
     @property
     def num_samples(self) -> int:
-        return int(self._counters[1])
+        return 0 if self._running is None else int(self._running.counters[SAMPLES])
 
     # ---- running statistics
 
@@ -208,11 +194,8 @@ class BatchNormState:
         >>> state.running_mean, state.num_batches
         (array([0., 0.]), 0)
         """
-        arrays, values = (self._running_mean, self._running_var, self._counters), (0, 1, 0)
-        present = [(array, ..., value) for array, value in zip(arrays, values, strict=True) if array is not None]
-        with Running.lock, _device.current(self._device):
-            # One call without a line of Python in it: no signal arrives between the arrays.
-            deque(starmap(setitem, present), maxlen=0)
+        if self._running is not None:
+            self._running.reset()
 
     def update(self, stats: BatchStats) -> None:
         """Fold the statistics of a batch into the running ones, as a training step does with those of its batch.
@@ -250,10 +233,7 @@ class BatchNormState:
             found = kernels_for(name, array).device(array)
             _arguments.same_device(name, array, found, self._device, "the state", 'state.to("{found}")')
         momentum = self._momentum
-        count = _arguments.statistics(stats, self.shape, momentum)
-        with kernels.on_device_of(stats.mean):
-            rows = kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1))
-            kernels.commit(running, momentum, rows, count)
+        running.update(kernels, momentum, stats, _arguments.statistics(stats, self.shape, momentum))
 
     def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Inference as one map, y = scale*x + shift: for folding into a neighbouring linear map.
@@ -280,26 +260,15 @@ class BatchNormState:
         >>> [float(v.round(9)[0]) for v in state.as_affine()]
         [0.5, -5.0]
         """
-        running = self._demand_running()
+        running = self._demand_running().copy()
         with _device.current(self._device):
-            with Running.lock:
-                mean, var = running.mean.copy(), running.var.copy()
-            scale = 1 / self._xp.sqrt(var + self._eps)
+            scale = 1 / self._xp.sqrt(running.var + self._eps)
             if self._gamma is not None:
                 scale *= self._gamma
-            shift = -mean * scale
+            shift = -running.mean * scale
             if self._beta is not None:
                 shift += self._beta
         return scale, shift
-
-    def _bundle(self) -> Running | None:
-        """The running statistics in one array, of which theirs become views; None without them."""
-        if self._running_mean is None or self._running_var is None:
-            return None
-        both = self._xp.empty((2, *self.shape))
-        both[0], both[1] = self._running_mean, self._running_var
-        self._running_mean, self._running_var = both[0], both[1]
-        return Running(both[0], both[1], both.reshape(-1), self._counters)
 
     def _demand_running(self) -> Running:
         if self._running is None:
@@ -326,11 +295,13 @@ class BatchNormState:
         >>> sorted(nbnorm.BatchNormState(2, use_beta=False).state_dict())
         ['num_batches_tracked', 'num_samples_tracked', 'running_mean', 'running_var', 'weight']
         """
-        with Running.lock, _device.current(self._device):
-            found = {key: getattr(self, "_" + name) for name, key in NAMES.items()}
-            result = {key: array.copy() for key, array in found.items() if array is not None}
-            if self._running_mean is not None:
-                result.update((key, self._xp.array(self._counters[i])) for i, key in enumerate(COUNTERS))
+        own = self.__getstate__()
+        running = own["_running"]
+        arrays = (own["_gamma"], own["_beta"], *((running.mean, running.var) if running else ()))
+        result = {key: array for key, array in zip(NAMES.values(), arrays, strict=False) if array is not None}
+        with _device.current(self._device):
+            if running:
+                result.update((key, self._xp.array(running.counters[i])) for i, key in enumerate(COUNTERS))
         return result
 
     @classmethod
@@ -399,7 +370,7 @@ class BatchNormState:
             "momentum": self._momentum,
             "use_gamma": self._gamma is not None,
             "use_beta": self._beta is not None,
-            "track_running": self._running_mean is not None,
+            "track_running": self._running is not None,
             "dtype": str(self._dtype),
         }
         files.save(path, {key: _device.host(array) for key, array in self.state_dict().items()}, arguments)
@@ -445,18 +416,24 @@ class BatchNormState:
         state = cls(**arguments)
         for name, array in arrays.items():
             setattr(state, name, array)
-        state._counters[...] = counters
+        if state._running is not None:
+            state._running.counters[...] = counters
         return state
 
     def __getstate__(self) -> dict[str, Any]:
         with Running.lock, _device.current(self._device):
-            own = vars(self).copy()
-            del own["_running"]  # the same arrays again
-            own.update((name, own[name].copy()) for name in _PLACES if own[name] is not None)
-        return own
+            return {
+                name: value.copy() if name in _CHANGING and value is not None else value
+                for name, value in vars(self).items()
+            }
 
     def __setstate__(self, own: dict[str, Any]) -> None:
+        if "_counters" in own:  # a pickle of version 0.1.0
+            *moments, counters = (own.pop(name) for name in ("_running_mean", "_running_var", "_counters"))
+            own["_running"] = (
+                None if moments[0] is None else Running(_device.library(own["_device"]).stack(moments), counters)
+            )
         vars(self).update(own)
         with _device.current(self._device):  # CuPy unpickles onto the device that is current
-            vars(self).update((name, self._xp.asarray(own[name])) for name in _PLACES if own[name] is not None)
-            self._running = self._bundle()
+            self._gamma, self._beta = (_device.moved(array, self._device) for array in (self._gamma, self._beta))
+            self._running = self._running and self._running.to(self._device)

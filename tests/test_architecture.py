@@ -11,12 +11,11 @@ import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
-PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._array_attribute"}
+PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._attributes", "nbnorm._running"}
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {
         "nbnorm._formulas",
         "nbnorm._floats",
-        "nbnorm._running",
         "nbnorm._cpu.plan",
         "nbnorm._cuda.plan",
         "nbnorm.parallel",

@@ -87,7 +87,7 @@ def test_pointers_are_those_of_the_arrays(cupy, started):
     x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
     forward, normalize, commit, backward, gradient, inference = map(arguments, started)
     at = {"x": x, "dy": dy, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
-          "mean": state.running_mean, "var": state.running_var, "counters": state._counters,
+          "mean": state.running_mean, "var": state.running_var, "counters": state._running.counters,
           "dgamma": gradients.dgamma, "dbeta": gradients.dbeta, "dx": gradients.dx}  # fmt: skip
     for found, names, others in (
         (forward, "x stats", {"dy": 0}),
@@ -190,7 +190,7 @@ def test_memory_of_a_captured_call_is_kept(cupy, started, monkeypatch, shape, us
     gradients = nbnorm.batch_norm_backward(dy, saved)
     nbnorm.batch_norm_inference(x, state, out=out)
     known = [x, dy, out, y, saved._flat, saved._stats, *gradients, state.gamma, state.beta, state.running_mean,
-             state.running_var, state._counters, *memory._OF_GRAPHS]  # fmt: skip
+             state.running_var, state._running.counters, *memory._OF_GRAPHS]  # fmt: skip
     addresses = {0, *(array.data.ptr for array in known)}
     for one in started:
         pointers = [v for v, kind in zip(one.values, one.signature, strict=True) if str(kind).endswith("*")]

@@ -206,3 +206,19 @@ def test_repr_shows_what_matters(rng):
     for text in (r"\(3, 4\)", "eps=0.001", "momentum=None", "float64", "cpu", "num_batches=1"):
         assert re.search(text, repr(state))
     assert "momentum=0.1" in repr(nbnorm.BatchNormState(3))
+
+
+def test_a_pickle_of_the_first_version_is_read(rng):
+    """It had the running statistics and counters beside each other."""
+    state = random_state(rng, (2, 3))
+    batch_norm_training(sample(rng, (6, 2, 3), axis=(1, 2)), state, axis=(1, 2))
+    names = ("num_features", "dtype", "device", "eps", "momentum", "gamma", "beta", "running_mean", "running_var")
+    old = {"_" + name: getattr(state, name) for name in names}
+    old["_counters"] = np.array([state.num_batches, state.num_samples])
+    read = BatchNormState.__new__(BatchNormState)
+    read.__setstate__({**old})
+    assert snapshot(read) == snapshot(state)
+    assert read.state_dict().keys() == state.state_dict().keys()
+    bare = BatchNormState.__new__(BatchNormState)
+    bare.__setstate__({**old, "_running_mean": None, "_running_var": None})
+    assert (bare.running_mean, bare.running_var, bare.num_batches) == (None, None, 0)

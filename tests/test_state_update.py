@@ -40,7 +40,7 @@ def test_a_memory_map_in_pieces(rng, tmp_path):
 
 def test_nothing_changes_no_bit_of_the_pooled_statistics(rng):
     state = random_state(rng, 500, momentum=None)
-    state._counters[...] = 3, 7
+    state._running.counters[...] = 3, 7
     before = state.running_mean.copy(), state.running_var.copy()
     state.update(nbnorm.batch_stats(np.empty((0, 500))))
     assert (state.running_mean == before[0]).all()

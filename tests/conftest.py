@@ -1,13 +1,17 @@
-"""The kernel cache, and what a test gets for an argument called `dtype`, `rng` or `given`."""
+"""How the suite runs (kernel cache, cores, selection, summary), and what a test gets for an argument called `dtype`,
+`rng` or `given`.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from selection import left_out
 from sources import hash_of_sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +25,17 @@ def _use_a_kernel_cache_of_these_sources():
     os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "kernels" / hash_of_sources(ROOT / "nbnorm"))
 
 
+def _wait_without_spinning():
+    """Several processes share the cores: an OpenMP thread that waits must leave its core to who has work.
+
+    libgomp reads these once, when it is loaded; it spins for milliseconds after every parallel region otherwise.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
 _use_a_kernel_cache_of_these_sources()
+_wait_without_spinning()
 
 pytest.register_assert_rewrite("common", "hostile", "launches", "tolerance")
 
@@ -31,6 +45,50 @@ from launches import cupy, started  # noqa: E402, F401  fixtures
 from tolerance import DTYPES  # noqa: E402
 
 import nbnorm  # noqa: E402
+
+# ---- how the suite runs
+
+# Files that take long, in the order in which two workers begin with them. The first one compiles nearly all kernels, and
+# all of a dtype; by the time when others need them, they are in the cache.
+FIRST = ("test_functional", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_gpu_benchmark")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="every test: see tests/selection.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite takes all cores, a file to a worker. Files that were named run in this process, unless -n is given."""
+    option = config.option
+    if getattr(option, "numprocesses", 0) is None and not option.usepdb and config.args_source.name == "TESTPATHS":
+        option.numprocesses = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
+        option.dist, option.loadscopereorder = "loadfile", False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    rank = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    if config.getoption("exhaustive") or any("[" in arg for arg in config.args):  # a case that was named runs
+        return
+    if out := left_out(items):
+        config.hook.pytest_deselected(items=[item for item in items if item in out])
+        items[:] = [item for item in items if item not in out]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """A line for each reason to skip, however many places have it; and whether all has run."""
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()))
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, number in sorted(reasons.items()):
+        terminalreporter.line(f"{number:5} {reason.removeprefix('Skipped: ')}", yellow=True)
+    if not config.getoption("exhaustive"):
+        terminalreporter.line("Of large cross products a covering part (tests/selection.py); all of it: --exhaustive")
+
+
+# ---- what a test gets
 
 
 def pytest_generate_tests(metafunc):

@@ -88,12 +88,14 @@ def check_resources(compile_for, name, memory, cc):
     return ptx
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc):
     check_resources(compile_for, name, "float32", cc)
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 @pytest.mark.parametrize("memory", DTYPES)
 @pytest.mark.parametrize("name", KERNELS)

@@ -82,6 +82,7 @@ def case(rng, layout, dtype, shape=SHAPE):
     return x, dy, axis
 
 
+@pytest.mark.each_pair
 @every_layout
 @pytest.mark.parametrize("with_out", [False, True])
 @pytest.mark.parametrize("parameters", ["float32", "float64"])
@@ -102,6 +103,7 @@ def test_a_step_equals_the_definition(
     check_backward(dy, saved, state, running, out)
 
 
+@pytest.mark.each_pair
 @every_layout
 @pytest.mark.parametrize("with_out", [False, True])
 @pytest.mark.parametrize("parameters", ["float32", "float64"])
@@ -112,6 +114,7 @@ def test_inference_equals_the_definition(dtype, layout, with_out, parameters, us
     check_inference(x, state, axis, np.full(x.shape, 7, x.dtype.newbyteorder("=")) if with_out else None)
 
 
+@pytest.mark.each_pair
 @every_layout
 def test_large_arrays_of_every_layout(dtype, layout, rng):
     x, dy, axis = case(rng, layout, dtype, (11, 12, 13, 31))
@@ -131,6 +134,7 @@ SHAPES = [  # (N, C, spatial...)
 ]  # fmt: skip
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("order", ["channels first", "channels last"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape(dtype, shape, order, rng):

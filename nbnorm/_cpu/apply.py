@@ -9,6 +9,7 @@ read last is still in cache (a block of columns in the fused driver is there as 
 
 from __future__ import annotations
 
+import numpy as np
 from numba import prange
 
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_running
@@ -31,6 +32,9 @@ from nbnorm._cpu.vector_memory import (
 )
 from nbnorm._formulas import ORIGIN, affine, affine_of_two
 
+# Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
+START, WHOLE = np.intp(0), np.intp(FEW)
+STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 GROUP = 65_536  # values that are walked forwards before going back
 ABREAST = 4  # rows that share what is loaded of the tables
 
@@ -55,7 +59,7 @@ def part(x, dy, y, i, n, k, h, a, scale, shift, t):
 def few(x, dy, y, i, n, k, h, a, scale, shift):
     """y[i : i + n], n <= FEW."""
     v, g = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
-    store_part(y, i, n, image(v, g, k, h, a, scale, shift, 0), FEW)
+    store_part(y, i, n, image(v, g, k, h, a, scale, shift, START), FEW)
 
 
 @routine
@@ -94,13 +98,13 @@ def segment(x, dy, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
     k, h, a, scale, shift = origins[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     if streaming:
-        run(x, dy, y, i, end, k, h, a, scale, shift, 0, True, None)
+        run(x, dy, y, i, end, k, h, a, scale, shift, START, STREAMING, None)
         return
     while i + LANES <= end:
-        store(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, 0))
+        store(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, START))
         i += LANES
     while i + FEW <= end:
-        few(x, dy, y, i, FEW, k, h, a, scale, shift)
+        few(x, dy, y, i, WHOLE, k, h, a, scale, shift)
         i += FEW
     if i < end:
         few(x, dy, y, i, end - i, k, h, a, scale, shift)
@@ -157,7 +161,7 @@ def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, stre
 def rows_image(x, dy, y, i, rows, stride, k, h, a, scale, shift):
     for r in range(rows):
         at = i + r * stride
-        store(y, at, image(load_as(scale, x, at), load_as(scale, dy, at), k, h, a, scale, shift, 0))
+        store(y, at, image(load_as(scale, x, at), load_as(scale, dy, at), k, h, a, scale, shift, START))
 
 
 @function
@@ -172,11 +176,11 @@ def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
                 rows_image(x, dy, y, i + j, ABREAST, stride, kv, hv, av, sv, bv)
             else:
                 for r in range(ABREAST):
-                    part(x, dy, y, i + r * stride + j, cols - j, kv, hv, av, sv, bv, 0)
+                    part(x, dy, y, i + r * stride + j, cols - j, kv, hv, av, sv, bv, START)
             j += LANES
         i += ABREAST * stride
     for _ in range(rows % ABREAST):
-        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, False, None)
+        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, ORDINARY, None)
         i += stride
 
 

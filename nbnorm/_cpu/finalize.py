@@ -8,10 +8,11 @@ When coef is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with oth
 from __future__ import annotations
 
 import numpy as np
-from numba import float64
+from numba import float64, types
+from numba.extending import overload
 
 from nbnorm._cpu.launch import Compiled
-from nbnorm._cpu.vector import function, routine
+from nbnorm._cpu.vector import INLINED, function, routine
 from nbnorm._cpu.vector_memory import is_single
 from nbnorm._formulas import (
     DEVIATION,
@@ -55,13 +56,26 @@ def parameter_gradients(dgamma, dbeta, c, sum_dy, sum_dy_xmu, inv_std):
         dbeta[c] = sum_dy
 
 
-@routine
 def set_map(coef, c, k, scale, shift, varies):
     """y = scale*(x - k) + shift in coef; `varies` is false for a channel that is known to be constant."""
     if is_single(coef):
         coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
     else:
         coef[SCALE, c], coef[SHIFT, c] = scale, shift
+
+
+@overload(set_map, jit_options=INLINED)
+def _(coef, c, k, scale, shift, varies):
+    if coef.dtype == types.float32:
+
+        def body(coef, c, k, scale, shift, varies):
+            coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
+    else:
+
+        def body(coef, c, k, scale, shift, varies):
+            coef[SCALE, c], coef[SHIFT, c] = scale, shift
+
+    return body
 
 
 @routine

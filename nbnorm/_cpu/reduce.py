@@ -24,7 +24,8 @@ from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_in
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
-ROWS_OF_ONE, ROWS_OF_TWO = 8, 4
+# Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
+ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW = np.intp(8), np.intp(4), np.intp(1)
 
 
 @routine
@@ -43,9 +44,9 @@ def sample(x, c, part, N, C, S):
 def origin(x, c, N, C, S):
     """k, from nine values."""
     return ninther(
-        sample(x, c, 0, N, C, S), sample(x, c, 1, N, C, S), sample(x, c, 2, N, C, S),
-        sample(x, c, 3, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 5, N, C, S),
-        sample(x, c, 6, N, C, S), sample(x, c, 7, N, C, S), sample(x, c, 8, N, C, S),
+        sample(x, c, np.intp(0), N, C, S), sample(x, c, np.intp(1), N, C, S), sample(x, c, np.intp(2), N, C, S),
+        sample(x, c, np.intp(3), N, C, S), sample(x, c, np.intp(4), N, C, S), sample(x, c, np.intp(5), N, C, S),
+        sample(x, c, np.intp(6), N, C, S), sample(x, c, np.intp(7), N, C, S), sample(x, c, np.intp(8), N, C, S),
     )  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def chunk_sums(x, dy, c, t, per, piece, N, C, S, k, h):
             sums = span_sums(x, dy, b + i0, b + i1, rows, C * S, kv, hv, sums)
             n += rows
         else:
-            sums = span_sums(x, dy, b + i0, b + i1, 1, C * S, kv, hv, sums)
+            sums = span_sums(x, dy, b + i0, b + i1, ONE_ROW, C * S, kv, hv, sums)
             n += 1
     return totals(sums)
 
@@ -258,7 +259,7 @@ def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, bloc
                 acc[at + r * width : at + r * width + cols] = 0.0
             column_sums(x, dy, b * block * K + j, n, K, cols, k, h, acc, at, width)
             if rest > j and b == blocks - 1:
-                column_sums(x, dy, rows * K + j, 1, K, min(cols, rest - j), k, h, acc, at, width)
+                column_sums(x, dy, rows * K + j, ONE_ROW, K, min(cols, rest - j), k, h, acc, at, width)
     for b in range(1, blocks):
         add_sums(x, acc, b * terms * width, width)
     channels_totals(x, acc, width, 0, C, S, tile, sums)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload
 
-from nbnorm._cpu.vector import LANES, fold, routine, zeros
+from nbnorm._cpu.vector import INLINED, LANES, fold, routine, zeros
 from nbnorm._cpu.vector_memory import load, load_part, store
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
 
@@ -21,7 +21,7 @@ def no_sums(x):
     return (zeros(),) * (4 if x.itemsize == 8 else 2)
 
 
-@overload(no_sums, inline="always")
+@overload(no_sums, jit_options=INLINED)
 def _(x):
     if x.dtype == types.float64:
         return lambda x: (zeros(), zeros(), zeros(), zeros())
@@ -33,7 +33,7 @@ def add(sums, v, u):
     return accumulate(*sums, v, u) if len(sums) == 2 else accumulate_compensated(*sums, v, u)
 
 
-@overload(add, inline="always")
+@overload(add, jit_options=INLINED)
 def _(sums, v, u):
     if len(sums) == 2:
         return lambda sums, v, u: accumulate(sums[0], sums[1], v, u)
@@ -45,7 +45,7 @@ def join(sums, others):
     return (sums[0] + others[0], sums[1] + others[1]) if len(sums) == 2 else join_compensated(sums, others)
 
 
-@overload(join, inline="always")
+@overload(join, jit_options=INLINED)
 def _(sums, others):
     if len(sums) == 2:
         return lambda sums, others: (sums[0] + others[0], sums[1] + others[1])
@@ -58,7 +58,7 @@ def totals(sums):
     return (s + lost[0], q + lost[1]) if lost else (s, q)
 
 
-@overload(totals, inline="always")
+@overload(totals, jit_options=INLINED)
 def _(sums):
     if len(sums) == 2:
         return lambda sums: (fold(sums[0]), fold(sums[1]))
@@ -71,7 +71,7 @@ def column_totals(x, memory, at, width):
     return (s + memory[at + 2 * width], q + memory[at + 3 * width]) if x.itemsize == 8 else (s, q)
 
 
-@overload(column_totals, inline="always")
+@overload(column_totals, jit_options=INLINED)
 def _(x, memory, at, width):
     if x.dtype == types.float64:
         return lambda x, memory, at, width: (
@@ -85,7 +85,7 @@ def load_sums(x, memory, at, width):
     return tuple(load(memory, at + r * width) for r in range(4 if x.itemsize == 8 else 2))
 
 
-@overload(load_sums, inline="always")
+@overload(load_sums, jit_options=INLINED)
 def _(x, memory, at, width):
     if x.dtype == types.float64:
         return lambda x, memory, at, width: (
@@ -99,7 +99,7 @@ def load_sums_part(x, memory, at, width, n):
     return tuple(load_part(memory, at + r * width, n, LANES) for r in range(4 if x.itemsize == 8 else 2))
 
 
-@overload(load_sums_part, inline="always")
+@overload(load_sums_part, jit_options=INLINED)
 def _(x, memory, at, width, n):
     if x.dtype == types.float64:
         return lambda x, memory, at, width, n: (

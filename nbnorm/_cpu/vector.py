@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel
-from numba.extending import intrinsic, overload, register_model
+from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
 
 from nbnorm import _formulas
 from nbnorm._cpu import vector_python
@@ -30,9 +30,10 @@ X86 = ("x86_64", "AMD64")
 
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
 OPTIONS: dict[str, Any] = {"error_model": "numpy"}
-# No way in from Python or C: kernels alone call these, and each way costs as much as the machine code.
-INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-routine = njit(forceinline=True, **INNER)
+# What is compiled into others has no way in from Python or C: nobody takes it, and each costs as much as the code itself.
+INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INLINED: dict[str, Any] = {**INNER, "forceinline": True}
+routine = njit(**INLINED)
 function = njit(**INNER)  # not forced into its caller
 
 
@@ -57,14 +58,13 @@ class VectorModel(PrimitiveModel):
 
 
 def _register(op, instruction):
-    @intrinsic
-    def lane_by_lane(typingctx, a, b):
-        return a(a, b), lambda ctx, b, sig, args: getattr(b, instruction)(*args)
+    @type_callable(op)
+    def _(context):
+        return lambda a, b: a if isinstance(a, Vector) and a == b else None
 
-    @overload(op, inline="always")
-    def _(a, b):
-        if isinstance(a, Vector) and a == b:
-            return lambda a, b: lane_by_lane(a, b)
+    @lower_builtin(op, Vector, Vector)
+    def _(ctx, builder, sig, args):
+        return getattr(builder, instruction)(*args)
 
 
 for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
@@ -84,7 +84,7 @@ def _fma(typingctx, a, b, c):
     return a(a, b, c), lambda ctx, builder, sig, args: _call_fma(builder, *args)
 
 
-@overload(_formulas.fma, inline="always")
+@overload(_formulas.fma, jit_options=INLINED)
 def _(a, b, c):
     return lambda a, b, c: _fma(a, b, c)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from benchmarks.accuracy import error, reference
+from benchmarks.long_double import error, reference
 
 import nbnorm
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+GPU_PACKAGES = 'pip install cupy-cuda13x "numba-cuda[cu13]" "numpy<2.5" (an older driver: cupy-cuda12x, [cu12])'
 
 
 def resolve(device: str) -> str:
@@ -42,11 +46,29 @@ def library(device: str) -> ModuleType:
     try:
         import cupy
     except ImportError as error:
-        error.add_note(
-            'device="cuda" needs CuPy: pip install "nbnorm[cuda13]", or "nbnorm[cuda12]" for an older driver'
-        )
+        error.add_note(f'device="cuda" needs CuPy: {GPU_PACKAGES}')
         raise
     return cupy
+
+
+def compiler_problem() -> str | None:
+    """Why the numba-cuda that is installed cannot compile for this NumPy, and the way out; None when it can.
+
+    At its first kernel numba-cuda 0.30 registers all of NumPy's functions that it knows, and NumPy 2.5 has dropped one.
+    """
+    import numba
+
+    settings: Any = numba.config
+    if hasattr(np, "row_stack") or settings.ENABLE_CUDASIM:
+        return None
+    try:
+        importlib.import_module("numba.cuda.np.arrayobj")
+    except AttributeError as error:
+        found = f"numba-cuda {metadata.version('numba-cuda')} does not work with NumPy {np.__version__}"
+        return f'{found} ({error}): pip install "numpy<2.5"'
+    except ImportError:  # no numba-cuda, or another one than those that register them there
+        return None
+    return None
 
 
 def current(device: str) -> contextlib.AbstractContextManager:

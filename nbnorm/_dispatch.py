@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from nbnorm import _device
+
 _WAY_OUT = {
     "torch": "{0}.numpy() or numpy.from_dlpack({0})",
     "numba": "{0}.copy_to_host()",
@@ -23,7 +25,7 @@ def kernels_for(name: str, array: Any) -> ModuleType:
     TypeError
         When no backend knows the type, with the way out.
     ImportError
-        When a package is missing that the backend needs, with a line of advice.
+        When a package that the backend needs is missing, or cannot work with this NumPy: with a line of advice.
     """
     if type(array) is not np.ndarray:
         cupy = sys.modules.get("cupy")
@@ -42,10 +44,12 @@ def _cpu() -> ModuleType:
 
 @cache
 def _cuda() -> ModuleType:
+    if problem := _device.compiler_problem():
+        raise ImportError(problem)
     try:
         from nbnorm import _cuda
     except ImportError as error:
-        error.add_note('CuPy arrays need numba-cuda: pip install "nbnorm[cuda13]", or "nbnorm[cuda12]"')
+        error.add_note(f"CuPy arrays need numba-cuda: {_device.GPU_PACKAGES}")
         raise
     return _cuda
 

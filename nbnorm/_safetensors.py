@@ -48,5 +48,5 @@ def _package() -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError as cause:
-        raise ImportError('.safetensors files need a package: pip install "nbnorm[safetensors]"') from cause
+        raise ImportError(".safetensors files need a package: pip install safetensors") from cause
     return safetensors

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-
 import nbnorm
 
 from .common import BACKENDS, data, module
+from .long_double import error, reference
 
 BITS = {"float32": 24, "float64": 53}  # of the significand
 MEAN, EPS = 1e4, 1e-5
@@ -40,23 +39,3 @@ class Accuracy:
     def track_dx(self, layout: str, dtype: str, backend: str) -> float:
         _, dx = reference(self.x, self.dy, self.axis, EPS)
         return error(self.dx, dx, self.axis, BITS[dtype])
-
-
-def reference(x: np.ndarray, dy: np.ndarray, axis: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """y and dx in long double from the exact values, shape of x; gamma 1, beta 0."""
-    axes = tuple(i for i in range(x.ndim) if i != axis)
-
-    def centred(values: np.ndarray) -> np.ndarray:
-        once = values - values.mean(axes, keepdims=True)
-        return once - once.mean(axes, keepdims=True)
-
-    c, g = centred(x.astype(np.longdouble)), centred(dy.astype(np.longdouble))
-    inv_std = 1 / np.sqrt((c * c).mean(axes, keepdims=True) + np.longdouble(eps))
-    y = c * inv_std
-    return y, inv_std * (g - y * (g * y).mean(axes, keepdims=True))
-
-
-def error(found: np.ndarray, expected: np.ndarray, axis: int, bits: int = 24) -> float:
-    axes = tuple(i for i in range(found.ndim) if i != axis)
-    largest = np.abs(expected).max(axes, keepdims=True)
-    return float((np.abs(found - expected) / (largest * np.longdouble(2) ** -bits)).max())

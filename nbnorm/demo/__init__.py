@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             importlib.import_module(package)
         out = _check_out(args.out)
     except ImportError as error:
-        return _fail(f'{error}; the demo needs: pip install "nbnorm[demo]"')
+        return _fail(f"{error}; the demo needs: pip install scikit-learn matplotlib tqdm")
     except OSError as error:
         return _fail(f"cannot write {args.out}: {error.strerror}")
     except ValueError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -37,18 +39,24 @@ def run(args: argparse.Namespace) -> int:
         for what, shapes in SHAPES.items():
             arrays = [np.ones(shape, dtype) for shape in shapes]
             states = [nbnorm.BatchNormState(array.shape[1]) for array in arrays]
-            begun = time.perf_counter()
-            saved = [nbnorm.batch_norm_training(x, state)[1] for x, state in zip(arrays, states, strict=True)]
-            forward = time.perf_counter()
-            for x, one in zip(arrays, saved, strict=True):
-                nbnorm.batch_norm_backward(x, one)
-            backward = time.perf_counter()
-            for x, state in zip(arrays, states, strict=True):
-                nbnorm.batch_norm_inference(x, state)
-            inference = time.perf_counter()
-            print(
-                f"{dtype:<9}{what:<44}training {forward - begun:5.1f} s   "
-                f"backward {backward - forward:5.1f} s   inference {inference - backward:5.1f} s"
-            )
+            print(f"{dtype:<9}{what:<44}", end="", flush=True)
+            with _timed("training"):
+                saved = [nbnorm.batch_norm_training(x, state)[1] for x, state in zip(arrays, states, strict=True)]
+            with _timed("backward"):
+                for x, one in zip(arrays, saved, strict=True):
+                    nbnorm.batch_norm_backward(x, one)
+            with _timed("inference"):
+                for x, state in zip(arrays, states, strict=True):
+                    nbnorm.batch_norm_inference(x, state)
+            print()
     print(f"{time.perf_counter() - start:.1f} s in all; another run takes what loading them takes")
     return 0
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    """Says at once what is being compiled, and afterwards how long it took."""
+    start = time.perf_counter()
+    print(f"{what} ", end="", flush=True)
+    yield
+    print(f"{time.perf_counter() - start:5.1f} s   ", end="", flush=True)

@@ -1,22 +1,47 @@
 """python -m nbnorm: what each verb prints and returns."""
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import nbnorm
 from nbnorm import info
-from nbnorm.__main__ import main
+from nbnorm.__main__ import VERBS, main
 
 
 def test_info_reports_the_installation_and_passes_its_self_test(capsys):
     assert main(["info"]) == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["nbnorm"] == nbnorm.__version__
+    out = capsys.readouterr().out.splitlines()
+    lines = {line[:16].rstrip(): line[16:] for line in out}
+    assert lines["nbnorm"].split(" in ") == [nbnorm.__version__, str(Path(nbnorm.__file__).parent)]
     assert lines["numpy"] == np.__version__
-    assert lines["self-test"] == "PASS"
+    assert [line[:16].rstrip() for line in out[-2:]] == ["self-test"] * 2
+    assert "float32 (16, 3, 8, 9)" in out[-2]  # said before it begins
+    assert lines["self-test"].startswith("PASS")
+
+
+def test_info_says_that_another_project_of_the_same_name_is_installed(monkeypatch):
+    monkeypatch.setattr(info, "_version", {"nbnorm": "0.6.2"}.get)
+    assert "nbnorm 0.6.2 is installed too, another project" in dict(info.report())["CONFUSION"]
+
+
+def test_info_loads_the_threading_layers_before_it_calls_them_ready(monkeypatch):
+    """A slim container has no OpenMP library, and a Numba that was built with it."""
+    load = importlib.import_module
+
+    def without_openmp(name):
+        if name == "numba.np.ufunc.omppool":
+            raise ImportError("libgomp.so.1: cannot open shared object file")
+        return load(name)
+
+    monkeypatch.setattr(info.importlib, "import_module", without_openmp)
+    monkeypatch.setattr(info, "find_spec", lambda name: None if name.endswith("tbbpool") else object())
+    layers = dict(info.report())["threading layer"].split("; ")
+    assert layers[1:] == ["tbb: not built", "omp: built, cannot be loaded", "workqueue: ready"]
 
 
 def test_info_fails_when_the_kernels_are_wrong(capsys, monkeypatch):
@@ -50,6 +75,13 @@ def test_warmup_compiles_and_says_what_each_kernel_took(capsys):
     assert out.count("training") == 4
 
 
+def test_without_a_verb_there_is_help(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: python -m nbnorm")
+    assert all(verb in out for verb in VERBS)
+
+
 def test_an_unknown_verb_is_an_error_of_usage(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["dance"])
@@ -64,12 +96,12 @@ def test_the_module_runs_as_a_program():
 def test_the_demo_says_which_extra_it_needs(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert main(["demo", "--quick"]) == 2
-    assert 'pip install "nbnorm[demo]"' in capsys.readouterr().err
+    assert "pip install scikit-learn matplotlib tqdm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("out", "reason"), [("no/such/folder/f.png", "No such file"), ("f.docx", "expected one of")])
 def test_the_demo_checks_where_the_figure_goes_before_it_trains(out, reason, capsys, tmp_path):
     for package in ("sklearn", "matplotlib", "tqdm"):
-        pytest.importorskip(package, reason='the demo needs pip install "nbnorm[demo]"')
+        pytest.importorskip(package, reason='NO DEMO TESTS: pip install -e ".[demo]"')
     assert main(["demo", "--out", str(tmp_path / out)]) == 2
     assert reason in capsys.readouterr().err

@@ -3,7 +3,7 @@
 - `each_pair`: few of its cases, in which every two values of two parameters meet. For a product whose parameters do
   not act together: what three of them do at once, two of them do already.
 - `each_value`: fewer, in which every value of every parameter occurs. For a path that other tests take in pairs.
-- `exhaustive`: none; the marker's argument says what takes its place. Also for single cases: `pytest.param(…, marks=…)`.
+- `exhaustive`: none; the marker's argument says what takes its place. Also of a single case, `pytest.param(…, marks=…)`.
 
 The choice is the same on every machine, for it looks at nothing but the cases and their order.
 """
@@ -18,16 +18,18 @@ import numpy as np
 def covering(rows, strength):
     """Numbers of few rows that hold, for every `strength` columns, each combination of values that any row has there.
 
-    Greedy: the row with most of what is missing, the first of several.
+    Greedy: next is the row with most of what is missing; of several, the one whose combinations have been rarest.
     """
-    held_by = []
+    held = []  # by combination: the rows that hold it
     for columns in itertools.combinations(np.transpose(rows), strength):
-        kinds = list(zip(*columns, strict=True))
-        held_by += [[kind == one for kind in kinds] for one in dict.fromkeys(kinds)]
-    missing, chosen = np.array(held_by), []
-    while len(missing):
-        chosen.append(int(missing.sum(0).argmax()))
-        missing = missing[~missing[:, chosen[-1]]]
+        found = list(zip(*columns, strict=True))
+        held += [[one == combination for one in found] for combination in dict.fromkeys(found)]
+    held, chosen = np.array(held), []
+    times = np.zeros(len(held), int)
+    while not times.all():
+        row = np.lexsort((times @ held, -held[times == 0].sum(0)))[0]
+        chosen.append(int(row))
+        times += held[:, row]
     return sorted(chosen)
 
 

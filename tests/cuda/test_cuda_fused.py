@@ -38,6 +38,7 @@ def switched_on(monkeypatch):
     return started
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_step(cupy, rng, shape, dtype, switched_on):
     x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
@@ -59,6 +60,7 @@ def test_no_digit_is_lost_when_the_mean_is_large(cupy, rng, mean, switched_on):
     assert len(switched_on) == 2
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("over", ["dy", "x"])
 def test_results_go_where_they_should(cupy, rng, over, dtype, switched_on):
     """Also over what other threads of the block still need."""
@@ -74,6 +76,7 @@ def test_results_go_where_they_should(cupy, rng, over, dtype, switched_on):
     assert switched_on == ["fused_segments"] + ["fused_gradient_segments"] * 3
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, switched_on, monkeypatch):
     from nbnorm._cuda import plan

@@ -26,12 +26,14 @@ SHAPES = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_step(cupy, rng, shape, dtype):
     x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
     check_step(cupy, x, dy, rng)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(2, 3, 68), (37, 5)], ids=str)
 def test_a_step_with_the_running_statistics(cupy, rng, shape, dtype):
     x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
@@ -65,6 +67,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("view_of_dy", [None, "channels last"])
 @pytest.mark.parametrize("view", VIEWS)
 def test_any_layout(cupy, rng, view, view_of_dy):
@@ -88,6 +91,7 @@ def test_out_of_another_layout(cupy, rng):
     check_forward(cupy, x, rng, out=out)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(2, 3, 68), (37, 3)], ids=str)
 @pytest.mark.parametrize(
     "options",
@@ -126,6 +130,7 @@ def test_pooled_statistics_are_those_of_everything_seen(cupy, rng, shape):
     assert (state.num_batches, state.num_samples) == (3, exact.count)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(2, 3, 68), (37, 3)], ids=str)
 def test_statistics(cupy, rng, shape, dtype):
     x = sample(rng, shape, dtype)
@@ -142,6 +147,7 @@ def test_statistics(cupy, rng, shape, dtype):
         nbnorm.merge_stats(stats, nbnorm.BatchStats(np.array(2.0), np.zeros(3), np.zeros(3)))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mean", [1e4, 1e6, -1e8])
 @pytest.mark.parametrize("shape", [(4, 2, 100), (200, 3)], ids=str)
 def test_no_digit_is_lost_when_the_mean_is_large(cupy, rng, shape, mean):
@@ -157,6 +163,7 @@ def test_an_outlier_in_front_changes_nothing(cupy, rng, shape):
     check_step(cupy, cupy.asarray(x), cupy.asarray(rng.normal(size=shape).astype(np.float32)), rng)
 
 
+@pytest.mark.each_value
 @pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")  # of the simulator: NumPy warns, a GPU does not
 @pytest.mark.parametrize("shape", [(4, 3, 70), (20, 3)], ids=str)
 def test_what_is_not_finite_stays_in_its_channel(cupy, rng, shape, dtype):

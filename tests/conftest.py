@@ -48,8 +48,8 @@ import nbnorm  # noqa: E402
 
 # ---- how the suite runs
 
-# Files that take long, in the order in which two workers begin with them. The first one compiles nearly all kernels, and
-# all of a dtype; by the time when others need them, they are in the cache.
+# Files that take long, in the order in which two workers begin with them. The first one compiles nearly all kernels; by
+# the time when other files need them, they are in the cache.
 FIRST = ("test_functional", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_gpu_benchmark")
 
 
@@ -59,7 +59,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """The whole suite takes all cores, a file to a worker. Files that were named run in this process, unless -n is given."""
+    """The whole suite takes all cores, a file to a worker; files that were named run in this process. -n overrules."""
     option = config.option
     if getattr(option, "numprocesses", 0) is None and not option.usepdb and config.args_source.name == "TESTPATHS":
         option.numprocesses = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)

@@ -3,7 +3,7 @@
 - `each_pair`: few of its cases, in which every two values of two parameters meet. For a product whose parameters do
   not act together: what three of them do at once, two of them do already.
 - `each_value`: fewer, in which every value of every parameter occurs. For a path that other tests take in pairs.
-- `exhaustive`: none; the marker's argument says what takes its place. Also of a single case, `pytest.param(…, marks=…)`.
+- `exhaustive`: none; the marker's argument says what takes its place. Also of one case: `pytest.param(…, marks=…)`.
 
 The choice is the same on every machine, for it looks at nothing but the cases and their order.
 """

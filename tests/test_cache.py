@@ -1,6 +1,7 @@
 """The kernel cache: whatever has become of it, results are right, nothing is raised, and one warning says so.
 
-Most cases are a process of their own, which computes the statistics of a small array with two serial kernels.
+Most cases are a process of their own, which folds the statistics of a batch into two states: that takes the two
+kernels that compile fastest.
 NBNORM_STRESS=1 runs the full numbers of processes.
 """
 
@@ -24,7 +25,7 @@ import nbnorm
 from nbnorm._cpu import launch
 
 PACKAGE = Path(nbnorm.__file__).parent
-X = (np.arange(24) / 8).astype(np.float32).reshape(6, 4)
+MEAN, M2 = np.array([0.5, 1, -2, 4]), np.array([5.0, 10, 20, 40])  # of 6 values: few bits, and none lost in M2 / 5
 PROGRAM = """
 import json, sys, warnings
 sys.path.insert(0, sys.argv[1])
@@ -34,13 +35,15 @@ if len(sys.argv) > 2:
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import numpy as np, nbnorm
-    x = (np.arange(24) / 8).astype(np.float32).reshape(6, 4)
-    stats = nbnorm.batch_stats(x)
-from nbnorm._cpu.reduce import reduce_columns
-hits = sum(reduce_columns.serial.dispatcher.stats.cache_hits.values())
+    stats = nbnorm.BatchStats(np.array(6.0), np.array([0.5, 1, -2, 4]), np.array([5.0, 10, 20, 40]))
+    states = [nbnorm.BatchNormState(4, momentum=momentum) for momentum in (0.5, None)]
+    for state in states:
+        state.update(stats)
+from nbnorm._cpu.finalize import commit_pooled
+hits = sum(commit_pooled.dispatcher.stats.cache_hits.values())
 found = [[w.category.__name__, str(w.message)] for w in caught]
-stats = [stats.mean.tolist(), stats.m2.tolist()]
-print(json.dumps({"file": nbnorm.__file__, "stats": stats, "warnings": found, "hits": hits}))
+running = [[state.running_mean.tolist(), state.running_var.tolist()] for state in states]
+print(json.dumps({"file": nbnorm.__file__, "running": running, "warnings": found, "hits": hits}))
 """
 
 
@@ -59,8 +62,8 @@ def outcome(process):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     found = json.loads(out)
-    exact = reference.stats(X)
-    np.testing.assert_array_equal(found["stats"], np.array(exact[1:], np.float64))  # few numbers, of few bits
+    weighted = reference.moving_average(np.zeros(4), np.ones(4), MEAN, M2, 6, 0.5)
+    np.testing.assert_array_equal(found["running"], np.array([weighted, (MEAN, M2 / 5)], np.float64))
     return found
 
 
@@ -101,7 +104,7 @@ DAMAGES = {
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_cache_is_left_aside_with_one_warning(own_cache, damage, suffix):
-    (file,) = own_cache.rglob("finalize.finalize-*" + suffix)
+    (file,) = own_cache.rglob("finalize.commit_running-*" + suffix)
     file.write_bytes(damage(file.read_bytes()))
     found = outcome(start(own_cache))
     assert found["hits"] == 1, "the other kernel's cache is as good as it was"
@@ -229,13 +232,15 @@ def test_an_edited_helper_is_seen_in_a_cache_of_its_own_and_in_no_other(tmp_path
         process = start(tmp_path / name, package=package)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-        return json.loads(out)["stats"][0][0]
+        return json.loads(out)["running"][0][0][0]
 
-    assert first_value(names[0]) == 1.25
+    assert first_value(names[0]) == 0.25
     text = formulas.read_text()
-    edited = text.replace("d = s / count\n", "d = s / count + 1\n")
+    edited = text.replace(
+        "return running + momentum * (new - running)\n", "return running + momentum * (new - running) + 1\n"
+    )
     assert edited != text
     formulas.write_text(edited)
     names.append(hash_of_sources(package))
-    assert first_value(names[0]) == 1.25, "Numba has learned to look at helpers: conftest.py need not any more"
-    assert first_value(names[1]) == 2.25
+    assert first_value(names[0]) == 0.25, "Numba has learned to look at helpers: conftest.py need not any more"
+    assert first_value(names[1]) == 1.25

@@ -52,6 +52,9 @@ import nbnorm  # noqa: E402
 # the time when other files need them, they are in the cache.
 FIRST = ("test_functional", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_gpu_benchmark")
 
+# Random calls, examples of Hypothesis, signals; with --exhaustive as many as the tests say.
+FEWER = {"NBNORM_CALLS": "5000", "NBNORM_EXAMPLES": "100", "NBNORM_SIGNALS": "5000"}
+
 
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="every test: see tests/selection.py")
@@ -59,11 +62,21 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """The whole suite takes all cores, a file to a worker; files that were named run in this process. -n overrules."""
+    """The whole suite takes all cores, a file to a worker. A part that was named runs in this process. -n overrules."""
+    if hasattr(config, "workerinput"):
+        return  # a worker, which comes by here too and must not have workers of its own
     option = config.option
-    if getattr(option, "numprocesses", 0) is None and not option.usepdb and config.args_source.name == "TESTPATHS":
+    is_part = config.args_source.name != "TESTPATHS" or option.keyword or option.markexpr
+    if getattr(option, "numprocesses", 0) is None and not (is_part or option.usepdb):  # 0: without pytest-xdist
         option.numprocesses = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
         option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_configure(config):
+    """Of what is drawn at random, fewer by default."""
+    if not config.getoption("exhaustive"):
+        for name, number in FEWER.items():
+            os.environ.setdefault(name, number)
 
 
 @pytest.hookimpl(trylast=True)

@@ -18,7 +18,7 @@ import nbnorm
 from nbnorm._running import Running
 
 ALLOCATIONS = {"zeros", "empty", "ones", "empty_like", "array", "ascontiguousarray", "ndarray.astype", "ndarray.copy"}
-SIGNALS = 100_000 if os.environ.get("NBNORM_STRESS") else 20_000
+SIGNALS = 100_000 if os.environ.get("NBNORM_STRESS") else int(os.environ.get("NBNORM_SIGNALS", "20000"))
 
 # ---- a failure at every call
 

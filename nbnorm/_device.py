@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -80,7 +81,8 @@ def current(device: str) -> contextlib.AbstractContextManager:
 
 def of(array: Any) -> str:
     """Where an array is."""
-    return f"cuda:{array.device.id}" if hasattr(array, "get") and hasattr(array, "dtype") else "cpu"
+    cupy = sys.modules.get("cupy")
+    return f"cuda:{array.device.id}" if cupy is not None and isinstance(array, cupy.ndarray) else "cpu"
 
 
 def host(array: Any) -> Any:

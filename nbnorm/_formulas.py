@@ -136,11 +136,23 @@ def affine_of_two(v, a, u, scale, shift):
 
 @formula
 def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
-    """Eq. 8 (Chan, Golub and LeVeque): the statistics of two samples together. Counts may be 0."""
+    """Eq. 8 (Chan, Golub and LeVeque): the statistics of two samples together, neither of them empty."""
     count = count_a + count_b
-    share = count_b / (count + (count == 0))
+    share = count_b / count
     delta = mean_b - mean_a
     return count, mean_a + delta * share, m2_a + m2_b + delta * delta * count_a * share
+
+
+@formula
+def pool(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    """Eq. 8 for any two samples: an empty one leaves the other as it is, to the bit."""
+    if count_b == 0:
+        count, mean, m2 = count_a, mean_a, m2_a
+    elif count_a == 0:
+        count, mean, m2 = count_b, mean_b, m2_b
+    else:
+        count, mean, m2 = merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b)
+    return count, mean, m2
 
 
 @formula

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from itertools import starmap
+from itertools import chain, starmap
 from operator import setitem
 from types import ModuleType
 from typing import Any, ClassVar
@@ -16,61 +16,97 @@ from numpy.typing import NDArray
 from nbnorm import _device
 from nbnorm._batch_stats import BatchStats
 
-BATCHES, SAMPLES = range(2)  # places in `counters`
+BATCHES, SAMPLES, SKIPPED = range(3)  # places in `counters`
 
 
 class Running:
     """What inference reads and a training step folds its batch into.
 
     `both` is the flat array of which mean and var are views: one copy of it has the two as they are at one moment.
-    `counters` has batches and values per channel.
+    `counters` has batches, values per channel, and the batches that were left out because of `skip_nonfinite`.
+    `uncounted` is true of statistics that were assigned or loaded without a number of values: pooling would forget
+    them, and the host can know it without waiting for a GPU.
     """
 
-    __slots__ = ("both", "counters", "mean", "var")
+    __slots__ = ("both", "counters", "mean", "skip_nonfinite", "uncounted", "var")
 
     # For arrays of the CPU; kernels of a GPU run in the order of their stream. One for all states, held for
     # microseconds (but for the first commit, which compiles), so that a fork can wait for it: a child gets whole states
     # and a free lock. An RLock, since a signal handler that saves a state may interrupt the thread that has it.
     lock: ClassVar = threading.RLock()
 
-    def __init__(self, moments: NDArray, counters: NDArray) -> None:
+    def __init__(self, moments: NDArray, counters: NDArray, skip_nonfinite: bool, uncounted: bool = False) -> None:
         """Of `moments`, shape (2, *channels): means and variances."""
         self.mean, self.var, self.both, self.counters = moments[0], moments[1], moments.reshape(-1), counters
+        self.skip_nonfinite, self.uncounted = skip_nonfinite, uncounted
 
     @classmethod
-    def fresh(cls, shape: tuple[int, ...], xp: Any) -> Running:
+    def fresh(cls, shape: tuple[int, ...], xp: Any, skip_nonfinite: bool) -> Running:
         """Of no batch: mean 0, variance 1, counters 0."""
-        running = cls(xp.zeros((2, *shape)), xp.zeros(2, np.int64))
+        running = cls(xp.zeros((2, *shape)), xp.zeros(3, np.int64), skip_nonfinite)
         running.var[...] = 1
         return running
 
     def reset(self) -> None:
         """Forget every batch."""
-        values = (self.mean, ..., 0), (self.var, ..., 1), (self.counters, ..., 0)
-        with self.lock, _device.current(_device.of(self.both)):
+        arrays = (self.mean, ..., 0), (self.var, ..., 1), (self.counters, ..., 0)
+        with self.lock, self._current():
             # One call without a line of Python in it: no signal arrives between the arrays.
-            deque(starmap(setitem, values), maxlen=0)
+            deque(chain(starmap(setitem, arrays), starmap(setattr, [(self, "uncounted", False)])), maxlen=0)
 
     def copy(self) -> Running:
         """Everything as it is at one moment."""
-        with self.lock, _device.current(_device.of(self.both)):
-            return Running(self._moments().copy(), self.counters.copy())
+        with self.lock, self._current():
+            return Running(self._moments().copy(), self.counters.copy(), self.skip_nonfinite, self.uncounted)
 
     def to(self, device: str) -> Running:
         """The same with its arrays on a device, copied if they are elsewhere."""
-        return Running(*(_device.moved(array, device) for array in (self._moments(), self.counters)))
+        moments, counters = (_device.moved(array, device) for array in (self._moments(), self.counters))
+        return Running(moments, counters, self.skip_nonfinite, self.uncounted)
 
     def update(self, kernels: ModuleType, momentum: float | None, stats: BatchStats, count: float) -> None:
         """Fold the statistics of a batch in and count it; training does so from those of its kernels."""
         with kernels.on_device_of(stats.mean):
             kernels.commit(self, momentum, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1)), count)
 
+    def assign(self, array: NDArray, values: NDArray) -> None:
+        """Put values from elsewhere into mean or var."""
+        self.uncounted = self.uncounted or self.counter(SAMPLES) == 0
+        array[...] = values
+
+    def counter(self, place: int) -> int:
+        """Waits for a GPU."""
+        return int(self.counters[place])
+
+    def set_counter(self, place: int, value: int) -> None:
+        with self.lock, self._current():
+            self.counters[place] = value
+        if place == SAMPLES:
+            self.uncounted = False
+
+    def set_counters(self, batches: int, samples: int | None, skipped: int = 0) -> None:
+        """For statistics from elsewhere; samples is None where nobody has counted."""
+        self.counters[...] = batches, samples or 0, skipped
+        untouched = not self.mean.any() and (self.var == 1).all()
+        self.uncounted = not samples and not (untouched and (samples == 0 or batches == 0))
+
+    def demand_count(self) -> None:
+        """What pooling needs."""
+        if self.uncounted:
+            raise ValueError(
+                "momentum=None weighs the running statistics by a count, and these came without: set state.num_samples "
+                "(0 forgets them), or pass num_samples= to from_state_dict or load"
+            )
+
     def _moments(self) -> NDArray:
         return self.both.reshape(2, *self.mean.shape)
 
+    def _current(self) -> Any:
+        return _device.current(_device.of(self.both))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, which would not keep mean and var views of one array."""
-        return Running, (self._moments(), self.counters)
+        return Running, (self._moments(), self.counters, self.skip_nonfinite, self.uncounted)
 
 
 def _after_fork_in_child() -> None:

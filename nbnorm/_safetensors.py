@@ -12,7 +12,10 @@ from nbnorm._npz import Specs
 
 _ABOUT = "nbnorm"
 _LONGEST = 1 << 19  # bytes of the header: 4,000 arrays or more; the package itself would read 100 MB
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "I64": "int64"}
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_DTYPES |= {
+    f"{code}{bits}": f"{name}{bits}" for code, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
 
 
 def write(arrays: dict[str, NDArray], about: str) -> bytes:

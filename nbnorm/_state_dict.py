@@ -2,57 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _device
+from nbnorm import _arguments, _device
+from nbnorm._foreign import counter, to_numpy
+from nbnorm._running import Running
 
 NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
-COUNTERS = ("num_batches_tracked", "num_samples_tracked")
+COUNTERS = ("num_batches_tracked", "num_samples_tracked")  # the second is nbnorm's own
+SKIPPED_BATCHES = "num_batches_skipped"  # in files only
+_NAMES_ELSEWHERE = {
+    "gamma": "weight", "scale": "weight", "beta": "bias", "B": "bias",
+    "moving_mean": "running_mean", "mean": "running_mean", "input_mean": "running_mean", "avg_mean": "running_mean",
+    "moving_variance": "running_var", "moving_var": "running_var", "var": "running_var", "input_var": "running_var",
+    "avg_var": "running_var",
+}  # fmt: skip
+
+
+def stored(own: dict[str, Any]) -> dict[str, NDArray]:
+    """What a file holds of a state, `own` being copies of its attributes; no number of values where it is not known."""
+    running: Running | None = own["_running"]
+    found = {"weight": own["_gamma"], "bias": own["_beta"]}
+    if running is not None:
+        found |= {"running_mean": running.mean, "running_var": running.var}
+        found |= {key: running.counters[i, ...] for i, key in enumerate((*COUNTERS, SKIPPED_BATCHES))}
+        if running.uncounted:
+            del found["num_samples_tracked"]
+    return {key: array for key, array in found.items() if array is not None}
 
 
 class Content(NamedTuple):
     """What a state is made of."""
 
-    arguments: dict[str, Any]  # of the constructor, but for eps and momentum
+    arguments: dict[str, Any]  # of the constructor
     arrays: dict[str, NDArray]  # by the state's names
-    counters: list[int]
-    device: str
+    counters: tuple[
+        int, int | None, int
+    ]  # batches, values per channel (None where nobody has counted), skipped batches
+    device: str = "cpu"
 
 
-def content(state_dict: Mapping[str, Any], prefix: str) -> Content:
-    """What the names under the prefix say.
+def content(state_dict: Mapping[str, Any], prefix: str, num_features: int | tuple[int, ...] | None) -> Content:
+    """What the names under the prefix say. Without `num_features` the arrays have one dimension.
 
     Raises
     ------
-    ValueError
-        When there is nothing under the prefix, a name is unknown, a running variance or a counter is negative, the
-        arrays have no dimension, or only one of running_mean and running_var is there.
+    TypeError, ValueError
+        When there is nothing under the prefix, a name is unknown, a value is no array of numbers, a running variance is
+        negative, a counter no whole number, shapes differ, or only one of running_mean and running_var is there.
     """
     found = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
+    under = f"under {prefix!r:.30}"
+    unknown = found.keys() - {*NAMES.values(), *COUNTERS}
+    if unknown:
+        raise ValueError(f"state_dict has {unknown_names(unknown)} {under}")
     device = max(map(_device.of, found.values()), default="cpu")  # a GPU, if one is among them
-    arrays = {name: _device.host(found.pop(key)) for name, key in NAMES.items() if key in found}
-    counters = [int(found.pop(key, 0)) for key in COUNTERS]
-    if found:
-        raise ValueError(f"state_dict has unknown names under {prefix!r:.40}: {', '.join(sorted(found))[:80]}")
+    values = {key: _device.host(v) if _device.of(v) != "cpu" else v for key, v in found.items()}
+    arrays = {name: to_numpy(key, values[key]) for name, key in NAMES.items() if key in values}
     if not arrays:
-        raise ValueError(f"state_dict has no arrays under {prefix!r:.40}; expected weight, running_mean, ...")
+        raise ValueError(f"state_dict has no arrays {under}; expected weight, running_mean, ...")
     if ("running_mean" in arrays) != ("running_var" in arrays):
-        raise ValueError(f"state_dict has only one of running_mean and running_var under {prefix!r:.40}")
-    if min(counters) < 0 or np.any(arrays.get("running_var", np.zeros(1)) < 0):
-        raise ValueError(f"state_dict has a negative running_var or counter under {prefix!r:.40}")
-    shape = next(iter(arrays.values())).shape
-    if not shape:
-        raise ValueError(f"state_dict has scalars under {prefix!r:.40}; expected arrays with a place per channel")
+        raise ValueError(f"state_dict has only one of running_mean and running_var {under}")
+    features, shape = _features(arrays, num_features, under)
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise ValueError(f"{NAMES[name]} has shape {array.shape!s:.40} {under}; expected {shape!s:.40}")
+    if "running_var" in arrays and np.any(arrays["running_var"] < 0):
+        raise ValueError(f"running_var has negative values {under}")
     parameter = arrays.get("gamma", arrays.get("beta"))
     arguments = {
-        "num_features": shape if len(shape) != 1 else shape[0],
+        "num_features": features,
         "use_gamma": "gamma" in arrays,
         "use_beta": "beta" in arrays,
         "track_running": "running_mean" in arrays,
         "dtype": "float64" if parameter is not None and parameter.dtype == np.float64 else "float32",
     }
-    return Content(arguments, arrays, counters, device)
+    return Content(arguments, arrays, counters(values), device)
+
+
+def counters(values: Mapping[str, Any]) -> tuple[int, int | None, int]:
+    """Those of a dictionary or a file, which need not have all."""
+    batches, samples, skipped = (
+        counter(key, values[key]) if key in values else None for key in (*COUNTERS, SKIPPED_BATCHES)
+    )
+    return batches or 0, samples, skipped or 0
+
+
+def _features(
+    arrays: dict[str, NDArray], num_features: int | tuple[int, ...] | None, under: str
+) -> tuple[int | tuple[int, ...], tuple[int, ...]]:
+    """num_features, and the shape that arrays then have."""
+    if num_features is not None:
+        features = _arguments.num_features(num_features)
+        return features, features if isinstance(features, tuple) else (features,)
+    shape = next(iter(arrays.values())).shape
+    if len(shape) != 1:
+        raise ValueError(
+            f"state_dict has arrays of shape {shape!s:.30} {under}; expected one dimension, or num_features=shape if "
+            "these are the channels' axes"
+        )
+    return shape[0], shape
+
+
+def unknown_names(names: Set[str]) -> str:
+    """What to do about names that are not ours."""
+    if names <= _NAMES_ELSEWHERE.keys():
+        renamed = ", ".join(f"{name} to {_NAMES_ELSEWHERE[name]}" for name in sorted(names))
+        return f"another library's names: rename {renamed:.100},"
+    expected = ", ".join((*NAMES.values(), COUNTERS[0]))
+    return f"unknown names, {', '.join(sorted(names))[:50]}; expected {expected}"

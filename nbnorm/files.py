@@ -1,8 +1,8 @@
 """State files: what they hold, how they are written and what is refused. Nothing in a file is ever executed.
 
-A file holds the arrays of `BatchNormState.state_dict` and a description: the version of the format and the arguments
-of the constructor. The description says which arrays there are, of which dtype and shape; all else is refused
-before any of them is read.
+A file holds the arrays of `BatchNormState.state_dict`, every counter and a description: the version of the format and
+the arguments of the constructor. The description says which arrays there are, of which dtype and shape; all else is
+refused before any of them is read.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -18,15 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _npz, _safetensors
+from nbnorm._foreign import counter
 from nbnorm._npz import Specs
-from nbnorm._state_dict import COUNTERS, NAMES
+from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, unknown_names
 
 Path = str | os.PathLike[str]
 
-_VERSION = 1
+_VERSION = 2  # 1 had no skip_nonfinite
 _FORMATS = {".npz": _npz, ".safetensors": _safetensors}
 _NAMES = (*NAMES.values(), *COUNTERS)
+_OPTIONAL = (COUNTERS[1], SKIPPED_BATCHES)  # unknown; what version 1 did not have
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 class StateFileError(ValueError):
@@ -59,12 +63,14 @@ def save(path: Path, arrays: dict[str, NDArray], arguments: dict[str, Any]) -> N
     _replace(os.path.realpath(path), data)
 
 
-def read(path: Path, prefix: str) -> tuple[dict[str, NDArray], dict[str, Any] | None]:
+def read(
+    path: Path, prefix: str, num_features: int | tuple[int, ...] | None
+) -> tuple[dict[str, NDArray], dict[str, Any] | None]:
     """The arrays by PyTorch's names, and the arguments of the constructor; None for a file of another library."""
     with _format(path).opened(os.fspath(path), prefix) as (about, specs, array):
         arguments = None if about is None else _arguments_of(about)
         if arguments is None:
-            _check_layer(specs)
+            _check_layer(specs, num_features)
         else:
             _check_own(specs, arguments)
         arrays = {name: array(name) for name in specs}
@@ -107,11 +113,12 @@ def _format(path: Path) -> ModuleType:
 def _arguments_of(about: str | bytes) -> dict[str, Any]:
     """The description as arguments of the constructor, checked: no number of features costs memory yet."""
     found = json.loads(about)
-    if not isinstance(found, dict) or found.get("version") != _VERSION:
-        version = found.get("version") if isinstance(found, dict) else None
-        raise ValueError(f"has version {version!r:.20} of the format; this version of nbnorm reads {_VERSION}")
-    del found["version"]
-    flags = ("use_gamma", "use_beta", "track_running")
+    version = found.pop("version", None) if isinstance(found, dict) else None
+    if version not in range(1, _VERSION + 1):
+        raise ValueError(f"has version {version!r:.20} of the format; this version of nbnorm reads 1 to {_VERSION}")
+    if version == 1:
+        found.setdefault("skip_nonfinite", False)
+    flags = ("use_gamma", "use_beta", "track_running", "skip_nonfinite")
     if set(found) != {"num_features", "eps", "momentum", "dtype", *flags}:
         raise ValueError(f"describes its state by {', '.join(sorted(found))[:60]}")
     if not all(isinstance(found[flag], bool) for flag in flags) or found["dtype"] not in ("float32", "float64"):
@@ -126,28 +133,32 @@ def _check_own(specs: Specs, arguments: dict[str, Any]) -> None:
     """Exactly the arrays that the state has, each of its dtype and shape."""
     features = arguments["num_features"]
     shape = features if isinstance(features, tuple) else (features,)
-    has = [arguments["use_gamma"], arguments["use_beta"], *[arguments["track_running"]] * 4]
-    dtypes = [arguments["dtype"]] * 2 + ["float64"] * 2 + ["int64"] * 2
-    shapes = [shape] * 4 + [()] * 2
-    expected = {name: (dtype, shape) for name, there, dtype, shape in zip(_NAMES, has, dtypes, shapes) if there}
+    has = [arguments["use_gamma"], arguments["use_beta"], *[arguments["track_running"]] * 5]
+    dtypes = [arguments["dtype"]] * 2 + ["float64"] * 2 + ["int64"] * 3
+    shapes, names = [shape] * 4 + [()] * 3, (*_NAMES, SKIPPED_BATCHES)
+    expected = {name: (dtype, shape) for name, there, dtype, shape in zip(names, has, dtypes, shapes) if there}
     for name in sorted(expected.keys() ^ specs.keys()):
-        raise ValueError(f"{'lacks' if name in expected else 'has an unknown'} array {name!r:.40}")
-    for name, spec in expected.items():
-        if specs[name] != spec:
-            raise ValueError(f"has {name} of {_shown(specs[name])}; expected {_shown(spec)}")
+        if name not in expected or name not in _OPTIONAL:
+            raise ValueError(f"{'lacks' if name in expected else 'has an unknown'} array {name!r:.40}")
+    for name, spec in specs.items():
+        if expected[name] != spec:
+            raise ValueError(f"has {name} of {_shown(spec)}; expected {_shown(expected[name])}")
 
 
-def _check_layer(specs: Specs) -> None:
+def _check_layer(specs: Specs, num_features: int | tuple[int, ...] | None) -> None:
     """The arrays of one batch normalization of PyTorch: other layers have other names or shapes."""
-    unknown = sorted(specs.keys() - set(_NAMES))
+    unknown = specs.keys() - set(_NAMES)
     if unknown:
-        raise ValueError(f"has {unknown[0]!r:.40} under the prefix; expected only {', '.join(_NAMES[:2])}, running_...")
+        raise ValueError(f"has {unknown_names(unknown)} under the prefix")
     shapes = {shape for name, (_, shape) in specs.items() if name not in COUNTERS}
     if len(shapes) != 1:
         raise ValueError(f"has {'arrays of several shapes' if shapes else 'no arrays'} under the prefix")
+    shape = shapes.pop()
+    if num_features is None and len(shape) != 1:
+        raise ValueError(f"has arrays of shape {shape!s:.24}; expected one dimension, or say num_features=")
     for name, spec in specs.items():
-        if name in COUNTERS and spec != ("int64", ()):
-            raise ValueError(f"has {name} of {_shown(spec)}; expected {_shown(('int64', ()))}")
+        if name in COUNTERS and (prod(spec[1]) != 1 or spec[0] not in (*_INTEGERS, *_FLOATS)):
+            raise ValueError(f"has {name} of {_shown(spec)}; expected one whole number")
         if name not in COUNTERS and spec[0] not in _FLOATS:
             raise ValueError(f"has {name} of {_shown(spec)}; expected {', '.join(_FLOATS)}")
 
@@ -159,10 +170,9 @@ def _shown(spec: tuple[str, tuple[int, ...]]) -> str:
 def _check_values(arrays: dict[str, NDArray]) -> None:
     """Numbers that a state can work with."""
     for name, array in arrays.items():
-        good = np.isfinite(array)
-        if name == "running_var" or name in COUNTERS:
-            good &= array >= 0
-        if not good.all():
+        if name in (*COUNTERS, SKIPPED_BATCHES):
+            counter(name, array)
+        elif not np.isfinite(array).all() or (name == "running_var" and np.any(array < 0)):
             raise ValueError(f"{name} has NaN, infinite or negative values, which no state file may have")
 
 

@@ -103,6 +103,8 @@ def batch_norm_training(
         if out is not None:
             _arguments.output(kernels, out, x, {"x": x}, allowed=())
         running = state._demand_running() if use_running else None
+        if momentum is None and update is not None:
+            update.demand_count()
 
         with kernels.on_device_of(x):
             xp = kernels.xp

@@ -22,7 +22,7 @@ class BatchNorm:
         Number of channels.
     axis : int or tuple of int
         The channel axis of the inputs.
-    eps, momentum, use_gamma, use_beta, track_running, dtype, device
+    eps, momentum, use_gamma, use_beta, track_running, skip_nonfinite, dtype, device
         As in `BatchNormState`.
 
     Attributes
@@ -56,6 +56,7 @@ class BatchNorm:
         use_gamma: bool = True,
         use_beta: bool = True,
         track_running: bool = True,
+        skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
     ) -> None:
@@ -66,6 +67,7 @@ class BatchNorm:
             use_gamma=use_gamma,
             use_beta=use_beta,
             track_running=track_running,
+            skip_nonfinite=skip_nonfinite,
             dtype=dtype,
             device=device,
         )

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nbnorm import _arguments, _device, _state_dict, files
-from nbnorm._attributes import parameter, statistic
+from nbnorm._attributes import counted, parameter, statistic
 from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
-from nbnorm._running import BATCHES, SAMPLES, Running
-from nbnorm._state_dict import COUNTERS, NAMES
+from nbnorm._running import BATCHES, SAMPLES, SKIPPED, Running
+from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, Content
 
 _CHANGING = ("_gamma", "_beta", "_running")
 
@@ -34,6 +34,9 @@ class BatchNormState:
         Whether there is a learned scale, a learned shift.
     track_running : bool
         Whether there are running statistics.
+    skip_nonfinite : bool
+        Leave a batch out of the running statistics when the mean or the variance of some channel is NaN or infinite. It
+        is not counted, but in `num_skipped`. It can be set later.
     dtype : float32 or float64
         Of gamma, beta and their gradients; independent of the dtype of x.
     device : str
@@ -47,12 +50,15 @@ class BatchNormState:
     running_mean, running_var : float64 array, shape num_features, or None
         Running statistics, in the units of x and of x squared. `running_var` takes the unbiased variance.
     num_batches, num_samples : int
-        How many batches, and values per channel, are in the running statistics.
+        How many batches, and values per channel, are in the running statistics. They can be set: with momentum None,
+        statistics that you assign need a `num_samples`.
+    num_skipped : int
+        How many batches `skip_nonfinite` has left out.
 
     Raises
     ------
     TypeError, ValueError
-        For an argument of the wrong kind or out of range.
+        For an argument of the wrong kind or out of range; `skip_nonfinite` without running statistics.
     ImportError, RuntimeError
         When the device is a GPU and CuPy or the driver is missing.
 
@@ -60,7 +66,12 @@ class BatchNormState:
     -----
     Copies and pickles are independent of the original. Several threads may train with one state on the CPU: each batch
     is folded in as a whole. A state on a GPU changes in the order of the stream that is current when it is used:
-    use it on one stream, or synchronize between them. Reading `num_batches` or `num_samples` waits for the GPU.
+    use it on one stream, or synchronize between them. Reading a counter or assigning a running statistic waits for the
+    GPU.
+
+    What is assigned may be anything that NumPy reads, such as a list, a Series or a tensor on the CPU; a state on a GPU
+    takes CuPy arrays too. A negative variance is refused, NaN and infinity are not; what is written in place
+    (``state.running_var[...] = -1``) is not looked at.
 
     References
     ----------
@@ -86,6 +97,7 @@ class BatchNormState:
         use_gamma: bool = True,
         use_beta: bool = True,
         track_running: bool = True,
+        skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
     ) -> None:
@@ -98,7 +110,9 @@ class BatchNormState:
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
             self._beta = xp.zeros(shape, self._dtype) if use_beta else None
-            self._running = Running.fresh(shape, xp) if track_running else None
+            self._running = Running.fresh(shape, xp, False) if track_running else None
+        if skip_nonfinite:
+            self.skip_nonfinite = True
 
     # ---- what it is
 
@@ -172,13 +186,20 @@ class BatchNormState:
     gamma, beta = parameter("gamma"), parameter("beta")
     running_mean, running_var = statistic("running_mean"), statistic("running_var")
 
-    @property
-    def num_batches(self) -> int:
-        return 0 if self._running is None else int(self._running.counters[BATCHES])
+    num_batches = counted(BATCHES, "num_batches", "Batches in the running statistics.")
+    num_samples = counted(SAMPLES, "num_samples", "Values per channel in the running statistics.")
 
     @property
-    def num_samples(self) -> int:
-        return 0 if self._running is None else int(self._running.counters[SAMPLES])
+    def num_skipped(self) -> int:
+        return 0 if self._running is None else self._running.counter(SKIPPED)
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        return self._running is not None and self._running.skip_nonfinite
+
+    @skip_nonfinite.setter
+    def skip_nonfinite(self, value: bool) -> None:
+        self._demand_running().skip_nonfinite = bool(value)
 
     # ---- running statistics
 
@@ -209,12 +230,14 @@ class BatchNormState:
         ------
         TypeError, ValueError
             When stats is something else, does not fit the state, or has fewer than 2 values per channel (with
-            momentum None any number will do); when the state has no running statistics.
+            momentum None any number will do); when the state has no running statistics, or with momentum None some
+            without a count.
 
         Notes
         -----
         So a file that does not fit into memory is read in pieces. With momentum None the order and the size of the
-        pieces do not matter: the result is that of everything at once. On a GPU the call waits for `stats.count`.
+        pieces do not matter: the result is that of everything at once, but for the rounding of each mean to float64
+        (docs/numerics.md: 1e-9 of the variance at mean/std 1e8). On a GPU the call waits for `stats.count`.
 
         Examples
         --------
@@ -233,6 +256,8 @@ class BatchNormState:
             found = kernels_for(name, array).device(array)
             _arguments.same_device(name, array, found, self._device, "the state", 'state.to("{found}")')
         momentum = self._momentum
+        if momentum is None:
+            running.demand_count()
         running.update(kernels, momentum, stats, _arguments.statistics(stats, self.shape, momentum))
 
     def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -286,44 +311,55 @@ class BatchNormState:
         Returns
         -------
         dict
-            "weight", "bias", "running_mean", "running_var", "num_batches_tracked", those that the state has, and
-            "num_samples_tracked", which PyTorch does not have.
+            "weight", "bias", "running_mean", "running_var", "num_batches_tracked", those that the state has: as tensors
+            they load into ``torch.nn.BatchNorm*`` with strict=True. With momentum None also "num_samples_tracked",
+            which exact pooling needs and PyTorch does not have.
 
         Examples
         --------
         >>> import nbnorm
         >>> sorted(nbnorm.BatchNormState(2, use_beta=False).state_dict())
-        ['num_batches_tracked', 'num_samples_tracked', 'running_mean', 'running_var', 'weight']
+        ['num_batches_tracked', 'running_mean', 'running_var', 'weight']
         """
-        own = self.__getstate__()
-        running = own["_running"]
-        arrays = (own["_gamma"], own["_beta"], *((running.mean, running.var) if running else ()))
-        result = {key: array for key, array in zip(NAMES.values(), arrays, strict=False) if array is not None}
-        with _device.current(self._device):
-            if running:
-                result.update((key, self._xp.array(running.counters[i])) for i, key in enumerate(COUNTERS))
-        return result
+        found = _state_dict.stored(self.__getstate__())
+        found.pop(SKIPPED_BATCHES, None)
+        if self._momentum is not None:
+            found.pop(COUNTERS[SAMPLES], None)
+        return found
 
     @classmethod
     def from_state_dict(
-        cls, state_dict: Mapping[str, Any], prefix: str = "", *, eps: float = 1e-5, momentum: float | None = 0.1
+        cls,
+        state_dict: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        num_features: int | tuple[int, ...] | None = None,
+        num_samples: int | None = None,
     ) -> BatchNormState:
         """A state from a dictionary with PyTorch's names: an own one, or a layer's out of a whole network's.
 
         Parameters
         ----------
         state_dict : mapping of str to array
-            As `state_dict` gives it. Whatever `numpy.asarray` understands counts as an array.
+            As `state_dict` gives it. Whatever NumPy reads counts as an array: lists, Series, tensors on the CPU.
         prefix : str
             What the names begin with, such as "layer1.0.bn1.".
         eps, momentum : float
             As in the constructor; PyTorch does not store them with the arrays.
+        num_features : int or tuple of int, optional
+            Needed where the arrays have several dimensions.
+        num_samples : int, optional
+            How many values per channel the running statistics are of, which PyTorch does not store and momentum None
+            needs. With 0 the next batch replaces them.
 
         Raises
         ------
-        ValueError
-            When there is nothing under the prefix, a name is unknown, arrays do not fit each other, a running variance
-            is negative, or only one of running_mean and running_var is there.
+        TypeError, ValueError
+            When there is nothing under the prefix, a name is unknown, arrays do not fit each other or are none, a
+            running variance is negative, a counter is no whole number, only one of running_mean and running_var is
+            there, or momentum is None and nobody says how many values there were.
 
         Examples
         --------
@@ -332,8 +368,12 @@ class BatchNormState:
         >>> nbnorm.BatchNormState.from_state_dict(arrays, "bn.").gamma is None
         True
         """
-        found = _state_dict.content(state_dict, prefix)
-        state = cls._filled({**found.arguments, "eps": eps, "momentum": momentum}, found.arrays, found.counters)
+        found = _state_dict.content(state_dict, prefix, num_features)
+        state = cls._made_of(
+            found._replace(arguments=found.arguments | {"eps": eps, "momentum": momentum}), num_samples
+        )
+        if momentum is None and state._running is not None:
+            state._running.demand_count()
         return state.to(found.device)
 
     def save(self, path: files.Path) -> None:
@@ -371,12 +411,24 @@ class BatchNormState:
             "use_gamma": self._gamma is not None,
             "use_beta": self._beta is not None,
             "track_running": self._running is not None,
+            "skip_nonfinite": self.skip_nonfinite,
             "dtype": str(self._dtype),
         }
-        files.save(path, {key: _device.host(array) for key, array in self.state_dict().items()}, arguments)
+        files.save(
+            path,
+            {key: _device.host(array) for key, array in _state_dict.stored(self.__getstate__()).items()},
+            arguments,
+        )
 
     @classmethod
-    def load(cls, path: files.Path, prefix: str = "") -> BatchNormState:
+    def load(
+        cls,
+        path: files.Path,
+        prefix: str = "",
+        *,
+        num_features: int | tuple[int, ...] | None = None,
+        num_samples: int | None = None,
+    ) -> BatchNormState:
         """A state from a file of `save`, or a layer from a .safetensors file of a PyTorch network.
 
         Parameters
@@ -386,6 +438,8 @@ class BatchNormState:
         prefix : str
             What the names of the layer begin with, such as "layer1.0.bn1."; .safetensors only. Such a file says
             nothing of eps and momentum: they are the constructor's, assign others.
+        num_features, num_samples
+            As in `from_state_dict`, for a file that `save` did not write.
 
         Raises
         ------
@@ -405,19 +459,23 @@ class BatchNormState:
         See `save`.
         """
         with files.refusing(path, prefix):
-            arrays, arguments = files.read(path, prefix)
+            arrays, arguments = files.read(path, prefix, num_features)
             if arguments is None:
-                return cls.from_state_dict(arrays)
+                return cls.from_state_dict(arrays, num_features=num_features, num_samples=num_samples)
+            if num_features not in (None, arguments["num_features"]):
+                raise ValueError(f"has num_features={arguments['num_features']!s:.30}, not {num_features!s:.30}")
             named = {name: arrays[key] for name, key in NAMES.items() if key in arrays}
-            return cls._filled(arguments, named, [arrays.get(key, 0) for key in COUNTERS])
+            return cls._made_of(Content(arguments, named, _state_dict.counters(arrays)), num_samples)
 
     @classmethod
-    def _filled(cls, arguments: dict[str, Any], arrays: dict[str, NDArray], counters: list[Any]) -> BatchNormState:
-        state = cls(**arguments)
-        for name, array in arrays.items():
+    def _made_of(cls, content: Content, num_samples: int | None) -> BatchNormState:
+        state = cls(**content.arguments)
+        for name, array in content.arrays.items():
             setattr(state, name, array)
         if state._running is not None:
-            state._running.counters[...] = counters
+            state._running.set_counters(*content.counters)
+        if num_samples is not None:
+            state.num_samples = num_samples
         return state
 
     def __getstate__(self) -> dict[str, Any]:
@@ -430,9 +488,10 @@ class BatchNormState:
     def __setstate__(self, own: dict[str, Any]) -> None:
         if "_counters" in own:  # a pickle of version 0.1.0
             *moments, counters = (own.pop(name) for name in ("_running_mean", "_running_var", "_counters"))
-            own["_running"] = (
-                None if moments[0] is None else Running(_device.library(own["_device"]).stack(moments), counters)
-            )
+            own["_running"] = None
+            if moments[0] is not None:
+                running = own["_running"] = Running.fresh(moments[0].shape, _device.library(own["_device"]), False)
+                running.mean[...], running.var[...], running.counters[:SKIPPED] = *moments, counters
         vars(self).update(own)
         with _device.current(self._device):  # CuPy unpickles onto the device that is current
             self._gamma, self._beta = (_device.moved(array, self._device) for array in (self._gamma, self._beta))

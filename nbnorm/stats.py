@@ -116,5 +116,12 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
             raise ValueError(f"argument {i} has channels of shape {one.mean.shape}, argument 0 {stats[0].mean.shape}")
     with _device.current(device):
         for one in stats[1:]:
-            total = _merge(*total, *one)
+            total = _pooled(_device.library(device).where, total, one)
         return BatchStats(*(np.asarray(part) if device == "cpu" else part.copy() for part in total))
+
+
+def _pooled(where: Any, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`_formulas.pool` for arrays, whose counts may differ by channel."""
+    with np.errstate(all="ignore"):  # kernels do not warn either
+        both = _merge(*a, *b)
+    return tuple(where(b[0] == 0, x, where(a[0] == 0, y, z)) for x, y, z in zip(a, b, both, strict=True))

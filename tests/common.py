@@ -28,6 +28,7 @@ def random_state(rng, num_features, **options):
     if state.running_mean is not None:
         state.running_mean = rng.normal(size=state.running_mean.shape)
         state.running_var = rng.uniform(0.5, 3, state.running_var.shape)
+        state.num_samples = 0  # with momentum None they count for nothing
     return state
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from nbnorm import BatchNormState, StateFileError
 
-NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked", "num_samples_tracked"]
+NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked", "num_samples_tracked",
+         "num_batches_skipped"]  # fmt: skip
 
 
 def refused(path, *texts):

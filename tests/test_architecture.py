@@ -11,7 +11,7 @@ import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
-PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._attributes", "nbnorm._running"}
+PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._attributes", "nbnorm._foreign", "nbnorm._running"}
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {
         "nbnorm._formulas",

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from common import random_state, refuse, same_bits, sample, snapshot
+from hostile import build, members
+from hostile import described as described_file
 from tolerance import dtype_of
 
 from nbnorm import BatchNormState, StateFileError, batch_norm_training
@@ -25,6 +27,8 @@ OPTIONS = [
     {"use_gamma": False},
     {"use_beta": False, "momentum": 1 / 3},
     {"track_running": False},
+    {"skip_nonfinite": True},
+    {"skip_nonfinite": True, "momentum": None},
     {"use_gamma": False, "use_beta": False, "dtype": "float64"},
     {"use_gamma": False, "use_beta": False, "track_running": False, "dtype": "float64"},
 ]
@@ -32,7 +36,8 @@ OPTIONS = [
 
 def described(state):
     """All that a state is, beside its arrays."""
-    return state.num_features, state.dtype, state.eps, state.momentum, state.device
+    return (state.num_features, state.dtype, state.eps, state.momentum, state.skip_nonfinite, state.num_skipped,
+            state.device)  # fmt: skip
 
 
 @pytest.fixture(params=FORMATS)
@@ -47,6 +52,9 @@ def test_a_state_comes_back_bit_for_bit(options, features, path, rng):
     if np.prod(features) and state.running_mean is not None:
         axis = tuple(range(1, 1 + np.ndim(np.empty(features)))) if isinstance(features, tuple) else 1
         batch_norm_training(sample(rng, (6, *state.shape), axis=axis), state, axis=axis)
+        if state.skip_nonfinite:
+            batch_norm_training(np.full((6, *state.shape), np.inf), state, axis=axis)
+            assert state.num_skipped == 1
     for array in (state.gamma, state.beta, state.running_mean):
         if array is not None and array.size:
             array.flat[0] = -0.0
@@ -72,7 +80,8 @@ def test_the_same_state_gives_the_same_bytes(path, rng):
 
 def test_other_libraries_read_our_files(tmp_path, rng):
     state = random_state(rng, (2, 3))
-    expected = state.state_dict()
+    state.momentum = None
+    expected = state.state_dict() | {"num_batches_skipped": np.array(0)}
     state.save(tmp_path / "state.npz")
     with np.load(tmp_path / "state.npz", allow_pickle=False) as found:
         assert set(found) == {"nbnorm.json", *expected}
@@ -109,9 +118,17 @@ CHANGES = {
     "the dot forgotten": ({}, "layer1.bn1", ".bias"),
     "unknown name": ({"running_std": np.ones(3)}, "layer1.bn1.", "running_std"),
     "shapes": ({"bias": np.ones(4)}, "layer1.bn1.", "several shapes"),
-    "integers": ({"bias": np.ones(3, np.int32)}, "layer1.bn1.", "I32"),
-    "float counter": ({"num_batches_tracked": np.array(7.0)}, "layer1.bn1.", "expected int64"),
-    "many counters": ({"num_batches_tracked": np.array([7])}, "layer1.bn1.", "expected int64"),
+    "integers": ({"bias": np.ones(3, np.int32)}, "layer1.bn1.", "int32"),
+    "half a counter": ({"num_batches_tracked": np.array(2.5)}, "layer1.bn1.", "num_batches_tracked is"),
+    "infinite counter": ({"num_batches_tracked": np.array(np.inf)}, "layer1.bn1.", "num_batches_tracked is"),
+    "many counters": ({"num_batches_tracked": np.array([7, 7])}, "layer1.bn1.", "expected one whole number"),
+    "true": ({"num_batches_tracked": np.array(True)}, "layer1.bn1.", "expected one whole number"),
+    "two dimensions": (
+        {name: np.ones((1, 3)) for name in ("weight", "bias", "running_mean", "running_var")},
+        "layer1.bn1.",
+        "num_features=",
+    ),
+    "Keras": ({"moving_mean": np.ones(3)}, "layer1.bn1.", "rename moving_mean to running_mean"),
     "negative counter": ({"num_batches_tracked": np.array(-7)}, "layer1.bn1.", "num_batches_tracked"),
     "negative variance": ({"running_var": -np.ones(3)}, "layer1.bn1.", "running_var"),
     "NaN": ({"weight": np.array([1, np.nan, 1])}, "layer1.bn1.", "weight"),
@@ -229,3 +246,54 @@ def test_fifty_kills_during_save_leave_a_readable_file(path):
     assert found, done.stdout
     assert int(found[1]) >= 10
     assert int(found[2]) >= 10
+
+
+@pytest.mark.parametrize("value", [np.array([7]), np.full((1, 1), 7, np.int32), np.array(7.0, np.float32), np.uint8(7)])
+def test_a_counter_in_any_form(value, tmp_path, rng):
+    path = tmp_path / "network.safetensors"
+    safetensors.numpy.save_file(network(rng) | {"layer1.bn1.num_batches_tracked": np.asarray(value)}, path)
+    assert BatchNormState.load(path, "layer1.bn1.").num_batches == 7
+
+
+def test_a_layer_of_another_library_and_exact_pooling(tmp_path, rng):
+    path = tmp_path / "network.safetensors"
+    safetensors.numpy.save_file(network(rng), path)
+    state = BatchNormState.load(path, "layer1.bn1.")
+    state.momentum = None
+    with pytest.raises(ValueError, match="num_samples= to from_state_dict or load"):
+        batch_norm_training(sample(rng, (6, 3)), state)
+    state = BatchNormState.load(path, "layer1.bn1.", num_samples=70)
+    state.momentum = None
+    batch_norm_training(sample(rng, (6, 3)), state)
+    assert (state.num_batches, state.num_samples) == (8, 76)
+    arrays = {name: np.ones((1, 3)) for name in ("running_mean", "running_var")}
+    safetensors.numpy.save_file(arrays, path)
+    assert BatchNormState.load(path, num_features=(1, 3)).num_features == (1, 3)
+
+
+def test_statistics_without_a_count_come_back_without_one(given, path):
+    state = BatchNormState(3, momentum=None)
+    state.running_mean = [1.0, 2.0, 3.0]
+    state.save(path)
+    refuse(given, lambda: batch_norm_training(given.x, BatchNormState.load(path)), ValueError, "num_samples")
+    state.momentum = 0.5
+    batch_norm_training(given.x, state)
+    state.momentum = None
+    state.save(path)
+    refuse(given, lambda: batch_norm_training(given.x, BatchNormState.load(path)), ValueError, "num_samples")
+    twin = BatchNormState.load(path, num_samples=10)
+    batch_norm_training(given.x, twin)
+    assert twin.num_samples == 58
+    refuse(given, lambda: BatchNormState.load(path, num_features=4), StateFileError, "num_features=3")
+
+
+def test_files_of_version_1_are_read(tmp_path, rng):
+    """As the first version wrote them: every number of values, nothing of skipped batches."""
+    state = random_state(rng, 3, momentum=None)
+    batch_norm_training(sample(rng, (6, 3)), state)
+    state.save(tmp_path / "new.npz")
+    found = members(tmp_path / "new.npz")
+    del found["num_batches_skipped.npy"]
+    build(tmp_path / "old.npz", (found | described_file(found, version=1, skip_nonfinite=...)).items())
+    twin = BatchNormState.load(tmp_path / "old.npz")
+    assert (snapshot(twin), described(twin)) == (snapshot(state), described(state))

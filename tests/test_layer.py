@@ -65,3 +65,9 @@ def test_copies_are_independent(duplicate, rng):
     other(x)
     assert (bn.state.num_batches, other.state.num_batches) == (1, 2)
     assert repr(other) == repr(bn).replace("num_batches=1", "num_batches=2")
+
+
+def test_the_layer_skips_batches_that_are_not_finite():
+    layer = nbnorm.BatchNorm(2, skip_nonfinite=True)
+    layer(np.full((4, 2), np.nan, np.float32))
+    assert (layer.state.num_skipped, layer.state.num_batches, layer.state.running_mean.tolist()) == (1, 0, [0, 0])

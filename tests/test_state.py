@@ -86,6 +86,21 @@ def test_what_does_not_fit_is_not_assigned(given, name):
     assert getattr(bare, name) is None
 
 
+@pytest.mark.parametrize("value", [-1.0, -np.inf, -1e-320])
+def test_a_negative_variance_is_refused_wherever_it_comes_from(given, value):
+    """One rule: docs/reliability.md. Zero, NaN and infinity may be in memory and in dictionaries."""
+    bad = np.array([1.0, value, 1.0])
+    for given_as in (bad, bad.tolist(), bad.astype(np.longdouble)):
+        refuse(given, lambda v=given_as: setattr(given.state, "running_var", v), ValueError, "running_var has negative")
+    stored = {"running_mean": np.zeros(3), "running_var": bad}
+    refuse(given, lambda: BatchNormState.from_state_dict(stored), ValueError, "running_var has negative")
+    for good in (np.nan, np.inf, 0.0, -0.0):
+        given.state.running_var = stored["running_var"] = np.array([1.0, good, 2.0])
+        assert same_bits(given.state.running_var, stored["running_var"])
+        assert same_bits(BatchNormState.from_state_dict(stored).running_var, stored["running_var"])
+    given.state.running_mean = given.state.gamma = given.state.beta = [-1, np.nan, -np.inf]  # anything
+
+
 @pytest.mark.parametrize("momentum", [0.01, 0.1, 0.5])
 def test_running_statistics_are_moving_averages_of_unbiased_statistics(momentum, rng):
     state = BatchNormState(4, momentum=momentum)

@@ -1,12 +1,13 @@
-"""state_dict and from_state_dict: PyTorch's names, copies, and what is refused."""
+"""state_dict and from_state_dict: PyTorch's names, copies, what other libraries hand over, and what is refused."""
 
 import numpy as np
 import pytest
+from arrays import FOREIGN
 from common import random_state, refuse, same_bits, sample, snapshot
 
-from nbnorm import BatchNormState, batch_norm_training
+from nbnorm import BatchNormState, batch_norm_training, batch_stats
 
-RUNNING = ("running_mean", "running_var", "num_batches_tracked", "num_samples_tracked")
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def trained(rng, features=3, **options):
@@ -24,6 +25,8 @@ def trained(rng, features=3, **options):
         ({"use_gamma": False}, ("bias", *RUNNING)),
         ({"use_beta": False}, ("weight", *RUNNING)),
         ({"track_running": False}, ("weight", "bias")),
+        ({"momentum": None}, ("weight", "bias", *RUNNING, "num_samples_tracked")),
+        ({"skip_nonfinite": True}, ("weight", "bias", *RUNNING)),
     ],
     ids=str,
 )
@@ -35,7 +38,8 @@ def test_the_names_are_those_of_pytorch(options, names, rng):
     pairs["running_var"] = state.running_var
     assert all(same_bits(found[name], array) for name, array in pairs.items() if array is not None)
     if "running_mean" in found:
-        assert (int(found["num_batches_tracked"]), int(found["num_samples_tracked"])) == (2, 12)
+        assert int(found["num_batches_tracked"]) == 2
+        assert int(found.get("num_samples_tracked", 12)) == 12
 
 
 def test_the_arrays_are_copies(rng):
@@ -45,7 +49,7 @@ def test_the_arrays_are_copies(rng):
         array[...] = 99
     assert snapshot(state) == before
     found = state.state_dict()
-    twin = BatchNormState.from_state_dict(found)
+    twin = BatchNormState.from_state_dict(found, num_samples=12)
     for array in found.values():
         array[...] = 99
     assert snapshot(twin) == before
@@ -60,6 +64,7 @@ def test_the_arrays_are_copies(rng):
         {"track_running": False},
         {"dtype": "float64"},
         {"features": (2, 4)},
+        {"momentum": None},
     ],
     ids=str,
 )
@@ -73,7 +78,10 @@ def test_a_state_comes_back_from_its_dictionary(options, prefix, rng):
             "layer1.0.bn2.weight": np.ones(5),
             "bn1.bias": np.ones(7),
         }
-    twin = BatchNormState.from_state_dict(stored, prefix, eps=1e-3, momentum=None)
+    said = {"num_features": state.num_features} if len(state.shape) > 1 else {}
+    if state.momentum is not None and state.running_mean is not None:
+        said["num_samples"] = state.num_samples
+    twin = BatchNormState.from_state_dict(stored, prefix, eps=1e-3, momentum=None, **said)
     assert snapshot(twin) == snapshot(state)
     assert (twin.num_features, twin.dtype) == (state.num_features, state.dtype)
     assert (twin.eps, twin.momentum) == (1e-3, None)
@@ -104,6 +112,16 @@ BAD = {
     "long unknown name": ({**GOOD, "u" * 500: 0}, "uuu"),
     "empty": ({}, "weight"),
     "shapes differ": ({**GOOD, "bias": np.ones(4)}, "shape"),
+    "two dimensions": ({name: array.reshape(1, 3) for name, array in GOOD.items()}, "num_features="),
+    "four dimensions": ({name: array.reshape(1, 3, 1, 1) for name, array in GOOD.items()}, "expected one dimension"),
+    "scalars": (dict.fromkeys(GOOD, 1.0), "one dimension"),
+    "Keras": (
+        {"gamma": np.ones(3), "beta": np.ones(3), "moving_mean": np.ones(3), "moving_variance": np.ones(3)},
+        "rename beta to bias, gamma to weight, moving_mean to running_mean, moving_variance to running_var",
+    ),
+    "Flax": ({"scale": np.ones(3), "bias": np.ones(3), "mean": np.ones(3), "var": np.ones(3)}, "scale to weight"),
+    "a dense layer": ({"kernel": np.ones((3, 3)), "bias": np.ones(3)}, "kernel; expected weight, bias, running_mean"),
+    "negative variance": ({**GOOD, "running_var": np.array([1.0, -1.0, 1.0])}, "running_var has negative values"),
     "would broadcast": ({**GOOD, "running_mean": np.ones(1), "running_var": np.ones(1)}, "running_"),
 }
 
@@ -117,3 +135,116 @@ def test_what_is_no_state_is_refused(given, stored, text, prefix):
 
 def test_nothing_under_the_prefix_is_refused(given):
     refuse(given, lambda: BatchNormState.from_state_dict(GOOD, "bn."), ValueError, "bn.")
+
+
+def test_several_dimensions_are_read_when_they_are_said():
+    stored = {name: np.arange(6.0).reshape(2, 3) + i for i, name in enumerate(GOOD)}
+    state = BatchNormState.from_state_dict(stored, num_features=(2, 3))
+    assert (state.num_features, state.running_mean.tolist()) == ((2, 3), stored["running_mean"].tolist())
+    assert BatchNormState.from_state_dict(GOOD, num_features=(3,)).num_features == (3,)
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 3\).*expected \(6,\)"):
+        BatchNormState.from_state_dict(stored, num_features=6)
+
+
+COUNTERS = {
+    "int": 50, "0-d": np.array(50), "1-d": np.array([50]), "4-d": np.full((1, 1, 1, 1), 50), "uint8": np.uint8(50),
+    "int32": np.array([50], np.int32), "uint64": np.array(50, np.uint64), "float": 50.0, "list": [50],
+    "float16": np.array([50], np.float16), "float64": np.array([[50.0]]), "big-endian": np.array(50, ">i4"),
+}  # fmt: skip
+NO_COUNTERS = {
+    "inf": np.inf, "-inf": -np.inf, "NaN": np.nan, "2.5": 2.5, "negative": -1, "negative array": np.array([-3]),
+    "two": np.array([1, 1]), "none": np.array([]), "None": None, "text": "50", "bool": True, "complex": 50j,
+    "too large": 2**63, "far too large": 1e300, "huge int": 10**40, "object": np.array([None]), "dict": {"a": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", COUNTERS.values(), ids=COUNTERS)
+def test_a_counter_is_one_whole_number_in_any_form(value):
+    stored = {**GOOD, "num_batches_tracked": value, "num_samples_tracked": value}
+    state = BatchNormState.from_state_dict(stored, momentum=None)
+    assert (state.num_batches, state.num_samples) == (50, 50)
+    state = BatchNormState(3)
+    state.num_batches = state.num_samples = value
+    assert (state.num_batches, state.num_samples) == (50, 50)
+
+
+@pytest.mark.parametrize("key", ["num_batches_tracked", "num_samples_tracked"])
+@pytest.mark.parametrize("value", NO_COUNTERS.values(), ids=NO_COUNTERS)
+def test_what_is_no_counter_is_refused_by_its_name(given, key, value):
+    refuse(given, lambda: BatchNormState.from_state_dict({**GOOD, key: value}), ValueError, key, "whole number")
+    name = key.removesuffix("_tracked")
+    refuse(given, lambda: setattr(given.state, name, value), ValueError, name, "whole number")
+    refuse(given, lambda: BatchNormState.from_state_dict(GOOD, num_samples=-1), ValueError, "num_samples")
+
+
+# ---- pooling needs a count
+
+PYTORCH = {"running_mean": [100.0], "running_var": [1.0], "num_batches_tracked": 50}
+
+
+def test_pooling_on_loaded_statistics_needs_their_count(given):
+    load = BatchNormState.from_state_dict
+    refuse(given, lambda: load(PYTORCH, momentum=None), ValueError, "num_samples= to from_state_dict")
+    given.state = load(PYTORCH)
+    given.state.momentum = None
+    given.x, stats = np.array([[1.0], [3.0]]), batch_stats(np.array([[1.0], [3.0]]))
+    for call in (lambda: batch_norm_training(given.x, given.state), lambda: given.state.update(stats)):
+        refuse(given, call, ValueError, "set state.num_samples")
+    for state in (load(PYTORCH, momentum=None, num_samples=98), given.state):
+        state.num_samples = 98
+        state.update(stats)
+        # 98 values of mean 100 and variance 1, and 1 and 3.
+        mean = (98 * 100 + 4) / 100
+        m2 = 97 * 1 + 2 + 98 * 2 / 100 * (100 - 2) ** 2
+        assert (state.num_batches, state.num_samples) == (51, 100)
+        assert abs(state.running_mean[0] - mean) <= 4 * np.spacing(mean)
+        assert abs(state.running_var[0] - m2 / 99) <= 4 * np.spacing(m2 / 99)
+    state = load(PYTORCH, momentum=None, num_samples=0)
+    state.update(stats)
+    assert (state.running_mean.tolist(), state.num_samples) == ([2.0], 2)
+
+
+def test_a_moving_average_and_inference_need_no_count():
+    state = BatchNormState.from_state_dict(PYTORCH)
+    batch_norm_training(np.array([[1.0], [3.0]]), state)
+    assert state.running_mean.tolist() == [100 + 0.1 * (2.0 - 100)]
+    state.momentum = None  # what is averaged in is no count of the rest
+    with pytest.raises(ValueError, match="num_samples"):
+        batch_norm_training(np.array([[1.0], [3.0]]), state)
+    assert "num_samples_tracked" not in state.state_dict()
+
+
+def test_a_fresh_model_needs_no_count():
+    fresh = {"running_mean": [0.0], "running_var": [1.0], "num_batches_tracked": 0}
+    state = BatchNormState.from_state_dict(fresh, momentum=None)
+    state.update(batch_stats(np.array([[1.0], [3.0]])))
+    assert (state.running_mean.tolist(), state.num_samples) == ([2.0], 2)
+    with pytest.raises(ValueError, match="num_samples"):
+        BatchNormState.from_state_dict({**fresh, "num_batches_tracked": 1}, momentum=None)
+
+
+def test_a_count_without_statistics_is_refused(given):
+    refuse(given, lambda: BatchNormState.from_state_dict({"weight": [1.0]}, num_samples=3), ValueError, "track_running")
+
+
+# ---- other libraries' arrays
+
+
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+def test_arrays_of_other_libraries_are_read(foreign):
+    values = [0.5, 1.5, 3.0]
+    state = BatchNormState.from_state_dict({name: foreign(values) for name in GOOD})
+    other = BatchNormState(3)
+    for name in ("gamma", "beta", "running_mean", "running_var"):
+        setattr(other, name, foreign(values))
+        assert getattr(state, name).tolist() == getattr(other, name).tolist() == values
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": 1}, [None] * 3, object(), np.ma.masked_array(np.ones(3), False)],
+    ids=["dict", "None", "object", "masked"],
+)
+def test_what_is_no_array_is_refused_by_its_name(given, value):
+    refuse(given, lambda: BatchNormState.from_state_dict({**GOOD, "bias": value}), TypeError, "bias is a")
+    refuse(given, lambda: setattr(given.state, "gamma", value), TypeError, "gamma is a")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
+import ranks
 import reference
 from common import random_state, sample, snapshot
 
@@ -15,7 +19,7 @@ def test_an_update_is_that_of_a_training_step(momentum, rng):
     """The mean comes as one number here and as two there: a rounding of it apart."""
     x = sample(rng, (50, 3, 8))
     state = random_state(rng, 3, momentum=momentum)
-    trained = nbnorm.BatchNormState.from_state_dict(state.state_dict(), momentum=momentum)
+    trained = nbnorm.BatchNormState.from_state_dict(state.state_dict(), momentum=momentum, num_samples=0)
     for part in (x[:20], x[20:]):
         state.update(nbnorm.batch_stats(part))
         nbnorm.batch_norm_training(part, trained)
@@ -40,7 +44,7 @@ def test_a_memory_map_in_pieces(rng, tmp_path):
 
 def test_nothing_changes_no_bit_of_the_pooled_statistics(rng):
     state = random_state(rng, 500, momentum=None)
-    state._running.counters[...] = 3, 7
+    state.num_batches, state.num_samples = 3, 7
     before = state.running_mean.copy(), state.running_var.copy()
     state.update(nbnorm.batch_stats(np.empty((0, 500))))
     assert (state.running_mean == before[0]).all()
@@ -85,3 +89,135 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(stats, error, text):
 def test_a_state_without_running_statistics():
     with pytest.raises(ValueError, match="no running statistics"):
         nbnorm.BatchNormState(3, track_running=False).update(GOOD)
+
+
+@pytest.mark.parametrize("value", [1e160, -1e160, 1e-320, 1e300])
+def test_an_empty_piece_first_or_last(value):
+    """The square of a mean of 1e160 is infinite, and infinite times no values is NaN."""
+    x, empty = np.full((4, 1), value), nbnorm.batch_stats(np.empty((0, 1)))
+    for pieces in ((empty, nbnorm.batch_stats(x)), (nbnorm.batch_stats(x), empty), (nbnorm.batch_stats(x),)):
+        state = nbnorm.BatchNormState(1, momentum=None)
+        for piece in pieces:
+            state.update(piece)
+        assert (state.running_mean.tolist(), state.running_var.tolist(), state.num_samples) == ([value], [0.0], 4)
+
+
+# ---- statistics assigned by hand
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_assigned_statistics_are_not_forgotten_by_pooling(name):
+    state = nbnorm.BatchNormState(3, momentum=None)
+    setattr(state, name, [2.0, 3.0, 4.0])
+    before = snapshot(state)
+    for call in (lambda: state.update(GOOD), lambda: nbnorm.batch_norm_training(np.eye(3), state)):
+        with pytest.raises(ValueError, match=r"set state\.num_samples") as caught:
+            call()
+        assert len(str(caught.value)) < 200
+        assert snapshot(state) == before
+    state.num_samples = 4
+    old = [float(array[0]) for array in (state.running_mean, state.running_var)]
+    state.update(GOOD)
+    mean = (4 * old[0] + 2 * 2.0) / 6
+    m2 = 3 * old[1] + 2.0 + 4 * 2 / 6 * (old[0] - 2.0) ** 2
+    assert abs(state.running_mean[0] - mean) <= 4 * np.spacing(mean)
+    assert abs(state.running_var[0] - m2 / 5) <= 4 * np.spacing(m2 / 5)
+    assert (state.num_batches, state.num_samples) == (1, 6)
+
+
+def test_what_makes_assigned_statistics_count_or_not():
+    def fresh(**options):
+        state = nbnorm.BatchNormState(3, momentum=None, **options)
+        state.running_mean = [2.0, 3.0, 4.0]
+        return state
+
+    for state in (copy.copy(fresh()), copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh()))):
+        with pytest.raises(ValueError, match="num_samples"):
+            state.update(GOOD)
+    state = fresh()
+    state.reset_running()
+    state.update(GOOD)  # nothing assigned is left
+    assert state.running_mean.tolist() == GOOD.mean.tolist()
+    state.running_mean = [2.0, 3.0, 4.0]  # in the place of a counted one
+    state.update(GOOD)
+    assert (state.num_samples, state.running_mean.tolist()) == (4, [2, 3, 4])
+    state = fresh()
+    state.num_samples = 0  # says that they count for nothing
+    state.update(GOOD)
+    assert state.running_mean.tolist() == GOOD.mean.tolist()
+    state = fresh()
+    state.momentum = 0.5
+    state.update(GOOD)  # a moving average needs no count
+    assert state.running_mean.tolist() == [2, 3, 4]
+    with pytest.raises(ValueError, match="num_batches"):
+        state.num_batches = 2.5
+    bare = nbnorm.BatchNormState(3, track_running=False)
+    with pytest.raises(ValueError, match="track_running"):
+        bare.num_samples = 3
+
+
+# ---- batches that are not finite
+
+BAD = {"NaN": np.nan, "inf": np.inf, "-inf": -np.inf, "overflow": 1e200}
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_a_batch_that_is_not_finite_is_skipped(momentum, value, rng):
+    """Whichever channel it is in; the batch is normalized as ever."""
+    good = sample(rng, (6, 3, 4), "float64")
+    for channel in range(3):
+        guarded = nbnorm.BatchNormState(3, momentum=momentum, skip_nonfinite=True)
+        plain = nbnorm.BatchNormState(3, momentum=momentum)
+        bad = good.copy()
+        bad[1, channel, 2] = value
+        for call in (train, frozen, update):
+            call(guarded, bad)
+            call(guarded, good)
+            call(plain, good)
+            assert snapshot(guarded) == snapshot(plain)
+        assert (guarded.num_batches, guarded.num_samples, guarded.num_skipped) == (3, 72, 3)
+        assert plain.num_skipped == 0
+        y, expected = (nbnorm.batch_norm_training(bad, state)[0] for state in (guarded, plain))
+        assert y.tobytes() == expected.tobytes()
+        assert not np.isfinite(plain.running_mean[channel]) or not np.isfinite(plain.running_var[channel])
+        assert np.isfinite(guarded.running_mean).all()
+
+
+def train(state, x):
+    nbnorm.batch_norm_training(x, state)
+
+
+def frozen(state, x):
+    nbnorm.batch_norm_training(x, state, use_running=True)
+
+
+def update(state, x):
+    state.update(nbnorm.batch_stats(x))
+
+
+def test_skipping_is_kept_set_and_reset(rng):
+    state = nbnorm.BatchNormState(2, skip_nonfinite=True)
+    train(state, np.full((2, 2), np.nan))
+    for twin in (copy.copy(state), pickle.loads(pickle.dumps(state)), state.to("cpu")):
+        assert (twin.skip_nonfinite, twin.num_skipped, snapshot(twin)) == (True, 1, snapshot(state))
+    assert "num_batches_skipped" not in state.state_dict()
+    state.skip_nonfinite = False
+    train(state, np.full((2, 2), np.nan))
+    assert np.isnan(state.running_mean).all()
+    assert (state.num_skipped, state.num_batches) == (1, 1)
+    state.reset_running()
+    assert (state.num_skipped, state.running_mean.tolist()) == (0, [0, 0])
+    with pytest.raises(ValueError, match="track_running"):
+        nbnorm.BatchNormState(2, skip_nonfinite=True, track_running=False)
+    assert nbnorm.BatchNormState(2, track_running=False).skip_nonfinite is False
+
+
+def test_all_ranks_skip_the_same_batch(rng):
+    x = sample(rng, (12, 3, 4))
+    x[2, 1, 0] = np.inf  # on the first rank only
+    state = nbnorm.BatchNormState(3, skip_nonfinite=True)
+    before = snapshot(state)
+    steps = ranks.step_in_shards(x, x, state, (4, 4, 4), 1, "global")
+    assert {(one.state.num_batches, one.state.num_skipped) for one in steps} == {(0, 1)}
+    assert all(snapshot(one.state) == before for one in steps)

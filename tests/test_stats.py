@@ -71,3 +71,21 @@ def test_counts_may_differ_by_channel():
 def test_what_cannot_be_merged(stats, error, message):
     with pytest.raises(error, match=message):
         nbnorm.merge_stats(*stats)
+
+
+@pytest.mark.parametrize("value", [1e160, -1e160, -0.0, 1.7e308, np.nan], ids=str)
+@pytest.mark.parametrize("empty_mean", [0.0, 3.0, np.inf])
+def test_an_empty_part_leaves_the_others_as_they_are_to_the_bit(value, empty_mean):
+    """Where a part is empty its mean is nobody's; that of the other one may be too large to be squared."""
+    full = nbnorm.BatchStats(np.array(2.0), np.array([value, 5.0]), np.array([3.0, 0.1]))
+    empty = nbnorm.BatchStats(np.array(0.0), np.full(2, empty_mean), np.zeros(2))
+    for parts in ((empty, full), (full, empty), (empty, full, empty), (empty, empty, full)):
+        merged = nbnorm.merge_stats(*parts)
+        assert [part.tobytes() for part in merged] == [part.tobytes() for part in full]
+    assert nbnorm.merge_stats(empty, empty).count == 0
+
+
+def test_an_empty_channel_beside_a_full_one():
+    a = nbnorm.BatchStats(np.array([2.0, 0.0, 2.0]), np.array([1.0, 7.0, 1e160]), np.array([2.0, 0.0, 0.0]))
+    b = nbnorm.BatchStats(np.array([2.0, 3.0, 0.0]), np.array([3.0, 1e160, 0.0]), np.array([0.0, 6.0, 0.0]))
+    assert [part.tolist() for part in nbnorm.merge_stats(a, b)] == [[4, 3, 2], [2, 1e160, 1e160], [6, 6, 0]]

@@ -20,9 +20,9 @@ from nbnorm._formulas import (
     SUM,
     centred_product,
     gradient_map,
-    merge,
     moved,
     moved_sums,
+    pool,
 )
 
 
@@ -35,7 +35,7 @@ def merge_shards(counts, gathered, stats, leader):
         count, d, m2 = 0.0, 0.0, 0.0
         for r in range(counts.size):
             its_d = moved(gathered[r, ORIGIN * C + c], gathered[r, DEVIATION * C + c], k)
-            count, d, m2 = merge(count, d, m2, counts[r], its_d, gathered[r, M2 * C + c])
+            count, d, m2 = pool(count, d, m2, counts[r], its_d, gathered[r, M2 * C + c])
         stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = k, d, m2
 
 

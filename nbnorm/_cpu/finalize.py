@@ -7,6 +7,8 @@ When coef is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with oth
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import float64, types
 from numba.extending import overload
@@ -26,13 +28,14 @@ from nbnorm._formulas import (
     centred_product,
     gradient_map,
     inverse_std,
-    merge,
     moments,
     moving_average,
     normalizing_map,
+    pool,
     single_map,
     whole_sum,
 )
+from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 A, SCALE, SHIFT, H = range(4)  # rows of coef
 POWER, OFFSET_OF_X = A, H  # when it is float32
@@ -128,31 +131,46 @@ def finalize_running(mean, var, gamma, beta, eps, stats, coef):
         set_map(coef, c, mean[c], scale, shift, True)
 
 
+@function
+def is_finite(stats):
+    """Whether every channel has a mean and a variance that are numbers."""
+    for c in range(stats.shape[1]):
+        if not (math.isfinite(stats[ORIGIN, c] + stats[DEVIATION, c]) and math.isfinite(stats[M2, c])):
+            return False
+    return True
+
+
 @Compiled
-def commit_running(stats, count, momentum, both, counters):
+def commit_running(stats, count, momentum, skip_nonfinite, both, counters):
     """Fold a batch into the running statistics, means and behind them variances, and count it, Eq. 9.
 
     One call that cannot fail: a signal arrives before it or after it, never in between.
     """
+    if skip_nonfinite and not is_finite(stats):
+        counters[SKIPPED] += 1
+        return
     C = stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
         mean[c] = moving_average(mean[c], stats[ORIGIN, c] + stats[DEVIATION, c], momentum)
         var[c] = moving_average(var[c], stats[M2, c] / (count - 1.0), momentum)
-    counters[0] += 1
-    counters[1] += int(count)
+    counters[BATCHES] += 1
+    counters[SAMPLES] += int(count)
 
 
 @Compiled
-def commit_pooled(stats, count, both, counters):
+def commit_pooled(stats, count, skip_nonfinite, both, counters):
     """The same with exact pooling of everything seen, Eq. 8; the variance stays as it is below two values."""
-    seen, C = float(counters[1]), stats.shape[1]
+    if skip_nonfinite and not is_finite(stats):
+        counters[SKIPPED] += 1
+        return
+    seen, C = float(counters[SAMPLES]), stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
         new = stats[ORIGIN, c] + stats[DEVIATION, c]
         old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
-        total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, stats[M2, c])
+        total, mean[c], m2 = pool(seen, mean[c], old_m2, count, new, stats[M2, c])
         if total > 1.0 and count > 0.0:
             var[c] = m2 / (total - 1.0)
-    counters[0] += 1
-    counters[1] += int(count)
+    counters[BATCHES] += 1
+    counters[SAMPLES] += int(count)

@@ -82,9 +82,9 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float)
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     with running.lock:
         if momentum is None:
-            commit_pooled(stats, count, running.both, running.counters)
+            commit_pooled(stats, count, running.skip_nonfinite, running.both, running.counters)
         else:
-            commit_running(stats, count, momentum, running.both, running.counters)
+            commit_running(stats, count, momentum, running.skip_nonfinite, running.both, running.counters)
 
 
 def _flat(parameter: Array | None) -> Array | None:

@@ -25,10 +25,10 @@ from nbnorm._formulas import (
     centred_product,
     gradient_map,
     inverse_std,
-    merge,
     moved,
     moved_sums,
     normalizing_map,
+    pool,
 )
 
 
@@ -43,7 +43,7 @@ def merge_shards(counts, gathered, stats, C, ranks, leader):
         for r in range(ranks):
             at = r * row + c
             its_d = moved(gathered[at + ORIGIN * C], gathered[at + DEVIATION * C], k)
-            count, d, m2 = merge(count, d, m2, counts[r], its_d, gathered[at + M2 * C])
+            count, d, m2 = pool(count, d, m2, counts[r], its_d, gathered[at + M2 * C])
         stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[M2 * C + c] = k, d, m2
 
 

@@ -10,6 +10,8 @@ are launched between reduce and apply.
 
 from __future__ import annotations
 
+import math
+
 from numba import float64
 
 from nbnorm._cuda.launch import Kernel, cuda
@@ -25,12 +27,13 @@ from nbnorm._formulas import (
     centred_product,
     gradient_map,
     inverse_std,
-    merge,
     moments,
     moving_average,
     normalizing_map,
+    pool,
     whole_sum,
 )
+from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 ORIGIN_OF_X, SCALE, SHIFT, A, H = range(5)  # rows of coef
 ROWS = 5
@@ -123,24 +126,33 @@ def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, f
 
 
 @Kernel
-def commit_batch(stats, mean, var, counters, C, count, momentum):
+def commit_batch(stats, mean, var, counters, C, skip_nonfinite, count, momentum):
     """The one block: fold a batch into the running statistics, Eq. 9 or 8, and count it.
 
     Pooled variances stay as they are below two values.
     """
     t, T = cuda.threadIdx.x, cuda.blockDim.x
-    seen = float(counters[1])
-    for c in range(t, C, T):
-        new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
-        if momentum == POOLED:
-            old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
-            total, mean[c], m2 = merge(seen, mean[c], old_m2, count, new, m2)
-            if total > 1.0 and count > 0.0:
-                var[c] = m2 / (total - 1.0)
-        else:
-            mean[c] = moving_average(mean[c], new, momentum)
-            var[c] = moving_average(var[c], m2 / (count - 1.0), momentum)
-    cuda.syncthreads()  # every thread has read the count
+    seen, bad = float(counters[SAMPLES]), 0
+    if skip_nonfinite:
+        for c in range(t, C, T):
+            new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
+            if not (math.isfinite(new) and math.isfinite(m2)):
+                bad = 1
+    bad = cuda.syncthreads_or(bad)  # every thread has read the count
+    if not bad:
+        for c in range(t, C, T):
+            new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
+            if momentum == POOLED:
+                old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
+                total, mean[c], m2 = pool(seen, mean[c], old_m2, count, new, m2)
+                if total > 1.0 and count > 0.0:
+                    var[c] = m2 / (total - 1.0)
+            else:
+                mean[c] = moving_average(mean[c], new, momentum)
+                var[c] = moving_average(var[c], m2 / (count - 1.0), momentum)
     if t == 0:
-        counters[0] += 1
-        counters[1] += int(count)
+        if bad:
+            counters[SKIPPED] += 1
+        else:
+            counters[BATCHES] += 1
+            counters[SAMPLES] += int(count)

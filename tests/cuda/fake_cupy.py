@@ -130,7 +130,7 @@ def install():
     """Make `import cupy` give this."""
     cupy = types.ModuleType("cupy")
     ndarray.__module__ = "cupy"
-    for name in ("empty", "zeros", "ones", "full", "sqrt"):
+    for name in ("empty", "zeros", "ones", "full", "sqrt", "where"):
         setattr(cupy, name, _made(getattr(np, name)))
     cupy.empty_like, cupy.array, cupy.asarray = _made(np.empty_like, _plain), _made(np.array, _plain), _asarray
     cupy.broadcast_to = lambda array, shape: _view(np.broadcast_to(_plain(array), shape), array)

@@ -56,7 +56,7 @@ def test_dictionaries(cupy, rng):
     nbnorm.batch_norm_training(cupy.asarray(sample(rng, (5, 3))), state)
     arrays = state.state_dict()
     assert all(isinstance(a, cupy.ndarray) for a in arrays.values())
-    again = nbnorm.BatchNormState.from_state_dict(arrays)
+    again = nbnorm.BatchNormState.from_state_dict(arrays, num_samples=5)
     assert again.device == "cuda:0"
     assert bits(again) == bits(state)
 
@@ -156,3 +156,59 @@ def test_a_state_is_saved_from_the_gpu_and_loaded_on_the_cpu(cupy, rng, tmp_path
     loaded = nbnorm.BatchNormState.load(tmp_path / "state.npz")
     assert loaded.device == "cpu"
     assert snapshot(loaded) == bits(state)
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")  # of the simulator: NumPy warns, a GPU does not
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("channel", [0, 10, 19])
+def test_a_batch_that_is_not_finite_is_skipped(cupy, momentum, channel, rng):
+    """Whichever thread meets it: no other one folds its channels in."""
+    good = sample(rng, (6, 20))
+    bad = good.copy()
+    bad[3, channel] = np.inf
+    guarded, plain = (
+        nbnorm.BatchNormState(20, momentum=momentum, skip_nonfinite=skip, device="cuda") for skip in (True, False)
+    )
+    for frozen in (False, True):
+        nbnorm.batch_norm_training(cupy.asarray(bad), guarded, use_running=frozen)
+        for state in (guarded, plain):
+            nbnorm.batch_norm_training(cupy.asarray(good), state, use_running=frozen)
+        guarded.update(nbnorm.batch_stats(cupy.asarray(bad)))
+        assert bits(guarded) == bits(plain)
+    assert (guarded.num_batches, guarded.num_samples, guarded.num_skipped, plain.num_skipped) == (2, 12, 4, 0)
+    for twin in (copy.copy(guarded), pickle.loads(pickle.dumps(guarded)), guarded.to("cpu")):
+        assert (twin.skip_nonfinite, twin.num_skipped, bits(twin)) == (True, 4, bits(guarded))
+    nbnorm.batch_norm_training(cupy.asarray(bad), plain)
+    assert not np.isfinite(plain.running_mean.get()[channel])
+    guarded.reset_running()
+    assert (guarded.num_skipped, guarded.num_batches) == (0, 0)
+
+
+def test_counts_and_empty_parts(cupy):
+    state = nbnorm.BatchNormState(1, momentum=None, device="cuda")
+    state.running_mean = [1e160]
+    full, empty = (nbnorm.batch_stats(cupy.asarray(np.full((n, 1), 1e160))) for n in (4, 0))
+    with pytest.raises(ValueError, match=r"set state\.num_samples"):
+        state.update(full)
+    with pytest.raises(ValueError, match=r"set state\.num_samples"):
+        nbnorm.batch_norm_training(cupy.asarray(np.ones((4, 1))), state)
+    state.num_samples, state.num_batches = 0, 0
+    for piece in (empty, full, empty):
+        state.update(piece)
+    assert (state.running_mean.get().tolist(), state.running_var.get().tolist()) == ([1e160], [0])
+    assert (state.num_batches, state.num_samples) == (3, 4)
+    for parts in ((empty, full), (full, empty), (empty, full, empty)):
+        assert [part.get().tobytes() for part in nbnorm.merge_stats(*parts)] == [p.get().tobytes() for p in full]
+
+
+def test_what_is_assigned_is_checked_first(cupy):
+    state = nbnorm.BatchNormState(2, device="cuda")
+    before = bits(state)
+    for value in ([1.0, -1.0], cupy.asarray([1.0, -1.0]), cupy.asarray([-np.inf, 1.0])):
+        with pytest.raises(ValueError, match="running_var has negative"):
+            state.running_var = value
+    with pytest.raises(TypeError, match="running_var is on cuda:0 but the state is on cpu"):
+        nbnorm.BatchNormState(2).running_var = cupy.asarray([1.0, 1.0])
+    assert bits(state) == before
+    state.running_var = cupy.asarray([np.nan, np.inf])
+    assert state.running_var.get().tobytes() == np.array([np.nan, np.inf]).tobytes()

@@ -1,0 +1,58 @@
+"""Arrays and numbers of other libraries, as they come in dictionaries, files and assignments."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def to_numpy(name: str, value: Any) -> NDArray:
+    """What NumPy can read, directly or through DLPack: a list, a Series, a tensor that needs a gradient or not.
+
+    Raises
+    ------
+    TypeError
+        When NumPy cannot read it, as when it is on a GPU: nothing moves by itself.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(value)")
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    try:
+        if hasattr(value, "detach"):  # PyTorch's, which otherwise refuses where a gradient is needed
+            value = value.detach()
+        if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # which NumPy lacks; float32 has all its values
+            value = value.float()
+        through_dlpack = hasattr(value, "__dlpack__") and not hasattr(value, "__array__")
+        array = np.from_dlpack(value) if through_dlpack else np.asarray(value)
+    except Exception as cause:
+        raise TypeError(f"{name} is a {kind:.60}, which NumPy cannot read; pass a numpy.ndarray of it") from cause
+    if array.dtype == object:
+        raise TypeError(f"{name} is a {kind:.60} with dtype object; expected numbers")
+    return array
+
+
+def counter(name: str, value: Any) -> int:
+    """One whole number, 0 or more, in whatever form: a number, or an array of one, of integers or floats.
+
+    Raises
+    ------
+    ValueError
+        When it is anything else.
+    """
+    try:
+        array = to_numpy(name, value)
+    except TypeError as cause:
+        raise ValueError(f"{name} is {value!r:.60}; expected a whole number, 0 or more") from cause
+    number: Any = array.reshape(-1)[0] if array.size == 1 else math.nan
+    if array.dtype.kind in "iu":
+        number = int(number) if array.size == 1 else number
+    elif array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        number = float(number)
+    else:
+        number = math.nan
+    if not (0 <= number < 2**63 and number == int(number)):
+        raise ValueError(f"{name} is {value!r:.60}; expected a whole number, 0 or more")
+    return int(number)

@@ -5,7 +5,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import reference
-from common import check_backward, check_forward, check_inference, check_step, random_state, same_bits, sample
+from common import (
+    check_backward,
+    check_forward,
+    check_inference,
+    check_step,
+    exact_backward,
+    random_state,
+    same_bits,
+    sample,
+)
 from tolerance import DTYPES, assert_close, assert_stat_close, dtype_of, needs_bfloat16, needs_wide
 
 import nbnorm
@@ -243,3 +252,18 @@ def test_the_mean_is_right_where_it_is_far_smaller_than_the_values(name, large, 
     _, exact_mean, exact_m2 = reference.stats(x, axis)
     assert_stat_close(mean, exact_mean)
     assert_stat_close(m2, exact_m2)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1, 1), (1, 3, 2)])
+@pytest.mark.parametrize("kind", ["float32", pytest.param("float64", marks=needs_wide)])
+def test_a_gradient_that_cancels_entirely_is_as_good_as_its_terms(shape, kind, rng):
+    """With two values a channel dx is eps/var of its terms: here 1e-17 of them, below every rounding."""
+    state = random_state(rng, 3)
+    x, dy = (1e6 * rng.normal(size=shape)).astype(kind), sample(rng, shape, kind)
+    exact, terms = exact_backward(dy, x, state, 1)
+    _, saved = nbnorm.batch_norm_training(x, state)
+    dx = reference.by_channel(nbnorm.batch_norm_backward(dy, saved).dx, 1)
+    exact_dx = reference.by_channel(exact.dx, 1)
+    assert (np.abs(exact_dx).max(-1) < 2.0**-53 * terms).all()
+    limit = (2.0**-44 if kind == "float32" else 1e-12) * terms[:, None]
+    assert (np.abs(dx - exact_dx) <= limit).all()

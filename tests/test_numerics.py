@@ -254,12 +254,13 @@ def test_the_mean_is_right_where_it_is_far_smaller_than_the_values(name, large, 
     assert_stat_close(m2, exact_m2)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1, 1), (1, 3, 2)])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1, 1)])
 @pytest.mark.parametrize("kind", ["float32", pytest.param("float64", marks=needs_wide)])
 def test_a_gradient_that_cancels_entirely_is_as_good_as_its_terms(shape, kind, rng):
-    """With two values a channel dx is eps/var of its terms: here 1e-17 of them, below every rounding."""
-    state = random_state(rng, 3)
-    x, dy = (1e6 * rng.normal(size=shape)).astype(kind), sample(rng, shape, kind)
+    """With two values a channel dx is eps/var of its terms: here 1e-19 of them, below every rounding."""
+    state, dy = random_state(rng, 3), sample(rng, shape, kind)
+    x = rng.uniform(1e7, 2e7, shape).astype(kind)
+    x[0] *= -1
     exact, terms = exact_backward(dy, x, state, 1)
     _, saved = nbnorm.batch_norm_training(x, state)
     dx = reference.by_channel(nbnorm.batch_norm_backward(dy, saved).dx, 1)

@@ -69,9 +69,10 @@ def add_shards(counts, gathered, sums, leader):
 @Compiled
 def whole_gradients(sums, stats, dgamma, dbeta, count):
     """dgamma and dbeta of the shard or the batch whose sums these are."""
-    for c in range(sums.shape[1]):
+    C = sums.shape[1]
+    for c in range(C):
         sum_dy, sum_dy_xmu = moved_sums(sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[DY_ORIGIN, c], 0.0, count)
-        parameter_gradients(dgamma, dbeta, c, sum_dy, sum_dy_xmu, stats[INV_STD, c])
+        parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, stats[INV_STD, c])
 
 
 @Compiled

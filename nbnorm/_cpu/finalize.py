@@ -15,7 +15,7 @@ from numba.extending import overload
 
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import INLINED, function, routine
-from nbnorm._cpu.vector_memory import is_single
+from nbnorm._cpu.vector_memory import double, is_single, set_double
 from nbnorm._formulas import (
     DEVIATION,
     DY_ORIGIN,
@@ -42,21 +42,31 @@ POWER, OFFSET_OF_X = A, H  # when it is float32
 
 
 @routine
-def parameter(values, c, default):
-    """Gamma or beta of channel c."""
-    result = default
-    if values is not None:
+def parameter(values, c, C, default):
+    """Gamma or beta of channel c: `values` are float32 numbers, or the halves of float64 ones, or there are none."""
+    if values.size == C:
         result = float64(values[c])
+    elif values.size == 0:
+        result = default
+    else:
+        result = double(values, c)
     return result
 
 
 @routine
-def parameter_gradients(dgamma, dbeta, c, sum_dy, sum_dy_xmu, inv_std):
+def set_parameter(values, c, C, number):
+    """The same to be written, where there is a place for it."""
+    if values.size == C:
+        values[c] = number
+    elif values.size > 0:
+        set_double(values, c, number)
+
+
+@routine
+def parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, inv_std):
     """Those of channel c, of a state that has the parameters."""
-    if dgamma is not None:
-        dgamma[c] = sum_dy_xmu * inv_std
-    if dbeta is not None:
-        dbeta[c] = sum_dy
+    set_parameter(dgamma, c, C, sum_dy_xmu * inv_std)
+    set_parameter(dbeta, c, C, sum_dy)
 
 
 def set_map(coef, c, k, scale, shift, varies):
@@ -82,52 +92,58 @@ def _(coef, c, k, scale, shift, varies):
 
 
 @routine
-def finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef):
-    """Eq. 4 to 6 when dy is None, Eq. 11 and 12 when it is an array; gamma and beta are then their gradients."""
-    if dy is None:
+def finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef):
+    """Eq. 4 to 6 when dy is None, Eq. 11 and 12 when it is an array: with gamma and beta, or with their gradients.
+
+    The other pair is None: Numba does not compile what stands under a test that None has failed.
+    """
+    C = stats.shape[1]
+    if gamma is not None:
         d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], count)
-        inv_std, g = inverse_std(m2 / count, eps), parameter(gamma, c, 1.0)
+        inv_std, g = inverse_std(m2 / count, eps), parameter(gamma, c, C, 1.0)
         stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c], stats[GAMMA, c] = d, m2, inv_std, g
-        scale, shift = normalizing_map(d, inv_std, g, parameter(beta, c, 0.0))
+        scale, shift = normalizing_map(d, inv_std, g, parameter(beta, c, C, 0.0))
         set_map(coef, c, stats[ORIGIN, c], scale, shift, m2 > 0.0)
-    else:
+    if dy is not None:
         s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
         sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
         a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, stats[GAMMA, c], stats[INV_STD, c])
         coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
-        parameter_gradients(gamma, beta, c, whole_sum(s, h, count), sum_dy_xmu, stats[INV_STD, c])
+        parameter_gradients(dgamma, dbeta, c, C, whole_sum(s, h, count), sum_dy_xmu, stats[INV_STD, c])
 
 
 @function
-def finalize_channels(dy, first, last, stats, sums, gamma, beta, eps, count, coef):
+def finalize_channels(dy, first, last, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef):
     """Channels first:last. Unsigned, so that no index may be negative: then LLVM divides eight at a time."""
     for c in range(np.uintp(first), np.uintp(last)):
-        finalize_channel(dy, c, stats, sums, gamma, beta, eps, count, coef)
+        finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
 
 
 @Compiled
-def finalize(dy, stats, sums, gamma, beta, eps, count, coef):
-    finalize_channels(dy, 0, stats.shape[1], stats, sums, gamma, beta, eps, count, coef)
+def finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef):
+    finalize_channels(dy, 0, stats.shape[1], stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
 
 
 @Compiled
 def finalize_given(stats, gamma, beta, eps, count, coef):
     """For stats whose d and m2 are known."""
-    for c in range(stats.shape[1]):
-        inv_std, g = inverse_std(stats[M2, c] / count, eps), parameter(gamma, c, 1.0)
+    C = stats.shape[1]
+    for c in range(C):
+        inv_std, g = inverse_std(stats[M2, c] / count, eps), parameter(gamma, c, C, 1.0)
         stats[INV_STD, c], stats[GAMMA, c] = inv_std, g
-        scale, shift = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, 0.0))
+        scale, shift = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, C, 0.0))
         set_map(coef, c, stats[ORIGIN, c], scale, shift, stats[M2, c] > 0.0)
 
 
 @function
 def finalize_running(mean, var, gamma, beta, eps, stats, coef):
     """The running statistics in the place of a batch's: k is the mean itself, d is 0. stats may be None."""
-    for c in range(mean.size):
-        inv_std, g = inverse_std(var[c], eps), parameter(gamma, c, 1.0)
+    C = mean.size
+    for c in range(C):
+        inv_std, g = inverse_std(var[c], eps), parameter(gamma, c, C, 1.0)
         if stats is not None:
             stats[ORIGIN, c], stats[DEVIATION, c], stats[INV_STD, c], stats[GAMMA, c] = mean[c], 0.0, inv_std, g
-        scale, shift = normalizing_map(0.0, inv_std, g, parameter(beta, c, 0.0))
+        scale, shift = normalizing_map(0.0, inv_std, g, parameter(beta, c, C, 0.0))
         set_map(coef, c, mean[c], scale, shift, True)
 
 

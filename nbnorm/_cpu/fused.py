@@ -31,7 +31,7 @@ def _(coef, table):
 
 @Kernel
 def fused_segments(
-    x, dy, y, stats, sums, coef, gamma, beta, eps, N, C, S, per, piece, chunks, streaming, workers
+    x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, N, C, S, per, piece, chunks, streaming, workers
 ):  # fmt: skip
     for w in prange(workers):
         first, last = share(w, workers, C)
@@ -44,7 +44,7 @@ def fused_segments(
                 s += ds
                 q += dq
             sums[SUM, c], sums[PRODUCT, c] = s, q
-            finalize_channel(dy, c, stats, sums, gamma, beta, eps, float(N * S), coef)
+            finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, float(N * S), coef)
             for t in range(chunks - 1, -1, -1):
                 chunk(x, dy, y, c, t, per, piece, N, C, S, k, coef, streaming)
         if streaming:
@@ -53,7 +53,8 @@ def fused_segments(
 
 @Kernel
 def fused_columns(
-    x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, terms, width, channels, N, C, S, block, streaming, workers
+    x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, scratch, terms, width, channels, N, C, S, block,
+    streaming, workers,
 ):  # fmt: skip
     """Blocks of `channels` channels; scratch (workers, (2 * terms + 5) * width), the sums and tables of a block."""
     K = C * S
@@ -78,7 +79,7 @@ def fused_columns(
                 if at > 0:
                     add_sums(x, acc, at, width)
             channels_totals(x, acc, width, c0, c1, S, 1, sums)
-            finalize_channels(dy, c0, c1, stats, sums, gamma, beta, eps, float(N * S), coef)
+            finalize_channels(dy, c0, c1, stats, sums, gamma, beta, dgamma, dbeta, eps, float(N * S), coef)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)
             if dy is not None or is_single(coef):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
-from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _flat, _reduce
+from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _parameter, _reduce
 from nbnorm._formulas import DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
@@ -34,7 +34,7 @@ def normalize(
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
     coef = np.empty((4, shape[1]), OF_MAP[x.itemsize])
-    finalize_given(stats, _flat(gamma), _flat(beta), eps, count, coef)
+    finalize_given(stats, _parameter(gamma), _parameter(beta), eps, count, coef)
     _apply(x, None, y, shape, stats, coef)
 
 
@@ -53,7 +53,7 @@ def merge_gradient_sums(counts: Array, gathered: Array, sums: Array) -> None:
 
 def parameter_gradients(sums: Array, count: float, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
     """dgamma and dbeta, where they are not None, of the shard or the batch whose sums these are."""
-    whole_gradients(sums, stats, _flat(dgamma), _flat(dbeta), count)
+    whole_gradients(sums, stats, _parameter(dgamma), _parameter(dbeta), count)
 
 
 def apply_gradients(

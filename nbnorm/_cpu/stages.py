@@ -24,20 +24,22 @@ Shape = tuple[int, int, int]
 # What y is computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
 OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
 
+ABSENT = np.empty(0, np.float32)
+
 
 def training_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array
 ) -> None:  # fmt: skip
     """y and stats from x: reduce, finalize, apply."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(x, None, y, shape, stats, sums, _flat(gamma), _flat(beta), eps)
+    _fused_or_split(x, None, y, shape, stats, sums, _parameter(gamma), _parameter(beta), None, None, eps)
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
     """stats of x, but for gamma."""
     sums = np.zeros((3, shape[1]))
     _reduce(x, None, True, shape, stats, sums)
-    finalize(None, stats, sums, None, None, 1.0, _count(shape), np.empty((4, shape[1])))
+    finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape), np.empty((4, shape[1])))
 
 
 def running_forward(
@@ -48,7 +50,7 @@ def running_forward(
     N, C, S = shape
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
         both = running.both.copy()
-    gamma, beta = _flat(gamma), _flat(beta)
+    gamma, beta = _parameter(gamma), _parameter(beta)
     workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
     scratch = np.empty(4 * C + 5 * workers * cut.width, OF_MAP[x.itemsize])  # coef, and tables of columns
     if cut.K:
@@ -64,7 +66,7 @@ def backward(
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(x, dy, dx, shape, stats, sums, _flat(dgamma), _flat(dbeta), 0.0)
+    _fused_or_split(x, dy, dx, shape, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0)
 
 
 def running_backward(
@@ -74,7 +76,9 @@ def running_backward(
     sums = np.zeros((3, shape[1]))
     _reduce(x, dy, False, shape, stats, sums)
     # Before dx, which may lie over dy, is written: then nothing is left that could fail.
-    finalize(dy, stats, sums, _flat(dgamma), _flat(dbeta), 0.0, _count(shape), np.empty((4, shape[1])))
+    finalize(
+        dy, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0, _count(shape), np.empty((4, shape[1]))
+    )
     _apply_frozen(dy, dx, shape, stats)
 
 
@@ -87,8 +91,14 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float)
             commit_running(stats, count, momentum, running.skip_nonfinite, running.both, running.counters)
 
 
-def _flat(parameter: Array | None) -> Array | None:
-    return parameter if parameter is None or parameter.ndim == 1 else parameter.reshape(-1)
+def _parameter(values: Array | None) -> Array:
+    """Gamma, beta or a gradient in the one form that kernels know: flat float32 numbers, the halves of float64 ones
+    where they are float64, none in the place of None. A view; nothing is copied."""
+    if values is None:
+        return ABSENT
+    if values.itemsize == 8:
+        return values.reshape(-1).view(ABSENT.dtype)
+    return values if values.ndim == 1 else values.reshape(-1)
 
 
 def _terms(x: Array) -> int:
@@ -102,9 +112,9 @@ def _count(shape: Shape) -> float:
 
 def _fused_or_split(
     x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, sums: Array,
-    gamma: Array | None, beta: Array | None, eps: float,
+    gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None, eps: float,
 ) -> None:  # fmt: skip
-    """y and stats from x; with dy an array dx, and the gradients of gamma and beta in their places."""
+    """y and stats from x, gamma and beta; with dy an array dx, dgamma and dbeta. The other pair is None."""
     N, C, S = shape
     coef = np.empty((4, C), OF_MAP[x.itemsize] if dy is None else np.float64)
     inputs = 1 if dy is None else 2
@@ -115,7 +125,7 @@ def _fused_or_split(
         balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
         if N * S * x.itemsize <= plan.CHANNEL_BYTES and balanced:
             fused_segments(
-                x, dy, y, stats, sums, coef, gamma, beta, eps, N, C, S, *cut, streaming, workers
+                x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, N, C, S, *cut, streaming, workers
             )  # fmt: skip
             return
     else:
@@ -126,12 +136,12 @@ def _fused_or_split(
             terms = _terms(x)
             scratch = np.empty((workers, (2 * terms + 5) * width))
             fused_columns(
-                x, dy, y, stats, sums, coef, gamma, beta, eps, scratch, terms, width, channels, N, C, S,
+                x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, scratch, terms, width, channels, N, C, S,
                 cols.block, streaming, workers,
             )  # fmt: skip
             return
     _reduce(x, dy, True, shape, stats, sums)
-    finalize(dy, stats, sums, gamma, beta, eps, _count(shape), coef)
+    finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, _count(shape), coef)
     _apply(x, dy, y, shape, stats, coef)
 
 

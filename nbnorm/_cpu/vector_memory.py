@@ -43,6 +43,31 @@ def element(typingctx, array, i):
     return types.float64(array, types.int64), emit
 
 
+@intrinsic
+def double(typingctx, array, i):
+    """The float64 number whose halves are array[2*i] and array[2*i + 1]."""
+
+    def emit(ctx, builder, sig, args):
+        return builder.load(_double(ctx, builder, sig, args))
+
+    return types.float64(array, types.uintp), emit
+
+
+@intrinsic
+def set_double(typingctx, array, i, number):
+    """Write it."""
+
+    def emit(ctx, builder, sig, args):
+        builder.store(args[2], _double(ctx, builder, sig, args))
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.uintp, types.float64), emit
+
+
+def _double(ctx, builder, sig, args):
+    return builder.gep(_address(ctx, builder, sig.args[0], args[0], I64(0), DOUBLE), [args[1]])
+
+
 def _is_single(k):
     return k == single or getattr(k, "dtype", k) == types.float32
 
@@ -233,6 +258,7 @@ def is_single(typingctx, k):
 
 if config.DISABLE_JIT:
     from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+        double,
         element,
         fence,
         is_single,
@@ -242,6 +268,7 @@ if config.DISABLE_JIT:
         load_part,
         load_part_as,
         prefetch,
+        set_double,
         store,
         store_part,
         stream,

@@ -72,6 +72,14 @@ def element(array: NDArray, i: int) -> float:
     return _widen(_inside(array, i, 1))[0]
 
 
+def double(array: NDArray, i: int) -> float:
+    return _inside(array, 2 * i, 2).view(np.float64)[0]
+
+
+def set_double(array: NDArray, i: int, number: float) -> None:
+    _inside(array, 2 * i, 2).view(np.float64)[0] = number
+
+
 def load(array: NDArray | None, i: int) -> Vector | None:
     return None if array is None else _widen(_inside(array, i, LANES))
 

@@ -81,7 +81,7 @@ def current(device: str) -> contextlib.AbstractContextManager:
 
 def of(array: Any) -> str:
     """Where an array is."""
-    cupy = sys.modules.get("cupy")
+    cupy = sys.modules.get("cupy")  # whoever has an array of it has imported it
     return f"cuda:{array.device.id}" if cupy is not None and isinstance(array, cupy.ndarray) else "cpu"
 
 

@@ -53,7 +53,8 @@ def batch_norm_training(
     y : array, shape (N, C, ...)
         dtype of x, in the memory order of x.
     saved : Saved
-        What `batch_norm_backward` needs; it refers to x, which must not change before.
+        What `batch_norm_backward` needs; it refers to x, which must not change before: no ReLU in place on it, no next
+        batch in the same array.
 
     Raises
     ------
@@ -90,7 +91,8 @@ def batch_norm_training(
     >>> state.running_mean
     array([0.2, 2. ])
     """
-    _arguments.messenger(sync)
+    if sync is not None:
+        _arguments.messenger(sync)
     peers = sync if update_running or not use_running else None
     try:
         kernels, x, axes = _checked(x, state, axis)
@@ -132,6 +134,8 @@ def batch_norm_training(
             if not use_running:
                 saved._counts, saved._own, batch = counts, batch, stats
             kernels.merge_statistics(counts, gathered, batch)
+        if not use_running or update is not None:
+            saved._batch, saved._count = batch, float(count)
         if running is not None:
             kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, running, stats)
         elif peers is not None:
@@ -206,13 +210,27 @@ def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, o
     return y
 
 
+def saved_of_inference(x: NDArray, state: BatchNormState, axis: Axis) -> Saved:
+    """What a forward pass with the running statistics saves, found afterwards and without its y."""
+    kernels, x, axes = _checked(x, state, axis)
+    layout, running = layout_of(x, axes), state._demand_running()
+    _, C, S = layout.shape
+    with kernels.on_device_of(x):
+        stats, flat = kernels.kept(kernels.xp.zeros((5, C))), kernels.read(layout, x)
+        none = flat[:0]
+        kernels.running_forward(none, none, (0, C, S), state.gamma, state.beta, state.eps, running, stats)
+        return Saved(x, flat, layout, axis, True, state, stats, kernels, None)
+
+
 def _checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType, NDArray, tuple[int, ...]]:
     """The backend, x as its kernels take it, and the channel axes."""
     kernels = kernels_for("x", x)
-    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-    _arguments.same_device("x", x, kernels.device(x), state.device, "the state", 'state.to("{found}")')
+    if not isinstance(state, BatchNormState):  # here and below, a test before the check saves the usual case a call
+        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+    if (found := kernels.device(x)) != state.device:
+        _arguments.same_device("x", x, found, state.device, "the state", 'state.to("{found}")')
     x = kernels.values("x", x)
     axes = _arguments.channels(x, axis)
-    if len(axes) > 1 or x.shape[axes[0]] != state.num_features:  # in the usual case this saves a call
+    if len(axes) > 1 or x.shape[axes[0]] != state.num_features:
         _arguments.features(x, axis, axes, state.num_features)
     return kernels, x, axes

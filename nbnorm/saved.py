@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm._formulas import DEVIATION, GAMMA, INV_STD, ORIGIN
+from nbnorm import _device
+from nbnorm._batch_stats import BatchStats
+from nbnorm._dispatch import kernels_for
+from nbnorm._formulas import DEVIATION, GAMMA, INV_STD, M2, ORIGIN
 from nbnorm._layout import Axis, Layout
 from nbnorm._shards import FAILED
 from nbnorm.parallel import Sync
@@ -21,20 +26,41 @@ class Saved:
     ----------
     x : array, shape (N, C, ...)
         The input (a reference).
-    mean, inv_std : float64 array, shape num_features
-        What x was normalized with; inv_std is 1/sqrt(var + eps).
+    mean, var, inv_std : float64 array, shape num_features
+        What x was normalized with: the batch's mean and biased variance, or the running ones as they were. inv_std is
+        1/sqrt(var + eps).
     gamma : float64 array, shape num_features, or None
         A copy of the scale.
+    stats : BatchStats
+        Of the batch, with `sync` of the whole one, as `BatchNormState.update` and `merge_stats` take them. A ValueError
+        where the forward pass had no need of them (``use_running=True, update_running=False``).
+    count : float64 array, shape ()
+        `stats.count`, the number of values per channel.
     axis : int or tuple of int
         The channel axis.
     use_running : bool
         Whether the statistics were the running ones, and so do not depend on x.
     sync : callable or None
         How the forward pass reached the other shards of the batch.
+
+    Notes
+    -----
+    Copies and pickles are independent of the original: x goes with them, so that another process can run the backward
+    pass, to the same bits. `sync` is passed on as it is: copies share it, and a pickle has what its own pickling gives
+    (a function, or MPI's COMM_WORLD, is that of the process that reads it; other communicators refuse).
+
+    Examples
+    --------
+    >>> import numpy as np, nbnorm
+    >>> y, saved = nbnorm.batch_norm_training(np.array([[1.0], [3.0]]), nbnorm.BatchNormState(1))
+    >>> saved.mean, saved.var, saved.count
+    (array([2.]), array([1.]), array(2.))
+    >>> other = nbnorm.BatchNormState(1, momentum=None)
+    >>> other.update(saved.stats)
     """
 
-    __slots__ = ("_counts", "_dtype", "_flat", "_kernels", "_layout", "_own", "_shape", "_stats", "_with_beta",
-                 "_with_gamma", "axis", "sync", "use_running", "x")  # fmt: skip
+    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_kernels", "_layout", "_own", "_shape", "_stats",
+                 "_with_beta", "_with_gamma", "axis", "sync", "use_running", "x")  # fmt: skip
 
     def __init__(
         self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
@@ -43,6 +69,8 @@ class Saved:
         self.x, self.axis, self.use_running, self.sync = x, axis, use_running, sync
         self._flat, self._layout, self._stats, self._kernels = flat, layout, stats, kernels
         self._shape, self._dtype = state.shape, state.dtype
+        self._batch: NDArray | None = None  # statistics of the whole batch, rows as in _stats; None when not computed
+        self._count = 0.0  # its values per channel
         self._counts: NDArray[np.float64] | None = None  # of a batch in shards: values per channel of every rank
         self._own: NDArray | None = None  # and the statistics of this shard, when not the running ones were used
         self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
@@ -51,6 +79,12 @@ class Saved:
     def mean(self) -> NDArray[np.float64]:
         with self._kernels.on_device_of(self._stats):
             return (self._stats[ORIGIN] + self._stats[DEVIATION]).reshape(self._shape)
+
+    @property
+    def var(self) -> NDArray[np.float64]:
+        with self._kernels.on_device_of(self._stats):
+            var = self._stats[M2].copy() if self.use_running else self._stats[M2] / self._count
+            return var.reshape(self._shape)
 
     @property
     def inv_std(self) -> NDArray[np.float64]:
@@ -62,6 +96,23 @@ class Saved:
         with self._kernels.on_device_of(self._stats):
             return self._stats[GAMMA].reshape(self._shape).copy() if self._with_gamma else None
 
+    @property
+    def stats(self) -> BatchStats:
+        batch = self._batch
+        if batch is None:
+            raise ValueError(
+                "the statistics of this batch are not known (use_running=True, update_running=False); "
+                "nbnorm.batch_stats(saved.x, axis=saved.axis) finds them"
+            )
+        with self._kernels.on_device_of(batch):
+            mean, m2 = batch[ORIGIN] + batch[DEVIATION], batch[M2].copy()
+            count = self._kernels.xp.full((), self._count)
+            return BatchStats(count, mean.reshape(self._shape), m2.reshape(self._shape))
+
+    @property
+    def count(self) -> NDArray[np.float64]:
+        return self.stats.count
+
     def _failed_backward(self) -> NDArray[np.float64]:
         """The message of a rank that cannot go on."""
         with self._kernels.on_device_of(self._stats):
@@ -69,3 +120,26 @@ class Saved:
 
     def __repr__(self) -> str:
         return f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, use_running={self.use_running})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """x in the order in which it lies in memory, which pickles of arrays forget."""
+        own = {name: getattr(self, name) for name in Saved.__slots__ if name not in ("_flat", "_kernels")}
+        return {**own, "x": self.x.transpose(self._layout.order), "device": self._kernels.device(self.x)}
+
+    def __setstate__(self, own: dict[str, Any]) -> None:
+        device = own.pop("device")
+        with _device.current(device):  # CuPy unpickles onto the device that is current
+            for name in ("x", "_stats", "_batch", "_own"):
+                if own[name] is not None:
+                    own[name] = _device.library(device).asarray(own[name])
+            for name, value in own.items():
+                setattr(self, name, value)
+            self.x = self.x.transpose(np.argsort(self._layout.order).tolist())
+            self._kernels = kernels_for("saved.x", self.x)
+            self._flat = self._kernels.read(self._layout, self.x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Saved:
+        memo[id(self.sync)] = self.sync  # what carries messages is not data
+        twin = Saved.__new__(Saved)
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin

@@ -11,7 +11,7 @@ import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
-PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._attributes", "nbnorm._foreign", "nbnorm._running"}
+PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._attributes", "nbnorm._names", "nbnorm._foreign", "nbnorm._running"}
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {
         "nbnorm._formulas",
@@ -19,9 +19,16 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm._cpu.plan",
         "nbnorm._cuda.plan",
         "nbnorm.parallel",
-        "nbnorm._batch_stats",
     },
-    {"nbnorm._layout", "nbnorm._device", "nbnorm._arguments", "nbnorm._shards", *FILES, *PIECES_OF_STATE},
+    {
+        "nbnorm._layout",
+        "nbnorm._device",
+        "nbnorm._arguments",
+        "nbnorm._shards",
+        "nbnorm._batch_stats",
+        *FILES,
+        *PIECES_OF_STATE,
+    },
     {"nbnorm._cpu", "nbnorm._cuda"},
     {"nbnorm._dispatch"},
     {"nbnorm.state"},

@@ -137,12 +137,13 @@ def finalize_given(stats, gamma, beta, eps, count, coef):
 
 @function
 def finalize_running(mean, var, gamma, beta, eps, stats, coef):
-    """The running statistics in the place of a batch's: k is the mean itself, d is 0. stats may be None."""
+    """The running statistics in the place of a batch's: k is the mean, d is 0; stats, unless None, get var for m2."""
     C = mean.size
     for c in range(C):
         inv_std, g = inverse_std(var[c], eps), parameter(gamma, c, C, 1.0)
         if stats is not None:
-            stats[ORIGIN, c], stats[DEVIATION, c], stats[INV_STD, c], stats[GAMMA, c] = mean[c], 0.0, inv_std, g
+            stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = mean[c], 0.0, var[c]
+            stats[INV_STD, c], stats[GAMMA, c] = inv_std, g
         scale, shift = normalizing_map(0.0, inv_std, g, parameter(beta, c, C, 0.0))
         set_map(coef, c, mean[c], scale, shift, True)
 

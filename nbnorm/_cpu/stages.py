@@ -46,7 +46,7 @@ def running_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, running: Running,
     stats: Array | None,
 ) -> None:  # fmt: skip
-    """y from x and the running statistics, which also fill stats, unless None, but for m2."""
+    """y from x and the running statistics, which also fill stats, unless None, with the variance for m2."""
     N, C, S = shape
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
         both = running.both.copy()

@@ -89,13 +89,16 @@ def finalize_backward(s, q, c, C, first, h, stats, dgamma, dbeta, count):
 
 @routine
 def running_coefficients(c, C, first, stats, gamma, beta, mean, var, eps):
-    """The running statistics in the place of a batch's: k is the mean itself, d is 0. Kept if there are stats."""
+    """The running statistics in the place of a batch's: k is the mean itself, d is 0.
+
+    Kept if there are stats, in the place of m2 the variance.
+    """
     k, inv_std = mean[c], inverse_std(var[c], eps)
     scale, shift = normalizing_map(0.0, inv_std, parameter(gamma, c, 1.0), parameter(beta, c, 0.0))
     if stats is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if first:
-            stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[INV_STD * C + c] = k, 0.0, inv_std
-            stats[GAMMA * C + c] = parameter(gamma, c, 1.0)
+            stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[M2 * C + c] = k, 0.0, var[c]
+            stats[INV_STD * C + c], stats[GAMMA * C + c] = inv_std, parameter(gamma, c, 1.0)
     return k, scale, shift
 
 

@@ -76,7 +76,7 @@ def running_forward(
     x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, running: Running,
     stats: Array | None,
 ) -> None:  # fmt: skip
-    """y from x and the running statistics, which also fill stats but for m2."""
+    """y from x and the running statistics, which also fill stats, in the place of m2 the variance."""
     if stats is not None and not x.size:  # a shard without values, whose statistics are needed all the same
         stats[ORIGIN], stats[DEVIATION], stats[M2] = running.mean.reshape(-1), 0.0, running.var.reshape(-1)
         finalize_given(

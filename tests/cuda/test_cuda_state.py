@@ -8,7 +8,9 @@ import types
 
 import numpy as np
 import pytest
+import reference
 from common import random_state, sample, snapshot
+from tolerance import assert_stat_close
 
 import nbnorm
 
@@ -49,6 +51,24 @@ def test_copies_and_pickles_are_independent(cupy, rng):
         assert bits(other) == before
         nbnorm.batch_norm_training(x, other)
         assert bits(state) == before != bits(other)
+
+
+@pytest.mark.parametrize("use_running", [False, True])
+def test_saved_is_copied_and_readable(cupy, rng, use_running):
+    x, state = cupy.asarray(sample(rng, (5, 3, 4)).transpose(1, 2, 0)), random_state(rng, 4).to("cuda")
+    before = state.running_var.get()
+    _, saved = nbnorm.batch_norm_training(x, state, use_running=use_running)
+    count, mean, m2 = reference.stats(x.get())
+    assert all(isinstance(a, cupy.ndarray) for a in (saved.var, saved.stats.var, saved.count))
+    assert float(saved.count.get()) == count
+    assert_stat_close(saved.stats.mean.get(), mean)
+    assert_stat_close(saved.stats.var.get(), m2 / count)
+    assert_stat_close(saved.var.get(), before if use_running else m2 / count)
+    expected = nbnorm.batch_norm_backward(x, saved)
+    for other in (copy.copy(saved), copy.deepcopy(saved), pickle.loads(pickle.dumps(saved))):
+        found = nbnorm.batch_norm_backward(x, other)
+        assert other.x.strides == x.strides
+        assert [a.get().tobytes() for a in found] == [a.get().tobytes() for a in expected]
 
 
 def test_dictionaries(cupy, rng):

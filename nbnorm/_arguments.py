@@ -26,12 +26,21 @@ def dtype(name: str, found: np.dtype) -> np.dtype:
     """
     if found in _native:
         return found
-    native = found.newbyteorder("=")
+    native = found if found.isnative else found.newbyteorder("=")  # strings of variable length have no byte order
     if native.name == "bfloat16":
         _native.add(native)
     elif native not in _native:
-        raise TypeError(f"{name} has dtype {found}; expected {_EXPECTED} ({name}.astype(np.float32) converts)")
+        raise TypeError(f"{name} has dtype {found!s:.60}; expected {_EXPECTED}{_conversion(name, native)}")
     return native
+
+
+def _conversion(name: str, found: np.dtype) -> str:
+    """What converts real numbers without a loss, or almost (longdouble, large int64); nothing else is converted."""
+    if np.can_cast(found, np.float32):
+        return f" ({name}.astype(np.float32) converts)"
+    if np.can_cast(found, np.float64, "same_kind") or found.kind in "mMO":
+        return f" ({name}.astype(np.float64) converts)"
+    return ""
 
 
 def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
@@ -70,14 +79,20 @@ def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | 
         shown = found[0] if len(found) == 1 else found
         raise ValueError(
             f"x has {_short(shown)} channels on axis {_short(axis)} (x.shape={_short(x.shape)}), "
-            f"but the state has {_short(num_features)} features"
+            f"but the state has {_short(num_features)} features{_other_axis(x, axis, num_features)}"
         )
+
+
+def _other_axis(x: NDArray, axis: Axis, num_features: int | tuple[int, ...]) -> str:
+    """Channels last or first, where that is what was meant."""
+    fitting = [] if isinstance(axis, tuple) else [i for i in (-1, 1) if x.shape[i] == num_features]
+    return f"; axis={fitting[0]} would fit" if fitting else ""
 
 
 def enough_values(count: int, use_running: bool, shape: tuple[int, ...] | None) -> None:
     """The variance of the batch, of which x with this shape is all or a shard (None), exists."""
     if count < 2:
-        purpose, way_out = "training", "batch_norm_inference or use_running=True"
+        purpose, way_out = "training", "batch_norm_inference, or use_running=True with update_running=False"
         if use_running:  # the unbiased variance goes into the running variance
             purpose, way_out = "updating running_var", "update_running=False"
         where = "on all ranks together" if shape is None else f"x.shape={_short(shape)}"

@@ -11,9 +11,16 @@ import numpy as np
 
 from nbnorm import _device
 
-_WAY_OUT = {
-    "torch": "{0}.numpy() or numpy.from_dlpack({0})",
-    "numba": "{0}.copy_to_host()",
+_WAY_OUT = {  # by the package of the type, which is not imported for it
+    "torch": "pass {0}.detach().numpy()",
+    "numba": "pass {0}.copy_to_host()",
+    "dask": "use nbnorm.parallel.dask, or pass {0}.compute()",
+    "pandas": "pass {0}.to_numpy()",
+    "polars": "pass {0}.to_numpy()",
+    "xarray": "pass {0}.to_numpy()",
+    "scipy": "pass {0}.toarray()",  # its sparse matrices
+    "cupyx": "pass {0}.toarray()",
+    "sparse": "pass {0}.todense()",
 }
 
 
@@ -60,10 +67,10 @@ def _refuse_foreign(name: str, array: Any) -> None:
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(value)")
     if isinstance(array, np.matrix):
-        raise TypeError(f"{name} is a numpy.matrix; pass numpy.asarray({name})")
+        raise TypeError(f"{name} is a numpy.matrix; pass np.asarray({name})")
     if not isinstance(array, np.ndarray):
-        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], "numpy.asarray({0})")
+        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], "pass np.asarray({0})")
         if hasattr(array, "__cuda_array_interface__"):
-            way_out = "cupy.asarray({0})"
+            way_out = "pass cupy.asarray({0})"
         shown = f"{kind.__module__}.{kind.__qualname__}"
-        raise TypeError(f"{name} is a {shown}; expected a numpy.ndarray: pass {way_out.format(name)}")
+        raise TypeError(f"{name} is a {shown}; expected a numpy.ndarray: {way_out.format(name)}")

@@ -3,11 +3,12 @@
 `given` (conftest.py) are arguments that fit, `refuse` (common.py) compares every byte before and after.
 """
 
+import re
 import sys
 
 import numpy as np
 import pytest
-from common import random_state, refuse
+from common import random_state, refuse, same_bits
 
 import nbnorm
 from nbnorm import batch_norm_backward as backward
@@ -27,58 +28,81 @@ X_CALLS = {
 every_x_call = pytest.mark.parametrize("call", X_CALLS.values(), ids=X_CALLS)
 
 
-class TorchTensor:
-    __module__ = "torch"
-
-
-class JaxArray:
-    __module__ = "jaxlib._jax"
+def of_package(module):
+    """An array of a package that need not be there."""
+    return type("Array", (), {"__module__": module})()
 
 
 NO_ARRAYS = {
-    "list": ([[1.0, 2.0], [3.0, 4.0]], ".asarray"),
+    "list": ([[1.0, 2.0], [3.0, 4.0]], "pass np.asarray({})"),
     "tuple": (((1.0, 2.0), (3.0, 4.0)), ".asarray"),
     "float": (1.5, ".asarray"),
     "NumPy scalar": (np.float32(1.5), ".asarray"),
     "None": (None, ".asarray"),
-    "torch": (TorchTensor(), ".numpy()"),
-    "jax": (JaxArray(), ".asarray"),
+    "torch": (of_package("torch"), "pass {}.detach().numpy()"),
+    "jax": (of_package("jaxlib._jax"), "pass np.asarray({})"),
+    "Dask": (of_package("dask.array.core"), "use nbnorm.parallel.dask, or pass {}.compute()"),
+    "DataFrame": (of_package("pandas.core.frame"), "pass {}.to_numpy()"),
+    "polars": (of_package("polars.dataframe.frame"), "pass {}.to_numpy()"),
+    "xarray": (of_package("xarray.core.dataarray"), "pass {}.to_numpy()"),
+    "sparse matrix": (of_package("scipy.sparse._csr"), "pass {}.toarray()"),
+    "sparse matrix of a GPU": (of_package("cupyx.scipy.sparse._csr"), "pass {}.toarray()"),
+    "pydata sparse": (of_package("sparse.numba_backend._coo.core"), "pass {}.todense()"),
     "masked array": (np.ma.masked_array(np.zeros(SHAPE, np.float32), False), "masked"),
     "matrix": (np.zeros((3, 3), np.float32).view(np.matrix), "asarray"),
 }
-BAD_DTYPES = [
-    "int8", "int32", "int64", "uint8", "bool", "complex64", "complex128", "object", "U3", "S3", "longdouble",
-    "datetime64[s]", "timedelta64[s]", ">i4", "f4,f4",
-]  # fmt: skip
+BAD_DTYPES = {
+    **dict.fromkeys(["bool", "int8", "uint8", "int16", "uint16", ">i2"], "float32"),
+    **dict.fromkeys(["int32", "uint32", "int64", "uint64", ">i4", "longdouble"], "float64"),
+    **dict.fromkeys(["datetime64[s]", "timedelta64[s]", "object"], "float64"),
+    **dict.fromkeys(["complex64", "complex128", "U3", "S3", "f4,f4", "T"], None),
+}
 
 
 @every_x_call
 @pytest.mark.parametrize(("x", "way_out"), NO_ARRAYS.values(), ids=NO_ARRAYS)
 def test_x_must_be_an_array(given, call, x, way_out):
-    refuse(given, lambda: call(given, x), TypeError, "x is a", way_out)
+    refuse(given, lambda: call(given, x), TypeError, "x is a", way_out.format("x"))
 
 
 @pytest.mark.parametrize(("dy", "way_out"), NO_ARRAYS.values(), ids=NO_ARRAYS)
 def test_dy_must_be_an_array(given, dy, way_out):
-    refuse(given, lambda: backward(dy, given.saved, out=given.out), TypeError, "dy is a", way_out)
+    refuse(given, lambda: backward(dy, given.saved, out=given.out), TypeError, "dy is a", way_out.format("dy"))
 
 
-def dtype_message(name, dtype):
+def dtype_message(name, dtype, wider):
     expected = "float16, bfloat16, float32 or float64"
-    return f"{name} has dtype {dtype}; expected {expected} ({name}.astype(np.float32) converts)"
+    conversion = f" ({name}.astype(np.{wider}) converts)" if wider else ""
+    return f"{name} has dtype {dtype}; expected {expected}{conversion}"
 
 
 @every_x_call
-@pytest.mark.parametrize("name", BAD_DTYPES)
-def test_x_must_be_floating(given, call, name):
+@pytest.mark.parametrize(("name", "wider"), BAD_DTYPES.items())
+def test_x_must_be_floating(given, call, name, wider):
     x = np.zeros(SHAPE, name)
-    refuse(given, lambda: call(given, x), TypeError, dtype_message("x", x.dtype))
+    message = dtype_message("x", x.dtype, wider)
+    refuse(given, lambda: call(given, x), TypeError, message)
+    with pytest.raises(TypeError, match=re.escape(message) + "$"):  # and nothing behind it
+        call(given, x)
+    if wider:
+        call(given, x.astype(wider).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", BAD_DTYPES)
-def test_dy_must_be_floating(given, name):
+@pytest.mark.parametrize(("name", "wider"), BAD_DTYPES.items())
+def test_dy_must_be_floating(given, name, wider):
     dy = np.zeros(SHAPE, name)
-    refuse(given, lambda: backward(dy, given.saved), TypeError, dtype_message("dy", dy.dtype))
+    refuse(given, lambda: backward(dy, given.saved), TypeError, dtype_message("dy", dy.dtype, wider))
+
+
+@pytest.mark.parametrize("name", [name for name, wider in BAD_DTYPES.items() if wider and "longdouble" not in name])
+def test_the_advice_loses_nothing(name):
+    """Of what is no number of more than 53 bits."""
+    dtype = np.dtype(name)
+    if dtype.kind in "iu" and dtype.itemsize < 8:
+        ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max], dtype)
+        assert ends.astype(BAD_DTYPES[name]).astype(object).tolist() == ends.tolist()
+    else:
+        assert np.ones(2, dtype).astype(BAD_DTYPES[name]).tolist() == [1, 1]
 
 
 @every_x_call
@@ -93,13 +117,23 @@ def test_x_must_have_two_dimensions(given, call, shape):
         (np.zeros((8, 4, 6), np.float32),
          ["x has 4 channels on axis 1 (x.shape=(8, 4, 6)), but the state has 3 features"]),
         (np.zeros((8, 0, 6), np.float32), ["x has 0 channels", "3 features"]),
+        (np.zeros((2, 28, 28, 3), np.float32),
+         ["x has 28 channels on axis 1 (x.shape=(2, 28, 28, 3)), but the state has 3 features; axis=-1 would fit"]),
         (np.zeros((2, 4, *[1] * 62)), ["x has 4 channels", "3 features"]),
     ],
-    ids=["4 channels", "no channels", "64 dimensions"],
+    ids=["4 channels", "no channels", "channels last", "64 dimensions"],
 )  # fmt: skip
 def test_x_must_have_the_channels_of_the_state(given, x, texts):
     for call in (training, inference):
         refuse(given, lambda call=call: call(x, given.state), ValueError, *texts)
+
+
+def test_another_axis_is_named_only_where_it_fits(given):
+    with pytest.raises(ValueError, match=r"3 features; axis=1 would fit$"):
+        inference(given.x, given.state, axis=-1)
+    for x, axis in ((given.x[:, :2], 1), (given.x, (1, 2))):
+        with pytest.raises(ValueError, match=r"3 features$"):
+            inference(x, given.state, axis=axis)
 
 
 def test_the_shape_of_several_channel_axes_must_be_that_of_the_state(given, rng):
@@ -164,7 +198,7 @@ def test_running_statistics_must_exist_where_they_are_needed(given, rng):
 def test_training_needs_two_values_per_channel(given):
     one = (
         "training needs at least 2 values per channel, got 1 (x.shape=(1, 3, 1, 1)); "
-        "use batch_norm_inference or use_running=True"
+        "use batch_norm_inference, or use_running=True with update_running=False"
     )
     x = np.zeros((1, 3, 1, 1), np.float32)
     for update in (False, True):
@@ -179,6 +213,11 @@ def test_training_needs_two_values_per_channel(given):
         )
     given.state.momentum = None
     refuse(given, lambda: training(x, given.state), ValueError, one)
+
+
+def test_the_way_out_for_one_value_per_channel_works(given):
+    y, _ = training(np.zeros((1, 3), np.float32), given.state, use_running=True, update_running=False)
+    assert same_bits(y, inference(np.zeros((1, 3), np.float32), given.state))
 
 
 def test_a_running_variance_needs_two_values_per_channel_too(given):

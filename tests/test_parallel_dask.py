@@ -113,6 +113,20 @@ def test_every_dtype_and_no_parameters(threads, dtype, rng):
     assert_close(y, reference.training(x).y)
 
 
+def test_big_endian_input_gives_native_chunks_and_says_so(threads, rng):
+    x, state = sample(rng, (20, 3)), random_state(rng, 3)
+    lazy = da.from_array(x.astype(">f4"), chunks=7)
+    for y, expected in (
+        (nd.batch_norm_inference(lazy, state), nbnorm.batch_norm_inference(x, state)),
+        (nd.batch_norm_training(lazy, state)[0], None),
+    ):
+        found = y.compute()
+        assert y.dtype.isnative
+        assert y._meta.dtype == y.dtype == found.dtype
+        assert (y._meta.dtype.str, found.dtype.str) == (x.dtype.str,) * 2  # == does not see the byte order
+        assert expected is None or same_bits(found, expected)
+
+
 def test_the_graph_keeps_the_state_of_its_making(threads, rng):
     x, state = sample(rng, (20, 3)), random_state(rng, 3)
     expected = nbnorm.batch_norm_inference(x, state)

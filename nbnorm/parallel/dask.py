@@ -89,7 +89,7 @@ def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) 
     Returns
     -------
     dask.array.Array, shape (N, C, ...)
-        y, lazy, in the chunks of x.
+        y, lazy, in the chunks of x, in native byte order.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def batch_norm_training(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -
     Returns
     -------
     y : dask.array.Array, shape (N, C, ...)
-        Lazy, in the chunks of x.
+        Lazy, in the chunks of x, in native byte order.
     stats : BatchStats
         Those of x, lazy. Fold them into the running statistics when they are computed: ``state.update(stats)``.
 
@@ -212,15 +212,16 @@ def _chunk_stats(chunk: NDArray, axes: tuple[int, ...]) -> BatchStats:
 
 def _normalized(x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean: Any, var: Any) -> da.Array:
     """One task a chunk. What belongs to the channels is cut as they are."""
-    index = tuple(range(x.ndim))
+    index, dtype = tuple(range(x.ndim)), _arguments.dtype("x", x.dtype)  # chunks of y are in native byte order
     chunks = tuple(x.chunks[i] for i in axes)
     arguments: list[Any] = []
     for array in (mean, var, state.gamma, state.beta):
         lazy = da.from_array(array.copy(), chunks=chunks) if isinstance(array, np.ndarray) else array
         arguments += [lazy, None if lazy is None else axes]
     return da.blockwise(
-        _chunk_normalized, index, x, index, *arguments, axes=axes, eps=state.eps, dtype=x.dtype, meta=x._meta
-    )
+        _chunk_normalized, index, x, index, *arguments, axes=axes, eps=state.eps, dtype=dtype,
+        meta=x._meta.astype(dtype, copy=False),
+    )  # fmt: skip
 
 
 def _chunk_normalized(

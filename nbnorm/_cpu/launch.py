@@ -6,10 +6,11 @@ region, and where a parallel region would be unsafe the serial twin answers.
 
 from __future__ import annotations
 
+import os
 import traceback
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -19,12 +20,16 @@ from nbnorm._cpu.vector import OPTIONS
 
 
 class Compiled:
-    """A body compiled with Numba's disk cache, or without where that cannot be written or read."""
+    """A body compiled with Numba's disk cache, or without where that cannot be written or read.
+
+    A file of the cache that is damaged is removed, and so written anew when the body is compiled.
+    """
 
     def __init__(self, body: Callable[..., None], **options: Any) -> None:
         self.__name__, self.__doc__ = body.__name__, body.__doc__
         self._compile_anew = lambda: numba.njit(nogil=True, **OPTIONS, **options)(body)
         self._with_cache: Any = None
+        self._removed: set[str] = set()  # files of the cache, each at most once
         try:
             self.dispatcher = self._with_cache = numba.njit(nogil=True, cache=True, **OPTIONS, **options)(body)
         except RuntimeError as error:  # Numba: "no locator available"
@@ -35,15 +40,15 @@ class Compiled:
         try:
             dispatcher(*args)
         except Exception as error:
-            if not self.has_left_the_cache(dispatcher, error):
+            if not self.recovers_from(dispatcher, error):
                 raise  # such as what a signal handler of the user has raised
-            self.dispatcher(*args)
+            self(*args)
 
-    def has_left_the_cache(self, dispatcher: Any, error: Exception) -> bool:
-        """Whether the cache was the cause of this dispatcher's error, and another dispatcher is there now."""
+    def recovers_from(self, dispatcher: Any, error: Exception) -> bool:
+        """Whether the cache was the cause of this dispatcher's error, and another call may go well."""
         if dispatcher is not self._with_cache or not _comes_from_the_cache(error):
             return False
-        if self.dispatcher is dispatcher:  # another thread may have been here
+        if self.dispatcher is dispatcher and not self._removes_damage(error):  # another thread may have been here
             self._leave_the_cache(error)
         return True
 
@@ -52,24 +57,65 @@ class Compiled:
         """The directory with the compiled kernel; None when there is none, as with NUMBA_DISABLE_JIT."""
         return getattr(getattr(self.dispatcher, "stats", None), "cache_path", None)
 
+    def _removes_damage(self, error: Exception) -> bool:
+        """Whether the error was a damaged file, which is gone now."""
+        path = _unreadable_file(error)
+        if path is None:
+            return False
+        try:
+            if path in self._removed and os.path.exists(path):  # damaged again: there is no end to it
+                return False
+            self._removed.add(path)
+            os.unlink(path)
+        except FileNotFoundError:  # another thread or process has seen it, too
+            pass
+        except OSError:
+            return False
+        _warn(f"a damaged file of the kernel cache is written anew: {type(error).__name__} {error!s:.300}; {path}")
+        return True
+
     def _leave_the_cache(self, error: Exception) -> None:
-        global _has_warned
         self.dispatcher = self._compile_anew()
-        if not _has_warned:
-            _has_warned = True
-            warnings.warn(
-                f"kernels are compiled anew in every process: {type(error).__name__} {error!s:.300}; "
-                "empty the directory that `python -m nbnorm info` names, or set NUMBA_CACHE_DIR to a writable one",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        _warn(
+            f"kernels are compiled anew in every process: {type(error).__name__} {error!s:.300}; "
+            "empty the directory that `python -m nbnorm info` names, or set NUMBA_CACHE_DIR to a writable one"
+        )
+
+
+def _frames_of_the_cache(error: Exception) -> Iterator[types.FrameType]:
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "numba.core.caching":
+            yield frame
 
 
 def _comes_from_the_cache(error: Exception) -> bool:
     """Then no kernel has run yet: Numba reads and writes the cache when it compiles."""
-    return any(
-        frame.f_globals.get("__name__") == "numba.core.caching" for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
+    return any(True for _ in _frames_of_the_cache(error))
+
+
+def _unreadable_file(error: Exception) -> str | None:
+    """The index or the data of one signature, if Numba made no sense of it; None when something else has failed."""
+    if isinstance(error, OSError | MemoryError):  # of the machine, not of the file
+        return None
+    try:
+        key: Any = None
+        for frame in _frames_of_the_cache(error):
+            name, found = frame.f_code.co_name, frame.f_locals
+            if name == "_load_index":
+                return found["self"]._index_path
+            if name == "_load_overload":
+                file, key = found["self"]._cache_file, found["key"]
+        return None if key is None else file._data_path(file._load_index()[key])
+    except Exception:  # private names of Numba's, which another version need not have: then the cache is left
+        return None
+
+
+def _warn(message: str) -> None:
+    """Once a process."""
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 _has_warned = False
@@ -100,7 +146,7 @@ class Kernel:
             try:  # what self.serial(*args) does, a tenth of a microsecond earlier
                 dispatcher(*args)
             except Exception as error:
-                if not self.serial.has_left_the_cache(dispatcher, error):
+                if not self.serial.recovers_from(dispatcher, error):
                     raise
                 self.serial(*args)
         elif guard.any_thread_may_run:

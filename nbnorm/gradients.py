@@ -76,15 +76,17 @@ def batch_norm_backward(
     >>> abs(dx.sum()) < 1e-15, dbeta
     (np.True_, array([1.], dtype=float32))
     """
-    _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
+    if not isinstance(saved, Saved):
+        _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
     x, layout, stats, flat = saved.x, saved._layout, saved._stats, saved._flat
     N, C, S = layout.shape
     peers = saved.sync if not saved.use_running or param_grads != "local" else None
     try:
-        _arguments.param_grads(param_grads)
+        if param_grads != "local":
+            _arguments.param_grads(param_grads)
         kernels = kernels_for("dy", dy)
-        there, way_out = saved._kernels.device(x), "an array there, as it gave y"
-        _arguments.same_device("dy", dy, kernels.device(dy), there, "x of the forward pass", way_out)
+        if (found := kernels.device(dy)) != (there := saved._kernels.device(x)):
+            _arguments.same_device("dy", dy, found, there, "x of the forward pass", "an array there, as it gave y")
         dy = kernels.values("dy", dy)
         _arguments.gradient(dy, x)
         if out is not None:

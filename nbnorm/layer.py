@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 from numpy.typing import DTypeLike, NDArray
 
+from nbnorm import _arguments, _device, _names, files
+from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
-from nbnorm.functional import batch_norm_inference, batch_norm_training
+from nbnorm.functional import batch_norm_inference, batch_norm_training, saved_of_inference
 from nbnorm.gradients import batch_norm_backward
+from nbnorm.parallel import Sync
 from nbnorm.saved import Saved
 from nbnorm.state import BatchNormState
 
@@ -22,17 +26,42 @@ class BatchNorm:
         Number of channels.
     axis : int or tuple of int
         The channel axis of the inputs.
-    eps, momentum, use_gamma, use_beta, track_running, skip_nonfinite, dtype, device
+    momentum : float or None
+        Weight of the **new** batch in the running statistics, as in PyTorch; None pools all batches. Keras, Flax and
+        ONNX call the weight of the old ones so: their 0.99 is 0.01 here. From 0.9 on, below 1, a warning says so.
+    eps, use_gamma, use_beta, track_running, skip_nonfinite, dtype, device
         As in `BatchNormState`.
 
     Attributes
     ----------
     state : BatchNormState
         Parameters (`state.gamma`, `state.beta`) and running statistics.
+    axis : int or tuple of int
+        The channel axis.
     training : bool
-        Whether a call normalizes with the batch (and updates the running statistics), or with the running statistics.
+        Whether a call normalizes with the batch and updates the running statistics, or uses and keeps these; set by
+        `train` and `eval`.
+    frozen : bool
+        Use and keep the running statistics in training mode too, for fine-tuning. At first False.
+    debug : bool
+        Notice what must not change between a call and its `backward`: a call then makes a copy of x, in evaluation mode
+        of the state's arrays too, and `backward` compares every byte. At first False.
     dgamma, dbeta : array, shape num_features, or None
         Gradients of the parameters, from the last `backward`.
+
+    Warns
+    -----
+    UserWarning
+        When momentum is 0.9 or more and less than 1.
+
+    Notes
+    -----
+    In every mode a call keeps its x for `backward`, and the last call's only. x must not change before: no ReLU in
+    place on it, no next batch in the same array. Nor must the state after a call in evaluation mode, which keeps no
+    more than x: `backward` takes gamma and the running statistics as they are then. `debug` notices both.
+    To infer and keep nothing: ``batch_norm_inference(x, layer.state, axis=layer.axis)``.
+
+    Copies and pickles are independent of the original and do not have the last x.
 
     Examples
     --------
@@ -45,6 +74,16 @@ class BatchNorm:
     >>> bn.eval()(np.zeros((1, 2), np.float32)).shape
     (1, 2)
     """
+
+    state: BatchNormState
+    axis: Axis
+    training: bool = True
+    frozen: bool = False
+    dgamma: NDArray | None = None
+    dbeta: NDArray | None = None
+    debug: bool = False
+    _last: Saved | NDArray | None = None  # of the last call, until `backward`; after inference x alone
+    _bytes: list[bytes] | None = None  # and with `debug` those of the arrays that must not change
 
     def __init__(
         self,
@@ -60,6 +99,7 @@ class BatchNorm:
         dtype: DTypeLike = "float32",
         device: str = "cpu",
     ) -> None:
+        self.axis = axis
         self.state = BatchNormState(
             num_features,
             eps=eps,
@@ -71,35 +111,163 @@ class BatchNorm:
             dtype=dtype,
             device=device,
         )
-        self.axis = axis
-        self.training = True
-        self.dgamma: NDArray | None = None
-        self.dbeta: NDArray | None = None
-        self._saved: Saved | None = None
+        if momentum is not None and 0.9 <= momentum < 1:
+            warnings.warn(
+                f"momentum={momentum:g} is the weight of the new batch: the running statistics keep next to nothing of "
+                f"older ones. Keras, Flax and ONNX mean momentum={1 - momentum:.2g} here",
+                UserWarning,
+                stacklevel=2,
+            )
 
-    def __call__(self, x: NDArray) -> NDArray:
-        """y, shape of x. In training mode the input is kept for `backward`."""
-        if not self.training:
-            self._saved = None
-            return batch_norm_inference(x, self.state, axis=self.axis)
-        y, self._saved = batch_norm_training(x, self.state, axis=self.axis)
+    @classmethod
+    def from_state(cls, state: BatchNormState, *, axis: Axis = 1) -> BatchNorm:
+        """A layer with this state itself, no copy, in training mode.
+
+        Parameters
+        ----------
+        state : BatchNormState
+            Several layers may have it, which then share parameters and running statistics.
+        axis : int or tuple of int
+            The channel axis of the inputs.
+
+        Raises
+        ------
+        TypeError
+            When state is something else.
+
+        Examples
+        --------
+        >>> import nbnorm
+        >>> state = nbnorm.BatchNormState(3)
+        >>> nbnorm.BatchNorm.from_state(state, axis=-1).state is state
+        True
+        """
+        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+        layer = cls.__new__(cls)
+        layer.state, layer.axis = state, axis
+        return layer
+
+    @classmethod
+    def load(
+        cls, path: files.Path, prefix: str = "", *, axis: Axis = 1,
+        num_features: int | tuple[int, ...] | None = None, num_samples: int | None = None,
+    ) -> BatchNorm:  # fmt: skip
+        """A layer with the state of a file, in training mode: `BatchNormState.load`, whose arguments and errors it has.
+
+        Examples
+        --------
+        See `save`.
+        """
+        return cls.from_state(
+            BatchNormState.load(path, prefix, num_features=num_features, num_samples=num_samples), axis=axis
+        )
+
+    def save(self, path: files.Path) -> None:
+        """Write the state to a file: `BatchNormState.save`. `axis`, `training` and `frozen` are not in it.
+
+        Examples
+        --------
+        >>> import nbnorm, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = os.path.join(directory, "layer.npz")
+        ...     nbnorm.BatchNorm(3, axis=-1).save(path)
+        ...     nbnorm.BatchNorm.load(path, axis=-1).state.num_features
+        3
+        """
+        self.state.save(path)
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Copies of the arrays of the state, under PyTorch's names: `BatchNormState.state_dict`.
+
+        Examples
+        --------
+        >>> import nbnorm
+        >>> nbnorm.BatchNorm(2).state_dict()["weight"]
+        array([1., 1.], dtype=float32)
+        """
+        return self.state.state_dict()
+
+    def __call__(self, x: NDArray, *, sync: Sync | None = None, out: NDArray | None = None) -> NDArray:
+        """Normalize x, and keep it for `backward`.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, ...)
+            As for `batch_norm_training`.
+        sync, out : optional
+            As for `batch_norm_training`. In evaluation mode without `sync`, `out` may be x itself: then there is
+            nothing left for `backward`.
+
+        Returns
+        -------
+        y : array, shape (N, C, ...)
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As `batch_norm_training` and `batch_norm_inference`. The layer is then as it was.
+        """
+        last: Saved | NDArray | None
+        if self.training or sync is not None:
+            keep = self.frozen or not self.training
+            y, last = batch_norm_training(
+                x, self.state, axis=self.axis, use_running=keep, update_running=not keep, sync=sync, out=out
+            )
+        else:
+            y = batch_norm_inference(x, self.state, axis=self.axis, out=out)
+            last = None if out is not None and kernels_for("x", x).xp.may_share_memory(out, x) else x
+        own = vars(self)  # past __setattr__, which takes its time
+        own["_last"] = last
+        own["_bytes"] = self._read(last) if self.debug else None
         return y
 
-    def backward(self, dy: NDArray) -> NDArray:
-        """dx for the last call in training mode; `dgamma` and `dbeta` are set.
+    def backward(
+        self, dy: NDArray, *, param_grads: Literal["local", "global"] = "local", out: NDArray | None = None
+    ) -> NDArray:
+        """dx of the last call, once; `dgamma` and `dbeta` are set.
+
+        Parameters
+        ----------
+        dy, param_grads, out
+            As for `batch_norm_backward`.
+
+        Returns
+        -------
+        dx : array, shape (N, C, ...)
+            With running statistics (evaluation mode, or `frozen`) these are constants, as they were in the call.
 
         Raises
         ------
         RuntimeError
-            When the last call was none in training mode.
+            When there was no call since the last `backward`, `debug` has seen a change, or another rank failed.
+        TypeError, ValueError
+            As `batch_norm_backward`. The layer is then as it was.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a call in training mode before it: layer.train(); y = layer(x)")
-        dx, self.dgamma, self.dbeta = batch_norm_backward(dy, self._saved)
+        last = self._last
+        if last is None:
+            raise RuntimeError(
+                "backward needs a call before it, each of its own and not with out=x. For several calls: "
+                "y, saved = batch_norm_training(x, layer.state), then batch_norm_backward(dy, saved)"
+            )
+        if self._bytes is not None and self._bytes != self._read(last):
+            raise RuntimeError(
+                "x or, in evaluation mode, the state has changed since the call, so that its gradient is not known any "
+                "more; give the call a copy, or change them after backward"
+            )
+        saved = last if isinstance(last, Saved) else saved_of_inference(last, self.state, self.axis)
+        dx, dgamma, dbeta = batch_norm_backward(dy, saved, param_grads=param_grads, out=out)
+        own = vars(self)  # past __setattr__
+        own["dgamma"], own["dbeta"], own["_last"] = dgamma, dbeta, None
         return dx
 
+    def _read(self, last: Saved | NDArray | None) -> list[bytes]:
+        """What `backward` is going to read."""
+        state = self.state
+        used = (last._flat,) if isinstance(last, Saved) else (last, state.gamma, state.running_mean, state.running_var)
+        return [_device.host(array).tobytes() for array in used if array is not None]
+
     def train(self, mode: bool = True) -> BatchNorm:
-        """Normalize with the batch from now on. Returns the layer."""
+        """Normalize with the batch from now on, unless `frozen`. Returns the layer."""
         self.training = bool(mode)
         return self
 
@@ -108,8 +276,13 @@ class BatchNorm:
         return self.train(False)
 
     def __repr__(self) -> str:
-        return f"BatchNorm(axis={self.axis}, training={self.training}, state={self.state!r})"
+        frozen = ", frozen=True" if self.frozen else ""
+        return f"BatchNorm(axis={self.axis}, training={self.training}{frozen}, state={self.state!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out the last input."""
-        return {**vars(self), "_saved": None}
+        return {**vars(self), "_last": None, "_bytes": None}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _names.refuse_new(self, BatchNorm, name, _names.OF_LAYER)
+        object.__setattr__(self, name, value)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nbnorm import _arguments, _device, _state_dict, files
+from nbnorm import _arguments, _device, _names, _state_dict, files
 from nbnorm._attributes import counted, parameter, statistic
 from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
@@ -477,6 +477,10 @@ class BatchNormState:
         if num_samples is not None:
             state.num_samples = num_samples
         return state
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _names.refuse_new(self, BatchNormState, name, _names.OF_STATE)
+        object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         with Running.lock, _device.current(self._device):

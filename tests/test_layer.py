@@ -5,6 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+import reference
+from common import random_state, same_bits, sample, snapshot
+from tolerance import assert_stat_close
 
 import nbnorm
 
@@ -47,12 +50,220 @@ def test_train_and_eval_switch_the_mode(rng):
     assert bn.state.num_batches == 1
 
 
-@pytest.mark.parametrize("before", [lambda bn, x: None, lambda bn, x: bn.eval()(x)], ids=["nothing", "inference"])
-def test_backward_needs_a_call_in_training_mode(before, rng):
-    bn, x = nbnorm.BatchNorm(5), batches(rng)[0]
-    before(bn, x)
-    with pytest.raises(RuntimeError, match="backward needs a call in training mode"):
+def calls_of(bn, x):
+    """Every kind of call of a layer: training, frozen, inference."""
+    yield bn.train()(x)
+    bn.frozen = True
+    yield bn(x)
+    yield bn.eval()(x)
+
+
+def test_in_evaluation_mode_backward_gives_the_gradient_of_frozen_statistics(dtype, rng):
+    x, dy = (sample(rng, (20, 5, 4), dtype) for _ in range(2))
+    bn = nbnorm.BatchNorm.from_state(random_state(rng, 5)).eval()
+    before, state = snapshot(bn.state), bn.state
+    assert same_bits(bn(x), nbnorm.batch_norm_inference(x, state))
+    dx = bn.backward(dy)
+    exact = reference.frozen_backward(dy, x, state.running_mean, state.running_var, state.gamma, state.eps)
+    assert_stat_close(bn.dgamma, exact.dgamma)
+    assert_stat_close(bn.dbeta, exact.dbeta)
+    _, saved = nbnorm.batch_norm_training(x, state, use_running=True, update_running=False)
+    expected = nbnorm.batch_norm_backward(dy, saved)
+    assert all(same_bits(a, b) for a, b in zip((dx, bn.dgamma, bn.dbeta), expected, strict=True))
+    assert snapshot(state) == before
+
+
+@pytest.mark.parametrize("axis", [-1, 0, (0, 2)])
+@pytest.mark.parametrize("length", [1, 3, 100])
+def test_in_evaluation_mode_for_every_layout(axis, length, rng):
+    x, dy = sample(rng, (2, length, 5, 70)), sample(rng, (2, length, 5, 70))
+    bn = nbnorm.BatchNorm.from_state(random_state(rng, {-1: 70, 0: 2, (0, 2): (2, 5)}[axis]), axis=axis).eval()
+    _, saved = nbnorm.batch_norm_training(x, bn.state, axis=axis, use_running=True, update_running=False)
+    expected = nbnorm.batch_norm_backward(dy, saved)
+    bn(x)
+    found = bn.backward(dy), bn.dgamma, bn.dbeta
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_an_empty_batch_in_evaluation_mode():
+    bn = nbnorm.BatchNorm(2).eval()
+    bn(np.ones((0, 2)))
+    assert (bn.backward(np.ones((0, 2))).shape, bn.dgamma.tolist(), bn.dbeta.tolist()) == ((0, 2), [0, 0], [0, 0])
+
+
+def test_frozen_training_uses_and_keeps_the_running_statistics(rng):
+    x, dy = sample(rng, (20, 5, 4)), sample(rng, (20, 5, 4))
+    bn = nbnorm.BatchNorm.from_state(random_state(rng, 5))
+    bn.frozen = True
+    before = snapshot(bn.state)
+    assert bn.train().training
+    assert same_bits(bn(x), nbnorm.batch_norm_inference(x, bn.state))
+    dx = bn.backward(dy)
+    assert snapshot(bn.state) == before
+    assert "frozen=True" in repr(bn)
+    bn.eval()(x)
+    assert same_bits(bn.backward(dy), dx)
+
+
+def test_each_call_has_one_backward(rng):
+    bn = nbnorm.BatchNorm(5)
+    a, b = batches(rng)[:2]
+    with pytest.raises(RuntimeError, match="backward needs a call before it"):
+        bn.backward(a)
+    bn(a)
+    bn(b)
+    bn.backward(b)
+    kept = bn.dgamma
+    with pytest.raises(RuntimeError, match=r"batch_norm_backward\(dy, saved\)") as caught:
+        bn.backward(a)
+    assert len(str(caught.value)) < 200
+    assert bn.dgamma is kept
+    for _ in calls_of(bn, a):
+        bn.backward(a)
+        with pytest.raises(RuntimeError):
+            bn.backward(a)
+
+
+def test_a_call_that_fails_leaves_the_layer_as_it_was(rng):
+    x, dy = sample(rng, (20, 5)), sample(rng, (20, 5))
+    for mode in (True, False):
+        bn = nbnorm.BatchNorm(5).train(mode)
+        bn(x)
+        for wrong in (lambda bn=bn: bn(x[:, :3]), lambda bn=bn: bn.backward(dy[:3]), lambda bn=bn: bn(x, sync=1)):
+            with pytest.raises((TypeError, ValueError)):
+                wrong()
+        assert bn.backward(dy).shape == x.shape
+
+
+def test_out_sync_and_param_grads_are_passed_on(rng):
+    x, dy = sample(rng, (20, 5)), sample(rng, (20, 5))
+    bn, state = nbnorm.BatchNorm(5), nbnorm.BatchNormState(5)
+    messages = []
+
+    def twice(packed):
+        messages.append(packed.size)
+        return np.stack([packed, packed])
+
+    y, saved = nbnorm.batch_norm_training(x, state, sync=twice)
+    expected = nbnorm.batch_norm_backward(dy, saved, param_grads="global")
+    out = np.empty_like(x)
+    assert bn(x, sync=twice, out=out) is out
+    assert same_bits(out, y)
+    assert bn.backward(dy, param_grads="global", out=out) is out
+    assert all(same_bits(a, b) for a, b in zip((out, bn.dgamma, bn.dbeta), expected, strict=True))
+    assert messages == messages[:3] * 2
+    bn.eval()(x, sync=twice)
+    bn.backward(dy, param_grads="global")
+    np.testing.assert_allclose(bn.dbeta, 2 * dy.sum(0), rtol=1e-5)
+
+
+def test_inference_in_place_leaves_nothing_for_backward(rng):
+    x, other = sample(rng, (20, 5)), np.empty((20, 5), np.float32)
+    bn = nbnorm.BatchNorm.from_state(random_state(rng, 5)).eval()
+    expected = bn(x)
+    assert bn(x, out=other) is other
+    bn.backward(x)
+    assert bn(x, out=x) is x
+    assert same_bits(x, expected)
+    with pytest.raises(RuntimeError, match="not with out=x"):
         bn.backward(x)
+
+
+def test_debug_notices_what_changes_between_a_call_and_its_backward(rng):
+    bn = nbnorm.BatchNorm(5)
+    bn.debug = True
+    for training, change in (
+        (True, lambda x: np.maximum(x, 0, out=x)),
+        (True, lambda x: x.__setitem__((3, 2), 7)),
+        (False, lambda x: x.__setitem__((3, 2), 7)),
+        (False, lambda x: bn.state.gamma.__imul__(2)),
+        (False, lambda x: bn.state.update(nbnorm.batch_stats(x))),
+    ):
+        x = sample(rng, (20, 5))
+        x[0, 0] = np.nan
+        bn.train(training)(x)
+        bn.backward(x)  # nothing has changed
+        bn(x)
+        change(x)
+        with pytest.raises(RuntimeError, match="x or, in evaluation mode, the state has changed") as caught:
+            bn.backward(x)
+        assert len(str(caught.value)) < 200
+    bn.debug = False
+    bn(x)
+    x[...] = 1
+    bn.backward(x)
+
+
+WRONG_NAMES = {
+    "gamma": "state.gamma", "weight": "state.gamma", "bias": "state.beta", "running_mean": "state.running_mean",
+    "moving_variance": "state.running_var", "momentum": "state.momentum", "eps": "state.eps", "epsilon": "state.eps",
+    "trainning": "training", "trainable": "frozen", "num_features": "state.num_features", "foo": "'foo'",
+}  # fmt: skip
+WRONG_NAMES_OF_STATE = {
+    "weight": "gamma", "bias": "beta", "moving_mean": "running_mean", "epsilon": "eps", "momentun": "momentum",
+    "num_batches_tracked": "num_batches", "foo": "'foo'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("one", "name", "right"),
+    [(nbnorm.BatchNorm(3), *pair) for pair in WRONG_NAMES.items()]
+    + [(nbnorm.BatchNormState(3), *pair) for pair in WRONG_NAMES_OF_STATE.items()],
+)
+def test_an_unknown_attribute_names_the_right_one(one, name, right):
+    before = dict(vars(one))
+    with pytest.raises(AttributeError) as caught:
+        setattr(one, name, 1)
+    assert right in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert vars(one).keys() == before.keys()
+    with pytest.raises(AttributeError):
+        getattr(one, name)
+
+
+def test_subclasses_have_attributes_of_their_own_and_none_that_misleads():
+    class Layer(nbnorm.BatchNorm):
+        pass
+
+    class State(nbnorm.BatchNormState):
+        pass
+
+    for one in (Layer(2), State(2)):
+        one.label = "bn1"
+        assert copy.deepcopy(one).label == "bn1"
+        with pytest.raises(AttributeError, match="gamma"):
+            one.weight = 1
+
+
+def test_a_layer_of_a_state_and_of_a_file(rng, tmp_path):
+    state = random_state(rng, 5)
+    bn = nbnorm.BatchNorm.from_state(state, axis=-1)
+    assert (bn.state, bn.axis, bn.training, bn.frozen, bn.dgamma) == (state, -1, True, False, None)
+    assert {key: a.tobytes() for key, a in bn.state_dict().items()} == {
+        key: a.tobytes() for key, a in state.state_dict().items()
+    }
+    bn.save(tmp_path / "layer.npz")
+    again = nbnorm.BatchNorm.load(tmp_path / "layer.npz", axis=-1)
+    assert (snapshot(again.state), again.axis) == (snapshot(state), -1)
+    x = sample(rng, (4, 3, 5), axis=-1)
+    assert same_bits(again.eval()(x), nbnorm.batch_norm_inference(x, state, axis=-1))
+    for wrong in (state.state_dict(), bn, None):
+        with pytest.raises(TypeError, match=r"state is a .* expected a nbnorm\.BatchNormState"):
+            nbnorm.BatchNorm.from_state(wrong)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
+def test_the_momentum_of_keras_is_questioned(momentum):
+    with pytest.warns(UserWarning, match=rf"weight of the new batch.*mean momentum={1 - momentum:.2g} here") as caught:
+        bn = nbnorm.BatchNorm(3, momentum=momentum)
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    assert len(str(caught[0].message)) < 200
+    copy.deepcopy(bn)  # no second warning, which would be an error here
+
+
+@pytest.mark.parametrize("momentum", [None, 0, 0.1, 0.89, 1, 1.0])
+def test_every_other_momentum_is_not(momentum):
+    assert nbnorm.BatchNorm(3, momentum=momentum).state.momentum == momentum
 
 
 @pytest.mark.parametrize(
@@ -65,6 +276,8 @@ def test_copies_are_independent(duplicate, rng):
     other(x)
     assert (bn.state.num_batches, other.state.num_batches) == (1, 2)
     assert repr(other) == repr(bn).replace("num_batches=1", "num_batches=2")
+    with pytest.raises(RuntimeError):
+        duplicate(bn).backward(x)
 
 
 def test_the_layer_skips_batches_that_are_not_finite():

@@ -167,6 +167,19 @@ def test_a_layer(cupy, rng):
     assert abs(dx.get()).max() < 1e-5
     assert layer.dbeta.get().tolist() == [24] * 3
     assert layer.eval()(x).shape == y.shape
+    _, saved = nbnorm.batch_norm_training(x, layer.state, use_running=True, update_running=False)
+    expected = nbnorm.batch_norm_backward(y, saved)
+    layer.debug = True
+    layer(x)
+    found = layer.backward(y), layer.dgamma, layer.dbeta
+    assert [a.get().tobytes() for a in found] == [a.get().tobytes() for a in expected]
+    layer(x)
+    x[0] = cupy.zeros((3, 4), np.float32)
+    with pytest.raises(RuntimeError, match="has changed since the call"):
+        layer.backward(y)
+    assert layer(x, out=x) is x
+    with pytest.raises(RuntimeError, match="not with out=x"):
+        layer.backward(y)
 
 
 def test_a_state_is_saved_from_the_gpu_and_loaded_on_the_cpu(cupy, rng, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+_Kind = TypeVar("_Kind", bound=type)
 
 _ARRAYS = {  # other libraries' names
     "gamma": ("weight", "scale", "kernel"),
@@ -22,6 +25,27 @@ OF_LAYER = {
 }
 
 
+def pointing(known: Mapping[str, str]) -> Callable[[_Kind], _Kind]:
+    """A class whose instances say where these are when they are read.
+
+    By a property each: `__getattr__` would make every other attribute slower to read.
+    """
+
+    def decorate(kind: _Kind) -> _Kind:
+        for name in known:
+            setattr(kind, name, property(_refusal(kind, name, known)))
+        return kind
+
+    return decorate
+
+
+def _refusal(kind: type, name: str, known: Mapping[str, str]) -> Callable[[Any], None]:
+    def refuse(instance: Any) -> None:
+        raise missing(kind, name, known)
+
+    return refuse
+
+
 def refuse_new(instance: object, kind: type, name: str, known: Mapping[str, str]) -> None:
     """Raise, unless `kind` has the attribute; subclasses may have more, but none of a name that is `known`.
 
@@ -30,7 +54,7 @@ def refuse_new(instance: object, kind: type, name: str, known: Mapping[str, str]
     AttributeError
     """
     is_own = name.startswith("_") or hasattr(kind, name) or name in kind.__annotations__
-    if not is_own and (name in known or type(instance) is kind):
+    if name in known or not (is_own or type(instance) is not kind):
         raise missing(kind, name, known)
 
 
@@ -40,6 +64,6 @@ def missing(kind: type, name: str, known: Mapping[str, str]) -> AttributeError:
     if way_out is None and not name.startswith("_"):
         from difflib import get_close_matches
 
-        own = [own for own in (*dir(kind), *kind.__annotations__) if not own.startswith("_")]
+        own = [own for own in (*dir(kind), *kind.__annotations__) if not (own.startswith("_") or own in known)]
         way_out = next((f"there is {match}" for match in get_close_matches(name, own, 1)), None)
     return AttributeError(f"a {kind.__name__} has no attribute {name!r:.40}" + (f"; {way_out}" if way_out else ""))

@@ -17,6 +17,7 @@ from nbnorm.saved import Saved
 from nbnorm.state import BatchNormState
 
 
+@_names.pointing(_names.OF_LAYER)
 class BatchNorm:
     """Batch normalization as a layer: call it forwards, then `backward`.
 

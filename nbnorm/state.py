@@ -18,6 +18,7 @@ from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, Content
 _CHANGING = ("_gamma", "_beta", "_running")
 
 
+@_names.pointing(_names.OF_STATE)
 class BatchNormState:
     """Gamma, beta and the running statistics of one batch normalization.
 

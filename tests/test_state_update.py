@@ -221,3 +221,13 @@ def test_all_ranks_skip_the_same_batch(rng):
     steps = ranks.step_in_shards(x, x, state, (4, 4, 4), 1, "global")
     assert {(one.state.num_batches, one.state.num_skipped) for one in steps} == {(0, 1)}
     assert all(snapshot(one.state) == before for one in steps)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, 0), (0, 0, 2, 0, 2)], ids=str)
+@pytest.mark.parametrize("value", [1e160, -1e160])
+def test_an_empty_shard(sizes, value):
+    """Its origin is 0, and so 1e160 away from everyone's."""
+    x = np.full((4, 1), value)
+    for one in ranks.step_in_shards(x, np.ones((4, 1)), nbnorm.BatchNormState(1, momentum=None), sizes, 1, "global"):
+        assert (one.state.running_mean.tolist(), one.state.running_var.tolist()) == ([value], [0.0])
+        assert one.y.tolist() == [[0.0]] * len(one.y)

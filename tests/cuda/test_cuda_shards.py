@@ -97,3 +97,20 @@ def test_the_backends_mirror_each_other():
     for name in stages:
         first, second = (list(inspect.signature(getattr(module, name)).parameters) for module in backends)
         assert first == second, name
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, 0)], ids=str)
+def test_an_empty_shard_far_from_the_others(cupy, sizes):
+    """Its origin is 0, and so 1e160 away from everyone's."""
+    x, state = np.full((4, 1), 1e160), nbnorm.BatchNormState(1, momentum=None)
+    for step in in_shards(cupy, x, np.ones((4, 1)), state, sizes, "global"):
+        assert (step.state.running_mean.get().tolist(), step.state.running_var.get().tolist()) == ([1e160], [0])
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")  # of the simulator: NumPy warns, a GPU does not
+def test_all_ranks_skip_the_same_batch(cupy, rng):
+    x = sample(rng, (4, 20))
+    x[0, 7] = np.inf  # on the first rank only
+    steps = in_shards(cupy, x, x, nbnorm.BatchNormState(20, skip_nonfinite=True), (2, 2), "global")
+    assert {(step.state.num_batches, step.state.num_skipped) for step in steps} == {(0, 1)}
+    assert {step.state.running_mean.get().tobytes() for step in steps} == {bytes(160)}

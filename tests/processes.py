@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import copy
 import ctypes
 import gc
 import itertools
@@ -162,17 +163,13 @@ def interrupts(number):
     torn = hits = 0
 
     def is_whole(found):
-        seen = found["num_batches_tracked"]
+        seen = found.num_batches
         var = 2.0 if seen else 1.0
-        return (
-            np.all(found["running_mean"] == seen)
-            and np.all(found["running_var"] == var)
-            and (found["num_samples_tracked"] == 2 * seen)
-        )
+        return np.all(found.running_mean == seen) and np.all(found.running_var == var) and found.num_samples == 2 * seen
 
     def handler(*_):
         nonlocal torn
-        torn += not is_whole(state.state_dict())
+        torn += not is_whole(copy.copy(state))
         raise Interrupt
 
     signal.signal(signal.SIGALRM, handler)
@@ -192,7 +189,7 @@ def interrupts(number):
                     x = offsets + 1
         except Interrupt:
             hits += 1
-        torn += not is_whole(state.state_dict())
+        torn += not is_whole(copy.copy(state))
 
     def is_free():
         return Running.lock.acquire(blocking=False) and Running.lock.release() is None
@@ -209,7 +206,7 @@ def interrupts_of_an_update_in_numpy(number):
         running.mean[...] = stats[0] + stats[1]
         running.var[...] = stats[2] / (count - 1)
         counters = running.counters
-        counters += (1, int(count))
+        counters += (1, int(count), 0)
 
     _cpu.commit = commit
     return interrupts(number)

@@ -39,6 +39,7 @@ from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 A, SCALE, SHIFT, H = range(4)  # rows of coef
 POWER, OFFSET_OF_X = A, H  # when it is float32
+POOLED = -1.0  # the momentum of exact pooling, where a kernel does both
 
 
 @routine
@@ -157,15 +158,9 @@ def is_finite(stats):
     return True
 
 
-@Compiled
-def commit_running(stats, count, momentum, skip_nonfinite, both, counters):
-    """Fold a batch into the running statistics, means and behind them variances, and count it, Eq. 9.
-
-    One call that cannot fail: a signal arrives before it or after it, never in between.
-    """
-    if skip_nonfinite and not is_finite(stats):
-        counters[SKIPPED] += 1
-        return
+@function
+def fold_running(stats, count, momentum, both, counters):
+    """Eq. 9; `both` has the means and behind them the variances."""
     C = stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
@@ -175,12 +170,9 @@ def commit_running(stats, count, momentum, skip_nonfinite, both, counters):
     counters[SAMPLES] += int(count)
 
 
-@Compiled
-def commit_pooled(stats, count, skip_nonfinite, both, counters):
+@function
+def fold_pooled(stats, count, both, counters):
     """The same with exact pooling of everything seen, Eq. 8; the variance stays as it is below two values."""
-    if skip_nonfinite and not is_finite(stats):
-        counters[SKIPPED] += 1
-        return
     seen, C = float(counters[SAMPLES]), stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
@@ -191,3 +183,28 @@ def commit_pooled(stats, count, skip_nonfinite, both, counters):
             var[c] = m2 / (total - 1.0)
     counters[BATCHES] += 1
     counters[SAMPLES] += int(count)
+
+
+# The commits: fold a batch into the running statistics and count it. One call that cannot fail: a signal arrives before
+# it or after it, never in between.
+
+
+@Compiled
+def commit_running(stats, count, momentum, both, counters):
+    fold_running(stats, count, momentum, both, counters)
+
+
+@Compiled
+def commit_pooled(stats, count, both, counters):
+    fold_pooled(stats, count, both, counters)
+
+
+@Compiled
+def commit_finite(stats, count, momentum, both, counters):
+    """Either of them, for a batch that is finite; another one is only counted. Apart, so that others do not pay."""
+    if not is_finite(stats):
+        counters[SKIPPED] += 1
+    elif momentum == POOLED:
+        fold_pooled(stats, count, both, counters)
+    else:
+        fold_running(stats, count, momentum, both, counters)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments, running_columns, running_segments
-from nbnorm._cpu.finalize import SCALE, commit_pooled, commit_running, finalize
+from nbnorm._cpu.finalize import POOLED, SCALE, commit_finite, commit_pooled, commit_running, finalize
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.threads import workers_for
@@ -85,10 +85,12 @@ def running_backward(
 def commit(running: Running, momentum: float | None, stats: Array, count: float) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     with running.lock:
-        if momentum is None:
-            commit_pooled(stats, count, running.skip_nonfinite, running.both, running.counters)
+        if running.skip_nonfinite:
+            commit_finite(stats, count, POOLED if momentum is None else momentum, running.both, running.counters)
+        elif momentum is None:
+            commit_pooled(stats, count, running.both, running.counters)
         else:
-            commit_running(stats, count, momentum, running.skip_nonfinite, running.both, running.counters)
+            commit_running(stats, count, momentum, running.both, running.counters)
 
 
 def _parameter(values: Array | None) -> Array:

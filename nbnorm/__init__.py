@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbnorm._batch_stats import BatchStats
     from nbnorm._cpu.threads import get_num_threads, set_num_threads
     from nbnorm.files import StateFileError
+    from nbnorm.folding import fold
     from nbnorm.functional import batch_norm_inference, batch_norm_training
     from nbnorm.gradients import Gradients, batch_norm_backward
     from nbnorm.layer import BatchNorm
@@ -41,6 +42,7 @@ _HOME = {
     "batch_norm_inference": "functional",
     "batch_norm_training": "functional",
     "batch_stats": "stats",
+    "fold": "folding",
     "get_num_threads": "_cpu.threads",
     "merge_stats": "stats",
     "set_num_threads": "_cpu.threads",
@@ -58,6 +60,7 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_training",
     "batch_stats",
+    "fold",
     "get_num_threads",
     "merge_stats",
     "set_num_threads",

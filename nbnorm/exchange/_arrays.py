@@ -1,0 +1,62 @@
+"""What the formats share: four arrays and two numbers against a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm import _arguments, _device
+from nbnorm._state_dict import NAMES
+from nbnorm.state import BatchNormState
+
+
+def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: float, momentum: float) -> BatchNormState:
+    """A state from another library's arrays, under its four names for ours; `name` is the argument that has them."""
+    ours = {own: np.asarray(found[theirs]) for own, theirs in zip(NAMES, names) if theirs in found}
+    shape = ours["running_mean"].shape
+    for own, theirs in zip(NAMES, names):
+        if own in ours and (not shape or ours[own].shape != shape):
+            raise ValueError(
+                f"{name} has {theirs} of shape {ours[own].shape!s:.40} and {names[2]} of shape {shape!s:.40}; "
+                "expected one number per channel each"
+            )
+    if (ours["running_var"] < 0).any():
+        raise ValueError(f"{name} has negative values in {names[3]}; expected variances")
+    state = BatchNormState(
+        shape if len(shape) > 1 else shape[0],
+        eps=eps,
+        momentum=_weight_of_the_new(momentum),
+        use_gamma="gamma" in ours,
+        use_beta="beta" in ours,
+        dtype="float64" if any(array.dtype == np.float64 for array in ours.values()) else "float32",
+    )
+    for own, array in ours.items():
+        setattr(state, own, array)
+    return state
+
+
+def _weight_of_the_new(momentum: float) -> float:
+    """nbnorm's momentum for that of the others."""
+    if not isinstance(momentum, int | float | np.integer | np.floating) or not 0 <= momentum <= 1:
+        raise ValueError(f"momentum is {momentum!r:.40}; expected the weight of the old statistics, 0 to 1")
+    return round(1 - momentum, 15)  # 0.01 for 0.99, not 0.010000000000000009
+
+
+def arrays_of(state: BatchNormState, names: Sequence[str]) -> dict[str, NDArray]:
+    """Copies of the arrays that a state has, at one moment, under another library's four names."""
+    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+    state._demand_running()
+    found = state.state_dict()
+    pairs = zip(names, NAMES.values())
+    return {theirs: _device.host(found[key]).astype(state.dtype, copy=False) for theirs, key in pairs if key in found}
+
+
+def arrays_of_one_axis(state: BatchNormState, library: str, names: Sequence[str]) -> dict[str, NDArray]:
+    """The same for a library that has one channel axis."""
+    arrays = arrays_of(state, names)
+    if len(state.shape) > 1:
+        raise ValueError(f"state.num_features is {state.shape!s:.60}; {library} has one channel axis")
+    return arrays

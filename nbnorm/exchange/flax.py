@@ -1,0 +1,105 @@
+"""Flax, linen and nnx: two dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nbnorm.exchange._arrays import arrays_of, state_of
+from nbnorm.state import BatchNormState
+
+_NAMES = ("scale", "bias", "mean", "var")
+
+
+def from_flax(
+    params: Mapping[str, Any], batch_stats: Mapping[str, Any], *, eps: float = 1e-5, momentum: float = 0.99
+) -> BatchNormState:
+    """A state from the variables of a `flax.linen.BatchNorm` or `flax.nnx.BatchNorm`.
+
+    Parameters
+    ----------
+    params : mapping of str to array, shape (C,) each
+        The layer's "scale" and "bias", those that it has; {} when it has neither.
+    batch_stats : mapping of str to array, shape (C,) each
+        Its "mean" and "var".
+    eps : float
+        The layer's `epsilon`.
+    momentum : float
+        The layer's own: the weight of the old statistics.
+
+    Returns
+    -------
+    BatchNormState
+        On the CPU, with copies of the arrays; float64 where one of them is. Its `momentum` is 1 - `momentum`.
+
+    Raises
+    ------
+    ValueError
+        When a name is missing or unknown, shapes differ, a variance is negative, or eps or momentum is out of
+        range.
+
+    Notes
+    -----
+    In linen a layer has its place in both collections: ``variables["params"]["BatchNorm_0"]`` and
+    ``variables["batch_stats"]["BatchNorm_0"]``. In nnx they are ``nnx.state(layer, nnx.Param)`` and
+    ``nnx.state(layer, nnx.BatchStat)``, each through ``nnx.to_pure_dict``.
+
+    References
+    ----------
+    https://flax.readthedocs.io/en/latest/api_reference/flax.linen/layers.html
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbnorm import exchange
+    >>> batch_stats = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
+    >>> exchange.from_flax({"scale": np.ones(3, np.float32)}, batch_stats).beta is None
+    True
+    """
+    for name, found, known in (("params", params, _NAMES[:2]), ("batch_stats", batch_stats, _NAMES[2:])):
+        unknown, missing = sorted(found.keys() - set(known)), set(known) - found.keys()
+        if unknown or (missing and name == "batch_stats"):
+            raise ValueError(
+                f"{name} has {', '.join(map(str, sorted(found)))[:80] or 'nothing'}; expected {' and '.join(known)} "
+                "of one layer"
+            )
+    return state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum)
+
+
+def to_flax(state: BatchNormState) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+    """The arrays of a state as the variables of a `flax.linen.BatchNorm` or `flax.nnx.BatchNorm`.
+
+    Parameters
+    ----------
+    state : BatchNormState
+        With running statistics.
+
+    Returns
+    -------
+    params : dict of str to array, shape (C,) each
+        "scale" and "bias", those that the state has.
+    batch_stats : dict of str to array, shape (C,) each
+        "mean" and "var". All are copies in NumPy, of the state's dtype.
+
+    Raises
+    ------
+    ValueError
+        When the state has no running statistics.
+
+    Notes
+    -----
+    The layer is made with ``epsilon=state.eps``, ``momentum=1 - state.momentum``, ``use_scale=state.gamma is not None``
+    and ``use_bias=state.beta is not None``. Trained on there, its running variance is the biased one.
+
+    Examples
+    --------
+    >>> import nbnorm
+    >>> from nbnorm import exchange
+    >>> params, batch_stats = exchange.to_flax(nbnorm.BatchNormState(3))
+    >>> sorted(params), sorted(batch_stats)
+    (['bias', 'scale'], ['mean', 'var'])
+    """
+    arrays = arrays_of(state, _NAMES)
+    return {name: arrays[name] for name in _NAMES[:2] if name in arrays}, {name: arrays[name] for name in _NAMES[2:]}

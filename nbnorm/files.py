@@ -25,7 +25,7 @@ from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, unknown_names
 
 Path = str | os.PathLike[str]
 
-_VERSION = 2  # 1 had no skip_nonfinite
+_VERSION = 2  # 1 had neither unbiased nor skip_nonfinite
 _FORMATS = {".npz": _npz, ".safetensors": _safetensors}
 _NAMES = (*NAMES.values(), *COUNTERS)
 _OPTIONAL = (COUNTERS[1], SKIPPED_BATCHES)  # unknown; what version 1 did not have
@@ -117,8 +117,8 @@ def _arguments_of(about: str | bytes) -> dict[str, Any]:
     if version not in range(1, _VERSION + 1):
         raise ValueError(f"has version {version!r:.20} of the format; this version of nbnorm reads 1 to {_VERSION}")
     if version == 1:
-        found.setdefault("skip_nonfinite", False)
-    flags = ("use_gamma", "use_beta", "track_running", "skip_nonfinite")
+        found = {"unbiased": True, "skip_nonfinite": False} | found
+    flags = ("use_gamma", "use_beta", "track_running", "unbiased", "skip_nonfinite")
     if set(found) != {"num_features", "eps", "momentum", "dtype", *flags}:
         raise ValueError(f"describes its state by {', '.join(sorted(found))[:60]}")
     if not all(isinstance(found[flag], bool) for flag in flags) or found["dtype"] not in ("float32", "float64"):

@@ -30,7 +30,7 @@ class BatchNorm:
     momentum : float or None
         Weight of the **new** batch in the running statistics, as in PyTorch; None pools all batches. Keras, Flax and
         ONNX call the weight of the old ones so: their 0.99 is 0.01 here. From 0.9 on, below 1, a warning says so.
-    eps, use_gamma, use_beta, track_running, skip_nonfinite, dtype, device
+    eps, use_gamma, use_beta, track_running, unbiased, skip_nonfinite, dtype, device
         As in `BatchNormState`.
 
     Attributes
@@ -96,6 +96,7 @@ class BatchNorm:
         use_gamma: bool = True,
         use_beta: bool = True,
         track_running: bool = True,
+        unbiased: bool = True,
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
@@ -108,6 +109,7 @@ class BatchNorm:
             use_gamma=use_gamma,
             use_beta=use_beta,
             track_running=track_running,
+            unbiased=unbiased,
             skip_nonfinite=skip_nonfinite,
             dtype=dtype,
             device=device,

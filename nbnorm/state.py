@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from nbnorm import _arguments, _device, _names, _state_dict, files
 from nbnorm._attributes import counted, parameter, statistic
 from nbnorm._batch_stats import BatchStats
+from nbnorm._conventions import CONVENTIONS
 from nbnorm._dispatch import kernels_for
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED, Running
 from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, Content
@@ -35,6 +36,9 @@ class BatchNormState:
         Whether there is a learned scale, a learned shift.
     track_running : bool
         Whether there are running statistics.
+    unbiased : bool
+        Whether `running_var` takes the unbiased variance of a batch, m2/(count - 1), or the biased one, m2/count; with
+        momentum None, that of all values.
     skip_nonfinite : bool
         Leave a batch out of the running statistics when the mean or the variance of some channel is NaN or infinite. It
         is not counted, but in `num_skipped`. It can be set later.
@@ -49,7 +53,8 @@ class BatchNormState:
     gamma, beta : array, shape num_features, or None
         Learned scale and shift. Assign them or update them in place (``state.gamma -= 0.1 * dgamma``).
     running_mean, running_var : float64 array, shape num_features, or None
-        Running statistics, in the units of x and of x squared. `running_var` takes the unbiased variance.
+        Running statistics, in the units of x and of x squared. A value of `running_var` is that of samples,
+        divided by count - 1, unless `unbiased` is False.
     num_batches, num_samples : int
         How many batches, and values per channel, are in the running statistics. They can be set: with momentum None,
         statistics that you assign need a `num_samples`.
@@ -98,6 +103,7 @@ class BatchNormState:
         use_gamma: bool = True,
         use_beta: bool = True,
         track_running: bool = True,
+        unbiased: bool = True,
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
@@ -111,9 +117,46 @@ class BatchNormState:
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
             self._beta = xp.zeros(shape, self._dtype) if use_beta else None
-            self._running = Running.fresh(shape, xp, False) if track_running else None
+            self._running = Running.fresh(shape, xp, bool(unbiased)) if track_running else None
         if skip_nonfinite:
             self.skip_nonfinite = True
+
+    @classmethod
+    def like(cls, library: str, num_features: int | tuple[int, ...], **changes: Any) -> BatchNormState:
+        """A new state that trains as another library's layer does by default.
+
+        Parameters
+        ----------
+        library : "pytorch", "keras", "flax", "onnx" or "chainer"
+            Whose eps, momentum and running variance to take.
+        num_features : int or tuple of int
+            As in the constructor.
+        **changes
+            Arguments of the constructor, in its sense: `momentum` is the weight of the new batch, also where the
+            library means the old one by it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an unknown library, and as in the constructor.
+
+        Notes
+        -----
+        Chainer trains on one value per channel, nbnorm on no fewer than two. Arrays of trained layers come with
+        `from_state_dict` (PyTorch) and `nbnorm.exchange`.
+
+        Examples
+        --------
+        >>> import nbnorm
+        >>> state = nbnorm.BatchNormState.like("keras", 3)
+        >>> state.eps, state.momentum, state.unbiased
+        (0.001, 0.01, False)
+        >>> nbnorm.BatchNormState.like("flax", 3, momentum=0.1, use_beta=False).beta is None
+        True
+        """
+        if library not in CONVENTIONS:
+            raise ValueError(f"library is {library!r:.40}; expected one of {', '.join(map(repr, CONVENTIONS))}")
+        return cls(num_features, **{**CONVENTIONS[library], **changes})
 
     # ---- what it is
 
@@ -201,6 +244,11 @@ class BatchNormState:
     @skip_nonfinite.setter
     def skip_nonfinite(self, value: bool) -> None:
         self._demand_running().skip_nonfinite = bool(value)
+
+    @property
+    def unbiased(self) -> bool | None:
+        """Whether `running_var` takes the unbiased variance; None where there is no `running_var`."""
+        return None if self._running is None else self._running.unbiased
 
     # ---- running statistics
 
@@ -336,6 +384,7 @@ class BatchNormState:
         *,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
+        unbiased: bool = True,
         num_features: int | tuple[int, ...] | None = None,
         num_samples: int | None = None,
     ) -> BatchNormState:
@@ -347,7 +396,7 @@ class BatchNormState:
             As `state_dict` gives it. Whatever NumPy reads counts as an array: lists, Series, tensors on the CPU.
         prefix : str
             What the names begin with, such as "layer1.0.bn1.".
-        eps, momentum : float
+        eps, momentum, unbiased
             As in the constructor; PyTorch does not store them with the arrays.
         num_features : int or tuple of int, optional
             Needed where the arrays have several dimensions.
@@ -371,7 +420,8 @@ class BatchNormState:
         """
         found = _state_dict.content(state_dict, prefix, num_features)
         state = cls._made_of(
-            found._replace(arguments=found.arguments | {"eps": eps, "momentum": momentum}), num_samples
+            found._replace(arguments=found.arguments | {"eps": eps, "momentum": momentum, "unbiased": unbiased}),
+            num_samples,
         )
         if momentum is None and state._running is not None:
             state._running.demand_count()
@@ -412,6 +462,7 @@ class BatchNormState:
             "use_gamma": self._gamma is not None,
             "use_beta": self._beta is not None,
             "track_running": self._running is not None,
+            "unbiased": self.unbiased is not False,
             "skip_nonfinite": self.skip_nonfinite,
             "dtype": str(self._dtype),
         }
@@ -495,7 +546,7 @@ class BatchNormState:
             *moments, counters = (own.pop(name) for name in ("_running_mean", "_running_var", "_counters"))
             own["_running"] = None
             if moments[0] is not None:
-                running = own["_running"] = Running.fresh(moments[0].shape, _device.library(own["_device"]), False)
+                running = own["_running"] = Running.fresh(moments[0].shape, _device.library(own["_device"]), True)
                 running.mean[...], running.var[...], running.counters[:SKIPPED] = *moments, counters
         vars(self).update(own)
         with _device.current(self._device):  # CuPy unpickles onto the device that is current

@@ -19,6 +19,7 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm._cpu.plan",
         "nbnorm._cuda.plan",
         "nbnorm.parallel",
+        "nbnorm._conventions",
     },
     {
         "nbnorm._layout",

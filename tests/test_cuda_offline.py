@@ -46,7 +46,7 @@ OTHERS = {
     "combine.add_shards": ((F64, F64, F64), [1] * 3),
     "combine.whole_gradients": ((F64, F64, *PARAMETERS), [1, 1.0]),
     "combine.finalize_sums": ((F64, F64, F64), [1, 1.0]),
-    "finalize.commit_batch": ((F64, F64, F64, "int64"), [1] * 2 + [1.0] * 2),
+    "finalize.commit_batch": ((F64, F64, F64, "int64"), [1] * 2 + [1.0] * 3),
 }
 REGISTERS = 128  # of a thread: two blocks of 256 on every multiprocessor
 STATIC_SHARED = 48 << 10  # bytes; more would need a driver call

@@ -159,28 +159,31 @@ def is_finite(stats):
 
 
 @function
-def fold_running(stats, count, momentum, both, counters):
+def fold_running(stats, count, momentum, ddof, both, counters):
     """Eq. 9; `both` has the means and behind them the variances."""
     C = stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
         mean[c] = moving_average(mean[c], stats[ORIGIN, c] + stats[DEVIATION, c], momentum)
-        var[c] = moving_average(var[c], stats[M2, c] / (count - 1.0), momentum)
+        var[c] = moving_average(var[c], stats[M2, c] / (count - ddof), momentum)
     counters[BATCHES] += 1
     counters[SAMPLES] += int(count)
 
 
 @function
-def fold_pooled(stats, count, both, counters):
-    """The same with exact pooling of everything seen, Eq. 8; the variance stays as it is below two values."""
+def fold_pooled(stats, count, ddof, both, counters):
+    """The same with exact pooling of everything seen, Eq. 8.
+
+    The variance stays as it is while there are no more values than ddof.
+    """
     seen, C = float(counters[SAMPLES]), stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
         new = stats[ORIGIN, c] + stats[DEVIATION, c]
-        old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
+        old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
         total, mean[c], m2 = pool(seen, mean[c], old_m2, count, new, stats[M2, c])
-        if total > 1.0 and count > 0.0:
-            var[c] = m2 / (total - 1.0)
+        if total > ddof and count > 0.0:
+            var[c] = m2 / (total - ddof)
     counters[BATCHES] += 1
     counters[SAMPLES] += int(count)
 
@@ -190,21 +193,21 @@ def fold_pooled(stats, count, both, counters):
 
 
 @Compiled
-def commit_running(stats, count, momentum, both, counters):
-    fold_running(stats, count, momentum, both, counters)
+def commit_running(stats, count, momentum, ddof, both, counters):
+    fold_running(stats, count, momentum, ddof, both, counters)
 
 
 @Compiled
-def commit_pooled(stats, count, both, counters):
-    fold_pooled(stats, count, both, counters)
+def commit_pooled(stats, count, ddof, both, counters):
+    fold_pooled(stats, count, ddof, both, counters)
 
 
 @Compiled
-def commit_finite(stats, count, momentum, both, counters):
+def commit_finite(stats, count, momentum, ddof, both, counters):
     """Either of them, for a batch that is finite; another one is only counted. Apart, so that others do not pay."""
     if not is_finite(stats):
         counters[SKIPPED] += 1
     elif momentum == POOLED:
-        fold_pooled(stats, count, both, counters)
+        fold_pooled(stats, count, ddof, both, counters)
     else:
-        fold_running(stats, count, momentum, both, counters)
+        fold_running(stats, count, momentum, ddof, both, counters)

@@ -85,12 +85,13 @@ def running_backward(
 def commit(running: Running, momentum: float | None, stats: Array, count: float) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     with running.lock:
+        ddof, both, counters = running.ddof, running.both, running.counters
         if running.skip_nonfinite:
-            commit_finite(stats, count, POOLED if momentum is None else momentum, running.both, running.counters)
+            commit_finite(stats, count, POOLED if momentum is None else momentum, ddof, both, counters)
         elif momentum is None:
-            commit_pooled(stats, count, running.both, running.counters)
+            commit_pooled(stats, count, ddof, both, counters)
         else:
-            commit_running(stats, count, momentum, running.both, running.counters)
+            commit_running(stats, count, momentum, ddof, both, counters)
 
 
 def _parameter(values: Array | None) -> Array:

@@ -129,10 +129,10 @@ def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, f
 
 
 @Kernel
-def commit_batch(stats, mean, var, counters, C, skip_nonfinite, count, momentum):
+def commit_batch(stats, mean, var, counters, C, skip_nonfinite, count, momentum, ddof):
     """The one block: fold a batch into the running statistics, Eq. 9 or 8, and count it.
 
-    Pooled variances stay as they are below two values.
+    Pooled variances stay as they are while there are no more values than ddof.
     """
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     seen, bad = float(counters[SAMPLES]), 0
@@ -146,13 +146,13 @@ def commit_batch(stats, mean, var, counters, C, skip_nonfinite, count, momentum)
         for c in range(t, C, T):
             new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
             if momentum == POOLED:
-                old_m2 = var[c] * (seen - 1.0) if seen > 1.0 else 0.0
+                old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
                 total, mean[c], m2 = pool(seen, mean[c], old_m2, count, new, m2)
-                if total > 1.0 and count > 0.0:
-                    var[c] = m2 / (total - 1.0)
+                if total > ddof and count > 0.0:
+                    var[c] = m2 / (total - ddof)
             else:
                 mean[c] = moving_average(mean[c], new, momentum)
-                var[c] = moving_average(var[c], m2 / (count - 1.0), momentum)
+                var[c] = moving_average(var[c], m2 / (count - ddof), momentum)
     if t == 0:
         if bad:
             counters[SKIPPED] += 1

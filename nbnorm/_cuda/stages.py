@@ -68,7 +68,7 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float)
     commit_batch(
         (1, 1), plan.THREADS, (F64, F64, F64, "int64"),
         pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters),
-        stats.shape[1], int(running.skip_nonfinite), count, POOLED if momentum is None else momentum,
+        stats.shape[1], int(running.skip_nonfinite), count, POOLED if momentum is None else momentum, running.ddof,
     )  # fmt: skip
 
 

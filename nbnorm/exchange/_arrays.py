@@ -29,6 +29,7 @@ def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: flo
         shape if len(shape) > 1 else shape[0],
         eps=eps,
         momentum=_weight_of_the_new(momentum),
+        unbiased=False,
         use_gamma="gamma" in ours,
         use_beta="beta" in ours,
         dtype="float64" if any(array.dtype == np.float64 for array in ours.values()) else "float32",

@@ -110,6 +110,10 @@ def to_onnx(state: BatchNormState, name: str = "bn", training: bool = False) -> 
     arrays = arrays_of_one_axis(state, "ONNX", _NAMES)
     if training and state.momentum is None:
         raise ValueError("state.momentum is None, which ONNX cannot express in training; assign a number")
+    if training and state.unbiased:
+        raise ValueError(
+            "state takes the unbiased variance, ONNX the biased one in training; make it with unbiased=False"
+        )
     arrays = {"scale": np.ones(state.shape, state.dtype), "B": np.zeros(state.shape, state.dtype), **arrays}
     inputs, outputs = [f"{name}.{key}" for key in NAMES.values()], [f"{name}.y"]
     attributes: dict[str, Any] = {"epsilon": state.eps}

@@ -29,13 +29,13 @@ def five_steps(rng, state, step, axis, shape=(8, 5, 4, 3)):
             state.beta -= RATE * dbeta
 
         theirs, *arrays = step(x, dy, RATE)
-        error = abs(y - np.asarray(theirs)).max()
-        assert error <= 1e-5
+        assert (abs(y - np.asarray(theirs)) <= 1e-5).all()
         for name, other in zip(("gamma", "beta", "running_mean", "running_var"), arrays, strict=True):
             own = getattr(state, name)
             assert (own is None) == (other is None), name
             if own is not None:
-                assert (abs(own - np.asarray(other)) <= 1e-6 * abs(own)).all(), name
+                size = abs(own) if name.startswith("running") else 1  # gamma stays near 1 and beta near 0
+                assert (abs(own - np.asarray(other)) <= 1e-6 * size).all(), name
 
 
 def keras_layers(rng):
@@ -54,7 +54,7 @@ def check_keras(keras, rng, axis, **options):
         y = layer(keras.ops.convert_to_tensor(x), training=True)
         for name in ("gamma", "beta"):  # Keras differentiates with the backend; NumPy has nothing
             if getattr(layer, name) is not None:
-                getattr(layer, name).assign(getattr(state, name))
+                getattr(layer, name).assign(getattr(state, name).copy())  # JAX may take the memory itself
         parts = (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
         return [None if part is None else keras.ops.convert_to_numpy(part) for part in (y, *parts)]
 

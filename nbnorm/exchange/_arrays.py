@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _device
+from nbnorm._foreign import to_numpy
 from nbnorm._state_dict import NAMES
 from nbnorm.state import BatchNormState
 
 
 def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: float, momentum: float) -> BatchNormState:
     """A state from another library's arrays, under its four names for ours; `name` is the argument that has them."""
-    ours = {own: np.asarray(found[theirs]) for own, theirs in zip(NAMES, names) if theirs in found}
+    ours = {own: to_numpy(theirs, found[theirs]) for own, theirs in zip(NAMES, names) if theirs in found}
     shape = ours["running_mean"].shape
     for own, theirs in zip(NAMES, names):
         if own in ours and (not shape or ours[own].shape != shape):

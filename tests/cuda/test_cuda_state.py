@@ -9,10 +9,11 @@ import types
 import numpy as np
 import pytest
 import reference
-from common import random_state, sample, snapshot
+from common import random_state, same_bits, sample, snapshot
 from tolerance import assert_stat_close
 
 import nbnorm
+from nbnorm import exchange
 
 
 def bits(state):
@@ -245,3 +246,43 @@ def test_what_is_assigned_is_checked_first(cupy):
     assert bits(state) == before
     state.running_var = cupy.asarray([np.nan, np.inf])
     assert state.running_var.get().tobytes() == np.array([np.nan, np.inf]).tobytes()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_which_variance_the_running_one_is(cupy, momentum, unbiased, rng):
+    here, there = (
+        nbnorm.BatchNormState(20, momentum=momentum, unbiased=unbiased, device=device) for device in ("cpu", "cuda")
+    )
+    for rows in (2, 6):
+        x = sample(rng, (rows, 20))
+        nbnorm.batch_norm_training(x, here)
+        nbnorm.batch_norm_training(cupy.asarray(x), there)
+    for twin in (there, copy.copy(there), pickle.loads(pickle.dumps(there)), there.to("cpu")):
+        assert twin.unbiased is unbiased
+    assert_stat_close(there.running_var.get(), here.running_var)
+    if momentum is None:
+        one = nbnorm.BatchNormState(20, momentum=None, unbiased=unbiased, device="cuda")
+        one.update(nbnorm.batch_stats(cupy.asarray(x[:1])))
+        assert (one.running_var.get() == unbiased).all()  # 0, or as it was
+
+
+def test_arrays_for_other_libraries_come_from_the_gpu(cupy, rng):
+    state = random_state(rng, 3)
+    there = state.to("cuda")
+    assert all(map(same_bits, exchange.to_keras(there), exchange.to_keras(state)))
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_fold_on_the_gpu(cupy, after, rng):
+    state = random_state(rng, 3)
+    weight, bias = sample(rng, (3, 3, 2)), sample(rng, (3, 1))[:, 0]
+    expected = nbnorm.fold(weight, bias, state, after=after)
+    found = nbnorm.fold(cupy.asarray(weight), cupy.asarray(bias), state.to("cuda"), after=after)
+    assert all(type(a) is cupy.ndarray for a in found)
+    for a, b in zip(found, expected, strict=True):  # a ulp: sums in another order, other instructions
+        assert (abs(a.get() - b) <= np.spacing(abs(b))).all()
+    with pytest.raises(TypeError, match="state is on cuda"):
+        nbnorm.fold(weight, bias, state.to("cuda"))
+    with pytest.raises(TypeError, match="bias is a numpy"):
+        nbnorm.fold(cupy.asarray(weight), bias, state.to("cuda"))

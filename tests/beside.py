@@ -1,6 +1,9 @@
-"""Five training steps of a state beside another library's layer. Also a script: python beside.py keras."""
+"""Five training steps beside another library's layer. Also a script, for Keras: python beside.py [finetuned.npz]."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -79,5 +82,22 @@ def check_keras(keras, rng, axis, **options):
     assert [a.tobytes() for a in back] == [a.tobytes() for a in weights]
 
 
+def keras_network(rng, path):
+    """What docs/examples/keras_digits sends back to Keras computes the same there."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs" / "examples" / "keras_digits"))
+    import finetune
+    import train
+
+    arrays = dict(np.load(path))
+    network, model = finetune.network(arrays), train.network()
+    train.load(model, arrays)
+    assert all(array.tobytes() == arrays[name].tobytes() for name, array in train.weights(model).items())
+    x = rng.uniform(size=(100, 8, 8, 1)).astype(np.float32)
+    y = network(x, training=False)
+    # Sums of 300 products in float32 behind two others, in another order: some 2**-20 of the largest.
+    assert abs(np.asarray(model(x, training=False)) - y).max() <= 1e-5 * abs(y).max()
+
+
 if __name__ == "__main__":  # a process for each backend of Keras, which KERAS_BACKEND chooses
-    keras_layers(np.random.default_rng(20150211))
+    generator = np.random.default_rng(20150211)
+    keras_network(generator, sys.argv[1]) if sys.argv[1:] else keras_layers(generator)

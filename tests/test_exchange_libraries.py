@@ -18,10 +18,10 @@ import nbnorm
 from nbnorm import exchange
 
 HERE = Path(__file__).parent
-MISSING = [name for name in ("torch", "keras", "flax", "onnx") if importlib.util.find_spec(name) is None]
+MISSING = [name for name in ("torch", "keras", "flax", "onnx", "sklearn") if importlib.util.find_spec(name) is None]
 if MISSING and os.environ.get("NBNORM_REQUIRE_EXCHANGE") == "1":
     raise RuntimeError(f"the tests beside other libraries are required: {', '.join(MISSING)} not installed")
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")  # theirs, not ours
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # theirs, not ours
 
 
 def needs(name):
@@ -88,10 +88,21 @@ def test_a_state_dict_loads_into_pytorch_strictly(name, options, rng):
     "backend", ["numpy", pytest.param("jax", marks=needs("flax")), pytest.param("torch", marks=needs("torch"))]
 )
 def test_keras(backend):
+    run_with_keras(backend, HERE / "beside.py")
+
+
+@needs("keras")
+@needs("sklearn")
+def test_the_example(tmp_path):
+    run_with_keras("numpy", HERE.parent / "docs" / "examples" / "keras_digits" / "finetune.py", tmp_path)
+    run_with_keras("numpy", HERE / "beside.py", tmp_path / "finetuned.npz")
+
+
+def run_with_keras(backend, *command):
     """tests/beside.py says what."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(HERE / "beside.py")]
+    command = [sys.executable, *map(str, command)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from nbnorm import BatchNormState
 
-FEATURES = 20_000  # half a megabyte: most of the time of the loop is spent writing
+FEATURES = 1_000  # few: then most of the time a file is being written, which waits for the disk
 
 
 def state_of(number):

@@ -61,7 +61,9 @@ def test_pytorch(ndim, affine, rng):
 
 
 @needs("torch")
-@pytest.mark.parametrize("options", [{}, {"use_gamma": False, "use_beta": False}, {"track_running": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_beta": False}, {"use_gamma": False, "use_beta": False}, {"track_running": False}], ids=str
+)
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
 def test_a_state_dict_loads_into_pytorch_strictly(name, options, rng):
     import torch
@@ -69,7 +71,7 @@ def test_a_state_dict_loads_into_pytorch_strictly(name, options, rng):
     state = random_state(rng, 3, **options)
     nbnorm.batch_norm_training(sample(rng, (8, 3)), state)
     kinds = {"affine": state.gamma is not None, "track_running_stats": state.running_mean is not None}
-    layer = getattr(torch.nn, name)(3, **kinds)
+    layer = getattr(torch.nn, name)(3, bias=state.beta is not None, **kinds)
     layer.load_state_dict({key: torch.from_numpy(a) for key, a in state.state_dict().items()}, strict=True)
 
     back = nbnorm.BatchNormState.from_state_dict(layer.state_dict())

@@ -23,13 +23,13 @@ class Running:
     """What inference reads and a training step folds its batch into.
 
     `both` is the flat array of which mean and var are views: one copy of it has the two as they are at one moment.
-    `unbiased` says whether var is m2/(count - 1) or m2/count.
+    `ddof`, 1.0 or 0.0, is what var subtracts from the number of values, as numpy.var does.
     `counters` has batches, values per channel, and the batches that were left out because of `skip_nonfinite`.
     `uncounted` is true of statistics that were assigned or loaded without a number of values: pooling would forget
     them, and the host can know it without waiting for a GPU.
     """
 
-    __slots__ = ("both", "counters", "mean", "skip_nonfinite", "unbiased", "uncounted", "var")
+    __slots__ = ("both", "counters", "ddof", "mean", "skip_nonfinite", "uncounted", "var")
 
     # For arrays of the CPU; kernels of a GPU run in the order of their stream. One for all states, held for
     # microseconds (but for the first commit, which compiles), so that a fork can wait for it: a child gets whole states
@@ -37,23 +37,18 @@ class Running:
     lock: ClassVar = threading.RLock()
 
     def __init__(
-        self, moments: NDArray, counters: NDArray, unbiased: bool, skip_nonfinite: bool = False, uncounted: bool = False
+        self, moments: NDArray, counters: NDArray, ddof: float, skip_nonfinite: bool = False, uncounted: bool = False
     ) -> None:
         """Of `moments`, shape (2, *channels): means and variances."""
         self.mean, self.var, self.both, self.counters = moments[0], moments[1], moments.reshape(-1), counters
-        self.unbiased, self.skip_nonfinite, self.uncounted = unbiased, skip_nonfinite, uncounted
+        self.ddof, self.skip_nonfinite, self.uncounted = ddof, skip_nonfinite, uncounted
 
     @classmethod
-    def fresh(cls, shape: tuple[int, ...], xp: Any, unbiased: bool) -> Running:
+    def fresh(cls, shape: tuple[int, ...], xp: Any, ddof: float) -> Running:
         """Of no batch: mean 0, variance 1, counters 0."""
-        running = cls(xp.zeros((2, *shape)), xp.zeros(3, np.int64), unbiased)
+        running = cls(xp.zeros((2, *shape)), xp.zeros(3, np.int64), ddof)
         running.var[...] = 1
         return running
-
-    @property
-    def ddof(self) -> float:
-        """What is subtracted from the number of values, as in numpy.var."""
-        return 1.0 if self.unbiased else 0.0
 
     def reset(self) -> None:
         """Forget every batch."""
@@ -65,12 +60,12 @@ class Running:
     def copy(self) -> Running:
         """Everything as it is at one moment."""
         with self.lock, self._current():
-            return Running(self._moments().copy(), self.counters.copy(), *self._flags())
+            return Running(self._moments().copy(), self.counters.copy(), *self._settings())
 
     def to(self, device: str) -> Running:
         """The same with its arrays on a device, copied if they are elsewhere."""
         moments, counters = (_device.moved(array, device) for array in (self._moments(), self.counters))
-        return Running(moments, counters, *self._flags())
+        return Running(moments, counters, *self._settings())
 
     def update(self, kernels: ModuleType, momentum: float | None, stats: BatchStats, count: float) -> None:
         """Fold the statistics of a batch in and count it; training does so from those of its kernels."""
@@ -109,15 +104,15 @@ class Running:
     def _moments(self) -> NDArray:
         return self.both.reshape(2, *self.mean.shape)
 
-    def _flags(self) -> tuple[bool, bool, bool]:
-        return self.unbiased, self.skip_nonfinite, self.uncounted
+    def _settings(self) -> tuple[float, bool, bool]:
+        return self.ddof, self.skip_nonfinite, self.uncounted
 
     def _current(self) -> Any:
         return _device.current(_device.of(self.both))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, which would not keep mean and var views of one array."""
-        return Running, (self._moments(), self.counters, *self._flags())
+        return Running, (self._moments(), self.counters, *self._settings())
 
 
 def _after_fork_in_child() -> None:

@@ -117,7 +117,7 @@ class BatchNormState:
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
             self._beta = xp.zeros(shape, self._dtype) if use_beta else None
-            self._running = Running.fresh(shape, xp, bool(unbiased)) if track_running else None
+            self._running = Running.fresh(shape, xp, 1.0 if unbiased else 0.0) if track_running else None
         if skip_nonfinite:
             self.skip_nonfinite = True
 
@@ -248,7 +248,7 @@ class BatchNormState:
     @property
     def unbiased(self) -> bool | None:
         """Whether `running_var` takes the unbiased variance; None where there is no `running_var`."""
-        return None if self._running is None else self._running.unbiased
+        return None if self._running is None else self._running.ddof == 1
 
     # ---- running statistics
 
@@ -546,7 +546,7 @@ class BatchNormState:
             *moments, counters = (own.pop(name) for name in ("_running_mean", "_running_var", "_counters"))
             own["_running"] = None
             if moments[0] is not None:
-                running = own["_running"] = Running.fresh(moments[0].shape, _device.library(own["_device"]), True)
+                running = own["_running"] = Running.fresh(moments[0].shape, _device.library(own["_device"]), 1.0)
                 running.mean[...], running.var[...], running.counters[:SKIPPED] = *moments, counters
         vars(self).update(own)
         with _device.current(self._device):  # CuPy unpickles onto the device that is current

@@ -191,3 +191,50 @@ def moved(k, d, other_k):
 def moved_sums(s, p, e, h, other_h, count):
     """Eq. 18: the sums of v and v*(x - mean) for another origin of dy; with 0 those of dy itself."""
     return fma(count, h - other_h, s), fma(h - other_h, e, p)
+
+
+@formula
+def normalized_mean(product, inv_std, count):
+    """Eq. 30 and 32: the mean of ddx*(x - mean)*inv_std or dy*(x - mean)*inv_std, from the sum without inv_std."""
+    return inv_std * product / count
+
+
+@formula
+def tangent_map(t, alpha, d, count, gamma, inv_std, dgamma, dbeta):
+    """Eq. 30 and 31: a, scale and shift of a*(ddx - o) + scale*(x - k) + shift, the tangent of y and the gradient of dy."""
+    a = gamma * inv_std
+    scale = inv_std * (dgamma - a * alpha)
+    return a, scale, fma(-d, scale, dbeta - a * t / count)
+
+
+@formula
+def covariance(product, s, t, count):
+    """Eq. 35: sigma, from the sums of v*w, v and w."""
+    return fma(-s / count, t, product) / count
+
+
+@formula
+def second_map(s, t, alpha, delta, sigma, d, count, gamma, inv_std, ddgamma):
+    """Eq. 34: a, b, scale and shift of a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, the gradient of x."""
+    of_y = gamma * inv_std
+    a, b = inv_std * (ddgamma - of_y * alpha), -of_y * (inv_std * delta)
+    scale = -inv_std * (inv_std * (of_y * (sigma - 3.0 * alpha * delta) + ddgamma * delta))
+    return a, b, scale, fma(-d, scale, -(a * s + b * t) / count)
+
+
+@formula
+def second_dgamma(alpha, delta, sigma, inv_std, count):
+    """Eq. 33: the gradient of gamma."""
+    return count * inv_std * (sigma - alpha * delta)
+
+
+@formula
+def moved_product(product, s, t, h, other_h, o, other_o, count):
+    """Eq. 37: the sum of v*w for other origins of dy and ddx."""
+    return product + (h - other_h) * t + (o - other_o) * s + count * (h - other_h) * (o - other_o)
+
+
+@formula
+def affine_of_three(w, b, v, a, u, scale, shift):
+    """Eq. 34: the map of the double backward pass; w = ddx - o, v = dy - h and u = x - k."""
+    return fma(v, a, fma(w, b, affine(u, scale, shift)))

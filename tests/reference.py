@@ -141,3 +141,102 @@ def complex_step(x, dy, gamma, beta, eps, statistics=None):
         return result
 
     return Backward(derivative(0), derivative(1), derivative(2))
+
+
+def derivatives(dx, dgamma, dbeta, x, gamma=None, eps=1e-5, axis=1, statistics=None):
+    """The tangent of y (`training`, or with `statistics` = mean, var `inference`), by the chain rule forwards.
+
+    A tangent that is None is 0.
+    """
+    v, tangent = by_channel(x, axis), 0 if dx is None else by_channel(dx, axis)
+    if statistics is None:
+        c, c_tangent = centred(v)[0], 0 if dx is None else centred(tangent)[0]
+        inv_std = 1 / np.sqrt((c * c).mean(-1, keepdims=True) + Wide(eps))
+        inv_std_tangent = -(inv_std**3) * (c * c_tangent).mean(-1, keepdims=True)
+    else:
+        c, c_tangent = v - wide(statistics[0])[..., None], tangent
+        inv_std, inv_std_tangent = 1 / np.sqrt(wide(statistics[1])[..., None] + Wide(eps)), 0
+    channels = v.shape[:-1]
+    x_hat_tangent = c_tangent * inv_std + c * inv_std_tangent
+    dy = parameter(gamma, 1, channels) * x_hat_tangent + parameter(dgamma, 0, channels) * (c * inv_std)
+    return like(dy + parameter(dbeta, 0, channels), x, axis)
+
+
+class DoubleBackward(NamedTuple):
+    ddy: Any
+    dx: Any
+    dgamma: Any
+
+
+def double_backward(ddx, ddgamma, ddbeta, dy, x, gamma=None, eps=1e-5, axis=1, statistics=None):
+    """Gradients of sum(ddx*dx) + sum(ddgamma*dgamma) + sum(ddbeta*dbeta), dx, dgamma and dbeta being what `backward`
+    (or with `statistics` = mean, var `frozen_backward`) gives: its steps, walked backwards one by one.
+
+    `of_` means the gradient with respect to.
+    """
+    g, v = by_channel(dy, axis), by_channel(x, axis)
+    n, channels = v.shape[-1], v.shape[:-1]
+    z = np.zeros_like(g) if ddx is None else by_channel(ddx, axis)
+    gamma, of_dgamma, of_dbeta = (
+        parameter(gamma, 1, channels),
+        parameter(ddgamma, 0, channels),
+        parameter(ddbeta, 0, channels),
+    )
+
+    def total(values):
+        return values.sum(-1, keepdims=True)
+
+    if statistics is not None:
+        inv_std = 1 / np.sqrt(wide(statistics[1])[..., None] + Wide(eps))
+        x_hat = (v - wide(statistics[0])[..., None]) * inv_std
+        of_g = gamma * inv_std * z + of_dgamma * x_hat + of_dbeta
+        return DoubleBackward(
+            like(of_g, x, axis), like(of_dgamma * inv_std * g, x, axis), total(inv_std * z * g)[..., 0]
+        )
+
+    # Forwards: dx = gamma*inv_std*(g - mean(g) - x_hat*m), m = mean(g*x_hat), dgamma = sum(g*x_hat), dbeta = sum(g).
+    c, g_centred = centred(v)[0], centred(g)[0]
+    inv_std = 1 / np.sqrt((c * c).mean(-1, keepdims=True) + Wide(eps))
+    x_hat = c * inv_std
+    m = (g_centred * x_hat).mean(-1, keepdims=True)
+    dx_hat = g_centred - x_hat * m
+    # Backwards. z and g may lose their means: what they are multiplied with has the mean 0.
+    z = centred(z)[0]
+    of_gamma, of_inv_std, of_dx_hat = total(z * inv_std * dx_hat), total(z * gamma * dx_hat), z * gamma * inv_std
+    of_m = -total(of_dx_hat * x_hat)
+    of_g = of_dx_hat + of_m * x_hat / n + of_dgamma * x_hat + of_dbeta
+    of_x_hat = -of_dx_hat * m + of_m * g_centred / n + of_dgamma * g_centred
+    of_inv_std = of_inv_std + total(of_x_hat * c)
+    of_var = -of_inv_std * inv_std**3 / 2
+    of_c = of_x_hat * inv_std + of_var * 2 * c / n
+    return DoubleBackward(like(of_g, x, axis), like(centred(of_c)[0], x, axis), of_gamma[..., 0])
+
+
+def backward_formula(dy, x, gamma, eps, statistics=None):
+    """The textbook gradients for x (N, C, S) in the arithmetic of their arguments; works for complex ones too."""
+    mean = x.mean((0, 2), keepdims=True) if statistics is None else statistics[0]
+    var = ((x - mean) ** 2).mean((0, 2), keepdims=True) if statistics is None else statistics[1]
+    inv_std = 1 / np.sqrt(var + eps)
+    x_hat = (x - mean) * inv_std
+    dx = dy
+    if statistics is None:
+        dx = dy - dy.mean((0, 2), keepdims=True) - x_hat * (dy * x_hat).mean((0, 2), keepdims=True)
+    return Backward(gamma[None, :, None] * inv_std * dx, (dy * x_hat).sum((0, 2)), dy.sum((0, 2)))
+
+
+def complex_double_step(ddx, ddgamma, ddbeta, dy, x, gamma, eps, statistics=None):
+    """What `double_backward` gives, for x (N, C, S), float64: `backward_formula` differentiated as in `complex_step`."""
+    h = 1e-100
+
+    def derivative(which):
+        arguments = [dy.astype(complex), x.astype(complex), gamma.astype(complex)]
+        result = np.empty(arguments[which].shape)
+        for i in np.ndindex(result.shape):
+            arguments[which][i] += 1j * h
+            dx, dgamma, dbeta = backward_formula(*arguments, eps, statistics)
+            phi = (ddx * dx).sum() + (ddgamma * dgamma).sum() + (ddbeta * dbeta).sum()
+            result[i] = phi.imag / h
+            arguments[which][i] = arguments[which][i].real
+        return result
+
+    return DoubleBackward(derivative(0), derivative(1), derivative(2))

@@ -20,10 +20,12 @@ import numpy as _numpy  # noqa: F401  the array library nothing here works witho
 if TYPE_CHECKING:
     from nbnorm._batch_stats import BatchStats
     from nbnorm._cpu.threads import get_num_threads, set_num_threads
+    from nbnorm.double_backward import DoubleGradients, batch_norm_double_backward
     from nbnorm.files import StateFileError
     from nbnorm.folding import fold
     from nbnorm.functional import batch_norm_inference, batch_norm_training
     from nbnorm.gradients import Gradients, batch_norm_backward
+    from nbnorm.jvp import batch_norm_jvp
     from nbnorm.layer import BatchNorm
     from nbnorm.saved import Saved
     from nbnorm.state import BatchNormState
@@ -35,11 +37,14 @@ _HOME = {
     "BatchNorm": "layer",
     "BatchNormState": "state",
     "BatchStats": "_batch_stats",
+    "DoubleGradients": "double_backward",
     "Gradients": "gradients",
     "Saved": "saved",
     "StateFileError": "files",
     "batch_norm_backward": "gradients",
+    "batch_norm_double_backward": "double_backward",
     "batch_norm_inference": "functional",
+    "batch_norm_jvp": "jvp",
     "batch_norm_training": "functional",
     "batch_stats": "stats",
     "fold": "folding",
@@ -52,12 +57,15 @@ __all__ = [
     "BatchNorm",
     "BatchNormState",
     "BatchStats",
+    "DoubleGradients",
     "Gradients",
     "Saved",
     "StateFileError",
     "__version__",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_inference",
+    "batch_norm_jvp",
     "batch_norm_training",
     "batch_stats",
     "fold",

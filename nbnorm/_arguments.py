@@ -138,12 +138,27 @@ def instance(name: str, value: Any, kind: type, way_out: str) -> None:
         raise TypeError(f"{name} is a {type(value).__qualname__}; expected {way_out}")
 
 
-def gradient(dy: NDArray, x: NDArray) -> None:
-    """dy fits the x of the forward pass."""
-    if dy.shape != x.shape:
-        raise ValueError(f"dy has shape {_short(dy.shape)}; expected that of the forward pass's x, {_short(x.shape)}")
-    if dy.dtype != x.dtype:
-        raise TypeError(f"dy has dtype {dy.dtype}; expected {x.dtype}, that of x (dy.astype(x.dtype) converts)")
+def gradient(name: str, array: NDArray, x: NDArray) -> None:
+    """dy, or another array like it, fits the x of the forward pass."""
+    if array.shape != x.shape:
+        raise ValueError(
+            f"{name} has shape {_short(array.shape)}; expected that of the forward pass's x, {_short(x.shape)}"
+        )
+    if array.dtype != x.dtype:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; expected {x.dtype}, that of x ({name}.astype(x.dtype) converts)"
+        )
+
+
+def direction(name: str, array: NDArray, shape: tuple[int, ...], exists: bool) -> None:
+    """A tangent of gamma or beta, or a cotangent of its gradient, fits the parameter of the state."""
+    parameter = "gamma" if name.endswith("gamma") else "beta"
+    if not exists:
+        raise ValueError(f"{name} is an array, but the state of the forward pass has no {parameter}; pass None")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {_short(array.shape)}; expected {_short(shape)}, that of {parameter}")
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected float32 or float64, as {parameter} has")
 
 
 def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...]) -> None:

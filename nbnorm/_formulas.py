@@ -19,6 +19,11 @@ ORIGIN, DEVIATION, M2, INV_STD, GAMMA = range(5)
 SUM, PRODUCT, DY_ORIGIN = range(3)
 # A fourth one in the sums of a shard: e, the sum of x - mean over the shard. PRODUCT is then sum(v*(x - mean)).
 OFFSET = 3
+# Rows of the sums (8, C) of a double backward pass: behind those four of dy three of ddx, t, sum(w*(x - mean)) and o,
+# and the sum of v*w.
+DDX, CROSS = 4, 7
+# Rows of `directions` (2, C): tangents of gamma and beta, or cotangents of their gradients; 0 where there is none.
+OF_GAMMA, OF_BETA = range(2)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -201,7 +206,7 @@ def normalized_mean(product, inv_std, count):
 
 @formula
 def tangent_map(t, alpha, d, count, gamma, inv_std, dgamma, dbeta):
-    """Eq. 30 and 31: a, scale and shift of a*(ddx - o) + scale*(x - k) + shift, the tangent of y and the gradient of dy."""
+    """Eq. 30 and 31: a, scale and shift of a*(ddx - o) + scale*(x - k) + shift, tangent of y or gradient of dy."""
     a = gamma * inv_std
     scale = inv_std * (dgamma - a * alpha)
     return a, scale, fma(-d, scale, dbeta - a * t / count)

@@ -88,7 +88,7 @@ def batch_norm_backward(
         if (found := kernels.device(dy)) != (there := saved._kernels.device(x)):
             _arguments.same_device("dy", dy, found, there, "x of the forward pass", "an array there, as it gave y")
         dy = kernels.values("dy", dy)
-        _arguments.gradient(dy, x)
+        _arguments.gradient("dy", dy, x)
         if out is not None:
             _arguments.output(kernels, out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
 

@@ -33,7 +33,17 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
     {"nbnorm._cpu", "nbnorm._cuda"},
     {"nbnorm._dispatch"},
     {"nbnorm.state"},
-    {"nbnorm.functional", "nbnorm.gradients", "nbnorm.saved", "nbnorm.stats", "nbnorm.folding", "nbnorm.exchange"},
+    {
+        "nbnorm.functional",
+        "nbnorm.gradients",
+        "nbnorm.double_backward",
+        "nbnorm.jvp",
+        "nbnorm._directions",
+        "nbnorm.folding",
+        "nbnorm.exchange",
+        "nbnorm.saved",
+        "nbnorm.stats",
+    },
     {"nbnorm.parallel.mpi", "nbnorm.parallel.dask", "nbnorm.parallel.nccl"},
     {"nbnorm.layer", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},
 ]

@@ -1,8 +1,9 @@
-"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13 and 19).
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13, 19 and 34).
 
-y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, in float64; with coefficients in
-float32 y = scale*(a*x + h) + shift, in float32. One read of each input, one write. Walked back to front: what reduce
-read last is still in cache (a block of columns in the fused driver is there as a whole).
+y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with ddx another one
+dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, in float64; with coefficients in float32
+y = scale*(a*x + h) + shift, in float32. One read of each input, one write. Walked back to front: what reduce read last
+is still in cache (a block of columns in the fused driver is there as a whole).
 
 `streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_running
+from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
@@ -30,7 +31,7 @@ from nbnorm._cpu.vector_memory import (
     stream,
     until_line,
 )
-from nbnorm._formulas import ORIGIN, affine, affine_of_two
+from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
 START, WHOLE = np.intp(0), np.intp(FEW)
@@ -40,30 +41,35 @@ ABREAST = 4  # rows that share what is loaded of the tables
 
 
 @routine
-def image(x, dy, k, h, a, scale, shift, t):
-    """The map of vectors x and dy (or None); coefficients are numbers, vectors, or tables read at t."""
+def image(x, dy, ddx, k, h, o, a, b, scale, shift, t):
+    """The map of vectors x, dy and ddx (or None); coefficients are numbers, vectors, or tables read at t."""
     u, scale, shift = deviation(x, lanes(k, t), lanes(h, t), lanes(a, t)), lanes(scale, t), lanes(shift, t)
     if dy is None:
         return affine(u, scale, shift)
-    return affine_of_two(minus(dy, lanes(h, t)), lanes(a, t), u, scale, shift)
+    v, a = minus(dy, lanes(h, t)), lanes(a, t)
+    if ddx is None:
+        return affine_of_two(v, a, u, scale, shift)
+    return affine_of_three(minus(ddx, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)
 
 
 @routine
-def part(x, dy, y, i, n, k, h, a, scale, shift, t):
+def part(x, dy, ddx, y, i, n, k, h, o, a, b, scale, shift, t):
     """y[i : i + n], n <= LANES."""
-    v, g = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
-    store_part(y, i, n, image(v, g, k, h, a, scale, shift, t), LANES)
+    u, v = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
+    w = load_part_as(scale, ddx, i, n, LANES)
+    store_part(y, i, n, image(u, v, w, k, h, o, a, b, scale, shift, t), LANES)
 
 
 @routine
-def few(x, dy, y, i, n, k, h, a, scale, shift):
+def few(x, dy, ddx, y, i, n, k, h, o, a, b, scale, shift):
     """y[i : i + n], n <= FEW."""
-    v, g = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
-    store_part(y, i, n, image(v, g, k, h, a, scale, shift, START), FEW)
+    u, v = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
+    w = load_part_as(scale, ddx, i, n, FEW)
+    store_part(y, i, n, image(u, v, w, k, h, o, a, b, scale, shift, START), FEW)
 
 
 @routine
-def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming, ahead):
+def run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
     """y[i:end]; coefficients are numbers, or tables read from position t on.
 
     Streaming from memory, it asks for what lies `ahead` values further on; None where the CPU sees that coming.
@@ -71,55 +77,62 @@ def run(x, dy, y, i, end, k, h, a, scale, shift, t, streaming, ahead):
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            part(x, dy, y, i, n, k, h, a, scale, shift, t)
+            part(x, dy, ddx, y, i, n, k, h, o, a, b, scale, shift, t)
             i += n
             t += n
         while i + LANES <= end:
             if ahead is not None:
                 prefetch(x, i + ahead)
                 prefetch(dy, i + ahead)
-            stream(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, t))
+                prefetch(ddx, i + ahead)
+            u, v, w = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
+            stream(y, i, image(u, v, w, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
     else:
         while i + LANES <= end:
-            store(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, t))
+            u, v, w = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
+            store(y, i, image(u, v, w, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
     if i < end:
-        part(x, dy, y, i, end - i, k, h, a, scale, shift, t)
+        part(x, dy, ddx, y, i, end - i, k, h, o, a, b, scale, shift, t)
 
 
 # ---- segments
 
 
 @routine
-def segment(x, dy, y, c, i, end, origins, coef, streaming):
+def segment(x, dy, ddx, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
     k, h, a, scale, shift = origins[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
+    b, o = a, h
+    if ddx is not None:
+        b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
     if streaming:
-        run(x, dy, y, i, end, k, h, a, scale, shift, START, STREAMING, None)
+        run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, None)
         return
     while i + LANES <= end:
-        store(y, i, image(load_as(scale, x, i), load_as(scale, dy, i), k, h, a, scale, shift, START))
+        u, v, w = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
+        store(y, i, image(u, v, w, k, h, o, a, b, scale, shift, START))
         i += LANES
     while i + FEW <= end:
-        few(x, dy, y, i, WHOLE, k, h, a, scale, shift)
+        few(x, dy, ddx, y, i, WHOLE, k, h, o, a, b, scale, shift)
         i += FEW
     if i < end:
-        few(x, dy, y, i, end - i, k, h, a, scale, shift)
+        few(x, dy, ddx, y, i, end - i, k, h, o, a, b, scale, shift)
 
 
 @function
-def chunk(x, dy, y, c, t, per, piece, N, C, S, origins, coef, streaming):
+def chunk(x, dy, ddx, y, c, t, per, piece, N, C, S, origins, coef, streaming):
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):
         b = (n * C + c) * S
-        segment(x, dy, y, c, b + i0, b + i1, origins, coef, streaming)
+        segment(x, dy, ddx, y, c, b + i0, b + i1, origins, coef, streaming)
 
 
 @function
-def segments(w, workers, x, dy, y, origins, coef, N, C, S, streaming):
+def segments(w, workers, x, dy, ddx, y, origins, coef, N, C, S, streaming):
     """What worker w does."""
     pieces = (S + CHUNK - 1) // CHUNK
     group = GROUP // max(1, min(S, CHUNK))
@@ -130,7 +143,7 @@ def segments(w, workers, x, dy, y, origins, coef, N, C, S, streaming):
         b, p = start // pieces, start % pieces
         c = b % C
         for _ in range(start, last):
-            segment(x, dy, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), origins, coef, streaming)
+            segment(x, dy, ddx, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), origins, coef, streaming)
             p += 1
             if p == pieces:
                 b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
@@ -140,9 +153,9 @@ def segments(w, workers, x, dy, y, origins, coef, N, C, S, streaming):
 
 
 @Kernel
-def apply_segments(x, dy, y, stats, coef, N, C, S, streaming, workers):
+def apply_segments(x, dy, ddx, y, stats, coef, N, C, S, streaming, workers):
     for w in prange(workers):
-        segments(w, workers, x, dy, y, stats[ORIGIN], coef, N, C, S, streaming)
+        segments(w, workers, x, dy, ddx, y, stats[ORIGIN], coef, N, C, S, streaming)
 
 
 @Kernel
@@ -151,36 +164,38 @@ def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, stre
     mean, coef = both[:C], scratch[: 4 * C].reshape(4, C)
     finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
     for w in prange(workers):
-        segments(w, workers, x, None, y, mean, coef, N, C, S, streaming)
+        segments(w, workers, x, None, None, y, mean, coef, N, C, S, streaming)
 
 
 # ---- columns
 
 
 @routine
-def rows_image(x, dy, y, i, rows, stride, k, h, a, scale, shift):
+def rows_image(x, dy, ddx, y, i, rows, stride, k, h, o, a, b, scale, shift):
     for r in range(rows):
         at = i + r * stride
-        store(y, at, image(load_as(scale, x, at), load_as(scale, dy, at), k, h, a, scale, shift, START))
+        u, v, w = load_as(scale, x, at), load_as(scale, dy, at), load_as(scale, ddx, at)
+        store(y, at, image(u, v, w, k, h, o, a, b, scale, shift, START))
 
 
 @function
-def rows_run(x, dy, y, i, rows, stride, cols, k, h, a, scale, shift, t):
+def rows_run(x, dy, ddx, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
     """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows."""
     for _ in range(rows // ABREAST):
         j = 0
         while j < cols:
-            kv, hv, av = lanes(k, t + j), lanes(h, t + j), lanes(a, t + j)
-            sv, bv = lanes(scale, t + j), lanes(shift, t + j)
+            kv, hv, ov = lanes(k, t + j), lanes(h, t + j), lanes(o, t + j)
+            av, bv = lanes(a, t + j), lanes(b, t + j)
+            scale_v, shift_v = lanes(scale, t + j), lanes(shift, t + j)
             if j + LANES <= cols:
-                rows_image(x, dy, y, i + j, ABREAST, stride, kv, hv, av, sv, bv)
+                rows_image(x, dy, ddx, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
             else:
                 for r in range(ABREAST):
-                    part(x, dy, y, i + r * stride + j, cols - j, kv, hv, av, sv, bv, START)
+                    part(x, dy, ddx, y, i + r * stride + j, cols - j, kv, hv, ov, av, bv, scale_v, shift_v, START)
             j += LANES
         i += ABREAST * stride
     for _ in range(rows % ABREAST):
-        run(x, dy, y, i, i + cols, k, h, a, scale, shift, t, ORDINARY, None)
+        run(x, dy, ddx, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, None)
         i += stride
 
 
@@ -193,7 +208,7 @@ def line_start(i, size, edge, line):
 
 
 @function
-def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, streaming):
+def block(x, dy, ddx, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
@@ -212,23 +227,26 @@ def block(x, dy, y, r0, r1, j0, j1, K, size, k, h, a, scale, shift, abreast, str
             m = r
             if abreast:
                 whole = min(r1, size // K) - r  # the last row of all may be shorter
-                rows_run(x, dy, y, r * K + j, whole, K, stop - j, k, h, a, scale, shift, j - j0)
+                rows_run(x, dy, ddx, y, r * K + j, whole, K, stop - j, k, h, o, a, b, scale, shift, j - j0)
                 m += whole
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)
-                run(x, dy, y, i, end, k, h, a, scale, shift, i - m * K - j0, streaming, ahead)
+                run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, i - m * K - j0, streaming, ahead)
                 m += 1
         r1 = r
 
 
 @function
-def columns(w, workers, x, dy, y, origins, coef, tables, N, C, S, K, abreast, streaming):
+def columns(w, workers, x, dy, ddx, y, origins, coef, tables, N, C, S, K, abreast, streaming):
     """What worker w does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
     pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
     first, last = share(w, workers, parts * pieces)
     k, scale, shift, a, h = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3], tables[w, 4]
+    b, o = a, h
+    if ddx is not None:
+        b, o = tables[w, 5], tables[w, 6]
     for task in range(last - 1, first - 1, -1):
         r0, r1 = share(task % pieces, pieces, rows)
         j = task // pieces * MAP_WIDTH
@@ -241,16 +259,19 @@ def columns(w, workers, x, dy, y, origins, coef, tables, N, C, S, K, abreast, st
         if dy is not None or is_single(coef):
             spread(a, coef[A], j, n, C, S)
             spread(h, coef[H], j, n, C, S)
-        block(x, dy, y, r0, r1, j, j1, K, size, k, h, a, scale, shift, abreast, streaming)
+        if ddx is not None:
+            spread(b, coef[B], j, n, C, S)
+            spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
+        block(x, dy, ddx, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming)
     if streaming:
         fence()
 
 
 @Kernel
-def apply_columns(x, dy, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch."""
+def apply_columns(x, dy, ddx, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
+    """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch, 7 with ddx."""
     for w in prange(workers):
-        columns(w, workers, x, dy, y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
+        columns(w, workers, x, dy, ddx, y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
 
 
 @Kernel
@@ -262,4 +283,4 @@ def running_columns(
     tables = rest.reshape(workers, 5, rest.size // (5 * workers))
     finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
     for w in prange(workers):
-        columns(w, workers, x, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)
+        columns(w, workers, x, None, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)

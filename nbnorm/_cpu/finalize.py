@@ -1,8 +1,9 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), in float64.
 
 `stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
-rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift.
-When coef is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with other numbers in these places (Eq. 19).
+rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift, with
+ddx b*(ddx - o) more, from (6, C). When it is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with other
+numbers in these places (Eq. 19).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from nbnorm._formulas import (
 )
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
-A, SCALE, SHIFT, H = range(4)  # rows of coef
+A, SCALE, SHIFT, H, B, ORIGIN_OF_DDX = range(6)  # rows of coef
 POWER, OFFSET_OF_X = A, H  # when it is float32
 POOLED = -1.0  # the momentum of exact pooling, where a kernel does both
 

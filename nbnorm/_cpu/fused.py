@@ -46,7 +46,7 @@ def fused_segments(
             sums[SUM, c], sums[PRODUCT, c] = s, q
             finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, float(N * S), coef)
             for t in range(chunks - 1, -1, -1):
-                chunk(x, dy, y, c, t, per, piece, N, C, S, k, coef, streaming)
+                chunk(x, dy, None, y, c, t, per, piece, N, C, S, k, coef, streaming)
         if streaming:
             fence()
 
@@ -89,8 +89,8 @@ def fused_columns(
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i = n * K + c0 * S
-                    run(x, dy, y, i, i + cols, k, h, a, scale, shift, START, STREAMING, None)
+                    run(x, dy, None, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, None)
             else:
-                rows_run(x, dy, y, c0 * S, N, K, cols, k, h, a, scale, shift, START)
+                rows_run(x, dy, None, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START)
         if streaming:
             fence()

@@ -170,12 +170,14 @@ def _apply_frozen(dy: Array, dx: Array, shape: Shape, stats: Array) -> None:
     _apply(dy, None, dx, shape, np.zeros((5, shape[1])), coef)
 
 
-def _apply(x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coef: Array) -> None:
+def _apply(
+    x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coef: Array, ddx: Array | None = None
+) -> None:  # fmt: skip
     N, C, S = shape
-    tensors = 2 if dy is None else 3
+    tensors = 2 if dy is None else 3 if ddx is None else 4
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     if cut.K:
-        tables = np.empty((workers, 5, cut.width), coef.dtype)
-        apply_columns(x, dy, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)
+        tables = np.empty((workers, 5 if ddx is None else 7, cut.width), coef.dtype)
+        apply_columns(x, dy, ddx, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)
     else:
-        apply_segments(x, dy, y, stats, coef, N, C, S, cut.streaming, workers)
+        apply_segments(x, dy, ddx, y, stats, coef, N, C, S, cut.streaming, workers)

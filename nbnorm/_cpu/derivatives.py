@@ -1,0 +1,95 @@
+"""The stages of forward mode and of the double backward pass, for whole batches and for shards.
+
+As in stages.py and shards.py; ddx, the tangent of x or the cotangent of dx, may be None, which is 0. directions (2, C)
+are tangents or cotangents of the parameters, sums is (8, C), of which forward mode has the last four rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm._cpu.combine import centre_sums
+from nbnorm._cpu.finalize import SCALE
+from nbnorm._cpu.finalize_derivatives import (
+    add_double_shards,
+    finalize_second,
+    finalize_tangent,
+    frozen_dgamma,
+    shard_dgamma,
+)
+from nbnorm._cpu.stages import _apply, _count, _flat, _reduce
+from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, PRODUCT
+
+Array = NDArray
+Shape = tuple[int, int, int]
+
+
+def apply_tangent(
+    ddx: Array | None, x: Array, ddy: Array, shape: Shape, stats: Array, sums: Array, directions: Array, count: float
+) -> None:  # fmt: skip
+    """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
+    coef = np.empty((4, shape[1]))
+    finalize_tangent(stats, sums, directions, count, coef)
+    _apply(x, ddx, ddy, shape, stats, coef)
+
+
+def double_sums(
+    ddx: Array | None, dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array
+) -> None:  # fmt: skip
+    """What a double backward pass has to know of this shard; own is its stats, None with running statistics."""
+    sums[...] = 0
+    if not x.size:
+        return
+    centred, pair = own is not None, np.zeros((3, shape[1]))
+    if centred:
+        _reduce(x, dy, True, shape, stats, sums[:OFFSET])
+        centre_sums(stats, own, _count(shape), sums)
+        if ddx is not None:
+            _reduce(x, ddx, True, shape, stats, sums[DDX:CROSS])
+            centre_sums(stats, None, _count(shape), sums[DDX:])
+    if ddx is not None:
+        _reduce(dy, ddx, centred, shape, sums[DY_ORIGIN:], pair)
+        sums[CROSS] = pair[PRODUCT]
+
+
+def merge_double_sums(counts: Array, gathered: Array, sums: Array) -> None:
+    """sums of the whole batch from those of each rank."""
+    add_double_shards(counts, gathered, sums, int(counts.argmax()))
+
+
+def shard_gamma(own: Array, own_count: float, sums: Array, count: float, stats: Array, dgamma: Array) -> None:
+    """This shard's part of the gradient of gamma."""
+    shard_dgamma(own, own_count, sums, count, stats, _flat(dgamma))
+
+
+def apply_second(
+    ddx: Array | None, dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array,
+    dgamma: Array | None, count: float,
+) -> None:  # fmt: skip
+    """dx, and dgamma unless it is None, from the sums of the whole batch."""
+    coef = np.empty((6, shape[1]))
+    finalize_second(stats, sums, directions, _flat(dgamma), count, coef)
+    _apply(x, dy, dx, shape, stats, coef, ddx)
+
+
+def apply_frozen_second(
+    dy: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array, dgamma: Array | None
+) -> None:  # fmt: skip
+    """The same for statistics that do not depend on x."""
+    if dgamma is not None:
+        frozen_dgamma(sums, stats, _flat(dgamma))
+    coef = np.zeros((4, shape[1]))
+    coef[SCALE] = directions[OF_GAMMA] * stats[INV_STD]
+    _apply(dy, None, dx, shape, np.zeros((5, shape[1])), coef)
+
+
+def double_backward(
+    ddx: Array | None, dy: Array, x: Array, ddy: Array, dx: Array, shape: Shape, stats: Array, directions: Array,
+    dgamma: Array | None,
+) -> None:  # fmt: skip
+    """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
+    sums, count = np.empty((8, shape[1])), _count(shape)
+    double_sums(ddx, dy, x, shape, stats, stats, sums)
+    apply_tangent(ddx, x, ddy, shape, stats, sums[DDX:], directions, count)
+    apply_second(ddx, dy, x, dx, shape, stats, sums, directions, dgamma, count)

@@ -1,0 +1,46 @@
+"""What derivatives get beside a `Saved`: arrays like x, and directions (tangents or cotangents) like gamma and beta."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nbnorm import _arguments
+from nbnorm._dispatch import kernels_for
+from nbnorm._formulas import OF_BETA, OF_GAMMA
+from nbnorm._shards import FAILED
+from nbnorm.saved import Saved
+
+
+def like_x(name: str, array: NDArray, saved: Saved) -> NDArray:
+    """`array` as kernels read it, on the device, with the shape and of the dtype of the forward pass's x."""
+    kernels = kernels_for(name, array)
+    there, way_out = saved._kernels.device(saved.x), "an array there, as it gave y"
+    _arguments.same_device(name, array, kernels.device(array), there, "x of the forward pass", way_out)
+    array = kernels.values(name, array)
+    _arguments.gradient(name, array, saved.x)
+    return array
+
+
+def like_parameters(saved: Saved, **given: NDArray | None) -> Any:
+    """(2, C) float64, from the arrays for gamma and for beta, in this order; None is 0."""
+    kernels, C = saved._kernels, saved._layout.shape[1]
+    directions = kernels.kept(kernels.xp.zeros((2, C)))
+    for row, exists, (name, array) in zip(
+        (OF_GAMMA, OF_BETA), (saved._with_gamma, saved._with_beta), given.items(), strict=True
+    ):
+        if array is not None:
+            there = kernels.device(saved.x)
+            found = kernels_for(name, array).device(array)
+            _arguments.same_device(name, array, found, there, "x of the forward pass", "an array there")
+            _arguments.direction(name, array, saved._shape, exists)
+            directions[row] = array.reshape(-1)
+    return directions
+
+
+def failed(kernels: ModuleType, saved: Saved, rows: int) -> Any:
+    """The message of a rank that cannot go on, as long as that of one that can."""
+    with kernels.on_device_of(saved._stats):
+        return kernels.xp.full(rows * saved._layout.shape[1] + 1, FAILED)

@@ -225,7 +225,7 @@ def backward_formula(dy, x, gamma, eps, statistics=None):
 
 
 def complex_double_step(ddx, ddgamma, ddbeta, dy, x, gamma, eps, statistics=None):
-    """What `double_backward` gives for x (N, C, S), float64: `backward_formula`, differentiated as in `complex_step`."""
+    """`double_backward` for x (N, C, S), float64, from `backward_formula`, differentiated as in `complex_step`."""
     h = 1e-100
 
     def derivative(which):

@@ -1,8 +1,8 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), in float64.
 
 `stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
-rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift, with
-ddx b*(ddx - o) more, from (6, C). When it is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with other
+rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift,
+with ddx b*(ddx - o) more, from (6, C). When it is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with other
 numbers in these places (Eq. 19).
 """
 

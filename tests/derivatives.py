@@ -1,0 +1,77 @@
+"""What derivatives may differ from the oracle, by the sizes of the terms that they are sums of; and a check of both."""
+
+from __future__ import annotations
+
+import numpy as np
+import reference
+from tolerance import assert_close, assert_gradient_close, assert_stat_close
+
+import nbnorm
+
+
+def sizes(ddx, ddgamma, ddbeta, dy, x, gamma, eps, axis, statistics=None):
+    """Largest terms of ddy and dx in each channel, and the sum of those of dgamma: (channels...) each.
+
+    docs/math.md, the equations of double backward, with the magnitude of every product in the place of the product.
+    """
+    v, g = reference.by_channel(x, axis), reference.by_channel(dy, axis)
+    z = np.zeros_like(g) if ddx is None else reference.by_channel(ddx, axis)
+    n, channels = v.shape[-1], v.shape[:-1]
+    if statistics is None:
+        c, g_left, z_left = (reference.centred(values)[0] for values in (v, g, z))
+        var = (c * c).mean(-1, keepdims=True)
+    else:
+        c, g_left, z_left = v - reference.wide(statistics[0])[..., None], g, z
+        var = reference.wide(statistics[1])[..., None]
+    inv_std = 1 / np.sqrt(var + reference.Wide(eps))
+    a = np.abs(reference.parameter(gamma, 1, channels)) * inv_std
+    G, b = np.abs(reference.parameter(ddgamma, 0, channels)), np.abs(reference.parameter(ddbeta, 0, channels))
+    x_hat, g_left, z_left = np.abs(c) * inv_std, np.abs(g_left), np.abs(z_left)
+    sigma, alpha, delta = (
+        (one * other).mean(-1, keepdims=True) for one, other in ((g_left, z_left), (z_left, x_hat), (g_left, x_hat))
+    )
+    if statistics is not None:
+        alpha = delta = 0
+    f = inv_std * (G + a * alpha)
+    of_ddy = a * z_left + f / inv_std * x_hat + b
+    of_dx = f * g_left + a * inv_std * delta * z_left
+    if statistics is None:
+        of_dx += inv_std * (a * (sigma + 3 * alpha * delta) + G * delta) * x_hat
+    of_dgamma = n * inv_std * (sigma + alpha * delta)
+    return of_ddy.max(-1), of_dx.max(-1), of_dgamma[..., 0]
+
+
+def assert_array_close(found, exact, terms, axis):
+    """An array like x: 1e-12 of its terms for float64 data, the contract of docs/numerics.md for all else."""
+    if found.dtype == np.float64:
+        found, exact = (reference.by_channel(values, axis) for values in (found, exact))
+        assert_gradient_close(found, exact, terms[..., None])
+    else:
+        assert_close(found, exact, axis)
+
+
+def check_derivatives(ddx, ddgamma, ddbeta, dy, saved, state, running=None):
+    """Run `batch_norm_double_backward` and `batch_norm_jvp` and compare. Returns what the first one gave."""
+    x, axis = saved.x, saved.axis
+    arguments = x, state.gamma, state.eps, axis, running
+    terms = sizes(ddx, ddgamma, ddbeta, dy, *arguments)
+    exact = reference.double_backward(ddx, ddgamma, ddbeta, dy, *arguments)
+    given = [a for a in (x, dy, ddx, ddgamma, ddbeta) if a is not None]
+    before = [a.tobytes() for a in given]
+
+    found = nbnorm.batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved)
+    tangent = nbnorm.batch_norm_jvp(ddx, ddgamma, ddbeta, saved)
+    assert [a.tobytes() for a in given] == before
+    for array in (found.ddy, found.dx, tangent):
+        assert (array.strides, array.dtype) == (np.empty_like(x).strides, x.dtype)
+    assert_array_close(found.ddy, exact.ddy, terms[0], axis)
+    assert_array_close(found.dx, exact.dx, terms[1], axis)
+    assert_array_close(tangent, reference.derivatives(ddx, ddgamma, ddbeta, *arguments), terms[0], axis)
+    assert (found.dgamma is None) == (state.gamma is None)
+    if found.dgamma is not None:
+        assert (found.dgamma.dtype, found.dgamma.shape) == (state.gamma.dtype, state.gamma.shape)
+        if x.dtype == np.float64 and found.dgamma.dtype == np.float64:
+            assert_gradient_close(found.dgamma, exact.dgamma, terms[2])
+        else:
+            assert_stat_close(found.dgamma, exact.dgamma)
+    return found

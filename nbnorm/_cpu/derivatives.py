@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm._cpu import plan
 from nbnorm._cpu.combine import centre_sums
 from nbnorm._cpu.finalize import SCALE
 from nbnorm._cpu.finalize_derivatives import (
@@ -18,7 +19,9 @@ from nbnorm._cpu.finalize_derivatives import (
     frozen_dgamma,
     shard_dgamma,
 )
-from nbnorm._cpu.stages import _apply, _count, _flat, _reduce
+from nbnorm._cpu.fused_derivatives import fused_double_segments
+from nbnorm._cpu.stages import _apply, _count, _flat, _reduce, fits_cache
+from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, PRODUCT
 
 Array = NDArray
@@ -89,7 +92,15 @@ def double_backward(
     dgamma: Array | None,
 ) -> None:  # fmt: skip
     """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
-    sums, count = np.empty((8, shape[1])), _count(shape)
+    N, C, S = shape
+    sums, count = np.empty((8, C)), _count(shape)
+    workers = workers_for(8 * x.size)
+    if ddx is not None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
+        fused_double_segments(
+            ddx, dy, x, ddy, dx, stats, sums, np.empty((4, C)), np.empty((6, C)), directions, _flat(dgamma),
+            N, C, S, *plan.segments(N, S), plan.streams(5 * x.nbytes), workers,
+        )  # fmt: skip
+        return
     double_sums(ddx, dy, x, shape, stats, stats, sums)
     apply_tangent(ddx, x, ddy, shape, stats, sums[DDX:], directions, count)
     apply_second(ddx, dy, x, dx, shape, stats, sums, directions, dgamma, count)

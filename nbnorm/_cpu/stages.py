@@ -113,6 +113,13 @@ def _count(shape: Shape) -> float:
     return float(shape[0] * shape[2])
 
 
+def fits_cache(shape: Shape, itemsize: int, workers: int) -> bool:
+    """Whether channels of segments stay in cache between reduce and apply, with work for all."""
+    N, C, S = shape
+    balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
+    return N * S * itemsize <= plan.CHANNEL_BYTES and balanced
+
+
 def _fused_or_split(
     x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, sums: Array,
     gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None, eps: float,
@@ -125,8 +132,7 @@ def _fused_or_split(
     streaming = plan.streams((inputs + 1) * x.nbytes)
     if S >= plan.SHORT:
         cut = plan.segments(N, S)
-        balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
-        if N * S * x.itemsize <= plan.CHANNEL_BYTES and balanced:
+        if fits_cache(shape, x.itemsize, workers):
             fused_segments(
                 x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, N, C, S, *cut, streaming, workers
             )  # fmt: skip

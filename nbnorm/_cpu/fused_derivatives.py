@@ -1,0 +1,46 @@
+"""Fused double backward pass: sums, coefficients and both maps of one channel while its values are still in cache.
+
+The same sums in the same order as in the separate launches of derivatives.py, so the same bits; the three arrays are
+read from memory once, not four times. The three pairs of a chunk are summed one after the other: the second and third
+find it in the second-level cache.
+"""
+
+from __future__ import annotations
+
+from numba import prange
+
+from nbnorm._cpu.apply import chunk
+from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
+from nbnorm._cpu.launch import Kernel
+from nbnorm._cpu.reduce import chunk_sums, origin, share
+from nbnorm._cpu.vector_memory import fence
+from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM, centred_product
+
+
+@Kernel
+def fused_double_segments(
+    ddx, dy, x, ddy, dx, stats, sums, of_dy, of_x, directions, dgamma, N, C, S, per, piece, chunks, streaming, workers
+):  # fmt: skip
+    """of_dy (4, C) and of_x (6, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
+    of_ddx = sums[DDX:]
+    for w in prange(workers):
+        first, last = share(w, workers, C)
+        origins = stats[ORIGIN]  # here, since a view counts references
+        for c in range(first, last):
+            k, d, h, o = stats[ORIGIN, c], stats[DEVIATION, c], origin(dy, c, N, C, S), origin(ddx, c, N, C, S)
+            s, q, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
+            for j in range(chunks):
+                its_s, its_q = chunk_sums(x, dy, c, j, per, piece, N, C, S, k, h)
+                its_t, its_r = chunk_sums(x, ddx, c, j, per, piece, N, C, S, k, o)
+                _, its_cross = chunk_sums(dy, ddx, c, j, per, piece, N, C, S, h, o)
+                s, q, t, r, cross = s + its_s, q + its_q, t + its_t, r + its_r, cross + its_cross
+            sums[SUM, c], sums[PRODUCT, c], sums[DY_ORIGIN, c], sums[OFFSET, c] = s, centred_product(s, q, d), h, 0.0
+            of_ddx[SUM, c], of_ddx[PRODUCT, c], of_ddx[DY_ORIGIN, c] = t, centred_product(t, r, d), o
+            sums[CROSS, c] = cross
+            tangent_channel(c, stats, of_ddx, directions, float(N * S), of_dy)
+            second_channel(c, stats, sums, directions, dgamma, float(N * S), of_x)
+            for j in range(chunks - 1, -1, -1):
+                chunk(x, ddx, None, ddy, c, j, per, piece, N, C, S, origins, of_dy, streaming)
+                chunk(x, dy, ddx, dx, c, j, per, piece, N, C, S, origins, of_x, streaming)
+        if streaming:
+            fence()

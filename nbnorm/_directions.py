@@ -36,7 +36,7 @@ def like_parameters(saved: Saved, **given: NDArray | None) -> Any:
             found = kernels_for(name, array).device(array)
             _arguments.same_device(name, array, found, there, "x of the forward pass", "an array there")
             _arguments.direction(name, array, saved._shape, exists)
-            directions[row] = array.reshape(-1)
+            directions[row].reshape(saved._shape)[...] = array
     return directions
 
 

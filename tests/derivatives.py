@@ -50,28 +50,33 @@ def assert_array_close(found, exact, terms, axis):
         assert_close(found, exact, axis)
 
 
-def check_derivatives(ddx, ddgamma, ddbeta, dy, saved, state, running=None):
-    """Run `batch_norm_double_backward` and `batch_norm_jvp` and compare. Returns what the first one gave."""
-    x, axis = saved.x, saved.axis
+def assert_derivatives(found, tangent, ddx, ddgamma, ddbeta, dy, x, state, axis, running=None):
+    """What `batch_norm_double_backward` and `batch_norm_jvp` gave, as arrays of the CPU."""
     arguments = x, state.gamma, state.eps, axis, running
     terms = sizes(ddx, ddgamma, ddbeta, dy, *arguments)
     exact = reference.double_backward(ddx, ddgamma, ddbeta, dy, *arguments)
+    assert_array_close(found[0], exact.ddy, terms[0], axis)
+    assert_array_close(found[1], exact.dx, terms[1], axis)
+    assert_array_close(tangent, reference.derivatives(ddx, ddgamma, ddbeta, *arguments), terms[0], axis)
+    dgamma = found[2]
+    assert (dgamma is None) == (state.gamma is None)
+    if dgamma is not None:
+        assert (dgamma.dtype, dgamma.shape) == (state.gamma.dtype, state.gamma.shape)
+        if x.dtype == np.float64 and dgamma.dtype == np.float64:
+            assert_gradient_close(dgamma, exact.dgamma, terms[2])
+        else:
+            assert_stat_close(dgamma, exact.dgamma)
+
+
+def check_derivatives(ddx, ddgamma, ddbeta, dy, saved, state, running=None):
+    """Run `batch_norm_double_backward` and `batch_norm_jvp` and compare. Returns what the first one gave."""
+    x = saved.x
     given = [a for a in (x, dy, ddx, ddgamma, ddbeta) if a is not None]
     before = [a.tobytes() for a in given]
-
     found = nbnorm.batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved)
     tangent = nbnorm.batch_norm_jvp(ddx, ddgamma, ddbeta, saved)
     assert [a.tobytes() for a in given] == before
     for array in (found.ddy, found.dx, tangent):
         assert (array.strides, array.dtype) == (np.empty_like(x).strides, x.dtype)
-    assert_array_close(found.ddy, exact.ddy, terms[0], axis)
-    assert_array_close(found.dx, exact.dx, terms[1], axis)
-    assert_array_close(tangent, reference.derivatives(ddx, ddgamma, ddbeta, *arguments), terms[0], axis)
-    assert (found.dgamma is None) == (state.gamma is None)
-    if found.dgamma is not None:
-        assert (found.dgamma.dtype, found.dgamma.shape) == (state.gamma.dtype, state.gamma.shape)
-        if x.dtype == np.float64 and found.dgamma.dtype == np.float64:
-            assert_gradient_close(found.dgamma, exact.dgamma, terms[2])
-        else:
-            assert_stat_close(found.dgamma, exact.dgamma)
+    assert_derivatives(found, tangent, ddx, ddgamma, ddbeta, dy, x, state, saved.axis, running)
     return found

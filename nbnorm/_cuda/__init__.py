@@ -1,5 +1,14 @@
 """The CUDA backend: the same names as every other backend. See stages.py and memory.py for what each one does."""
 
+from nbnorm._cuda.derivatives import (
+    apply_frozen_second,
+    apply_second,
+    apply_tangent,
+    double_backward,
+    double_sums,
+    merge_double_sums,
+    shard_gamma,
+)
 from nbnorm._cuda.memory import (
     Array,
     address,
@@ -35,15 +44,21 @@ from nbnorm._cuda.stages import (
 __all__ = [
     "Array",
     "address",
+    "apply_frozen_second",
     "apply_gradients",
+    "apply_second",
+    "apply_tangent",
     "backward",
     "batch_statistics",
     "commit",
     "device",
+    "double_backward",
+    "double_sums",
     "finish",
     "footprint",
     "gradient_sums",
     "kept",
+    "merge_double_sums",
     "merge_gradient_sums",
     "merge_statistics",
     "normalize",
@@ -54,6 +69,7 @@ __all__ = [
     "running_backward",
     "running_forward",
     "scratch",
+    "shard_gamma",
     "training_forward",
     "values",
     "write",

@@ -1,8 +1,8 @@
-"""Apply: the affine map of each channel (docs/math.md, Eq. 7 and 13).
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13 and 34).
 
-y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift. One read of each input, one
-write, in float64 between them. Blocks go from the last part to the first: what reduce read last is still in the
-second-level cache.
+y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with ddx another one
+dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift. One read of each input, one write, in float64 between them.
+Blocks go from the last part to the first: what reduce read last is still in the second-level cache.
 
 The kernels differ in where a channel's coefficients come from; segments and columns each have one loop.
 """
@@ -12,10 +12,12 @@ from __future__ import annotations
 from numba import float64
 
 from nbnorm._cuda.finalize import (
+    ORIGIN_OF_DDX,
     ORIGIN_OF_X,
     SCALE,
     SHIFT,
     A,
+    B,
     H,
     channel_sums,
     finalize_backward,
@@ -26,14 +28,18 @@ from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, TABLES
 from nbnorm._cuda.reduce import following
 from nbnorm._cuda.vector import element, lanes, load, load_table, put, routine, store
-from nbnorm._formulas import affine, affine_of_two
+from nbnorm._formulas import affine, affine_of_three, affine_of_two
 
 
 @routine
-def image(x, dy, k, scale, shift, a, h):
-    """The map of values or packs x and dy (or None)."""
+def image(x, dy, ddx, k, scale, shift, a, h, b, o):
+    """The map of values or packs x, dy and ddx (or None)."""
     u = x - k
-    return affine(u, scale, shift) if dy is None else affine_of_two(dy - h, a, u, scale, shift)
+    if dy is None:
+        return affine(u, scale, shift)
+    if ddx is None:
+        return affine_of_two(dy - h, a, u, scale, shift)
+    return affine_of_three(ddx - o, b, dy - h, a, u, scale, shift)
 
 
 # ---- segments
@@ -46,7 +52,7 @@ def recall(x, at, room, j):
 
 
 @routine
-def map_segments(x, dy, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale, shift, a, h):
+def map_segments(x, dy, ddx, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o):
     """Part p of channel c, cut as in segment_sums."""
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
@@ -58,10 +64,10 @@ def map_segments(x, dy, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale,
             a3, n, i = following(n, i, dn, di, c, C, SV)
             x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
             x2, x3 = recall(x, a2, x_room, j + 2 * T), recall(x, a3, x_room, j + 3 * T)
-            store(y, a0, image(x0, None, k, scale, shift, a, h))
-            store(y, a1, image(x1, None, k, scale, shift, a, h))
-            store(y, a2, image(x2, None, k, scale, shift, a, h))
-            store(y, a3, image(x3, None, k, scale, shift, a, h))
+            store(y, a0, image(x0, None, None, k, scale, shift, a, h, b, o))
+            store(y, a1, image(x1, None, None, k, scale, shift, a, h, b, o))
+            store(y, a2, image(x2, None, None, k, scale, shift, a, h, b, o))
+            store(y, a3, image(x3, None, None, k, scale, shift, a, h, b, o))
             j += 4 * T
     else:
         while j + T < end:
@@ -69,12 +75,14 @@ def map_segments(x, dy, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale,
             a1, n, i = following(n, i, dn, di, c, C, SV)
             x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
             dy0, dy1 = recall(dy, a0, dy_room, j), recall(dy, a1, dy_room, j + T)
-            store(y, a0, image(x0, dy0, k, scale, shift, a, h))
-            store(y, a1, image(x1, dy1, k, scale, shift, a, h))
+            ddx0, ddx1 = load(ddx, a0), load(ddx, a1)
+            store(y, a0, image(x0, dy0, ddx0, k, scale, shift, a, h, b, o))
+            store(y, a1, image(x1, dy1, ddx1, k, scale, shift, a, h, b, o))
             j += 2 * T
     while j < end:
         a0, n, i = following(n, i, dn, di, c, C, SV)
-        store(y, a0, image(recall(x, a0, x_room, j), recall(dy, a0, dy_room, j), k, scale, shift, a, h))
+        x0, dy0 = recall(x, a0, x_room, j), recall(dy, a0, dy_room, j)
+        store(y, a0, image(x0, dy0, load(ddx, a0), k, scale, shift, a, h, b, o))
         j += T
 
 
@@ -85,7 +93,7 @@ def normalize_segments(x, y, parts, stats, gamma, beta, N, C, S, SV, per, P, cou
     shared = cuda.shared.array(PAIRS, float64)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     k, scale, shift = finalize_forward(s, q, c, C, p == 0 and t == 0, stats, gamma, beta, eps, count)
-    map_segments(x, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+    map_segments(x, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
 
 @Kernel
@@ -97,7 +105,7 @@ def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, 
     k, scale, shift, a, h = finalize_backward(
         s, q, c, C, p == 0 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
     )
-    map_segments(x, dy, dx, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
+    map_segments(x, dy, None, dx, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)
 
 
 @Kernel
@@ -105,79 +113,90 @@ def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, e
     """Block (c, p) with the running statistics."""
     c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
-    map_segments(x, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+    map_segments(x, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
 
 @Kernel
-def apply_segments(x, dy, y, coef, N, C, S, SV, per, P):
+def apply_segments(x, dy, ddx, y, coef, N, C, S, SV, per, P):
     """Block (c, p) with coefficients that are known."""
     c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
     a, h = 0.0, 0.0
     if dy is not None:
         a, h = coef[A * C + c], coef[H * C + c]
-    map_segments(x, dy, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h)
+    b, o = 0.0, 0.0
+    if ddx is not None:
+        b, o = coef[B * C + c], coef[ORIGIN_OF_DDX * C + c]
+    map_segments(x, dy, ddx, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o)
 
 
 # ---- columns
 
 
 @routine
-def map_columns(x, dy, y, tables, b, p, t, T, N, base, K, tile, across, down, per, P):
-    """Block (b, p), cut as in reduce_columns. `tables` has the coefficients of its columns; base is C*S."""
+def map_columns(x, dy, ddx, y, tables, g, p, t, T, N, base, K, tile, across, down, per, P):
+    """Block (g, p), cut as in reduce_columns. `tables` has the coefficients of its columns; base is C*S."""
     L = lanes(x)
     KV, rows = K // L, N // tile
-    first, width = b * across * L, across * L
+    first, width = g * across * L, across * L
     beside, below = t % across, t // across
-    if b * across + beside < KV and below < down:
+    if g * across + beside < KV and below < down:
         i = beside * L
         k, scale = load_table(tables, ORIGIN_OF_X * width + i, x), load_table(tables, SCALE * width + i, x)
         shift = load_table(tables, SHIFT * width + i, x)
         a, h = k, k
         if dy is not None:
             a, h = load_table(tables, A * width + i, x), load_table(tables, H * width + i, x)
-        at, step = (p * per + below) * KV + b * across + beside, down * KV
+        b, o = a, h
+        if ddx is not None:
+            b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
+        at, step = (p * per + below) * KV + g * across + beside, down * KV
         end = min(rows, (p + 1) * per) * KV
         if dy is None:
             while at + 3 * step < end:
                 x0, x1, x2, x3 = load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
-                store(y, at, image(x0, None, k, scale, shift, a, h))
-                store(y, at + step, image(x1, None, k, scale, shift, a, h))
-                store(y, at + 2 * step, image(x2, None, k, scale, shift, a, h))
-                store(y, at + 3 * step, image(x3, None, k, scale, shift, a, h))
+                store(y, at, image(x0, None, None, k, scale, shift, a, h, b, o))
+                store(y, at + step, image(x1, None, None, k, scale, shift, a, h, b, o))
+                store(y, at + 2 * step, image(x2, None, None, k, scale, shift, a, h, b, o))
+                store(y, at + 3 * step, image(x3, None, None, k, scale, shift, a, h, b, o))
                 at += 4 * step
         else:
             while at + step < end:
                 x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)
-                store(y, at, image(x0, dy0, k, scale, shift, a, h))
-                store(y, at + step, image(x1, dy1, k, scale, shift, a, h))
+                ddx0, ddx1 = load(ddx, at), load(ddx, at + step)
+                store(y, at, image(x0, dy0, ddx0, k, scale, shift, a, h, b, o))
+                store(y, at + step, image(x1, dy1, ddx1, k, scale, shift, a, h, b, o))
                 at += 2 * step
         while at < end:
-            store(y, at, image(load(x, at), load(dy, at), k, scale, shift, a, h))
+            store(y, at, image(load(x, at), load(dy, at), load(ddx, at), k, scale, shift, a, h, b, o))
             at += step
     rest = N % tile * base if p == P - 1 else 0  # of the row that is not whole
     for j in range(first + t, min(K, first + width, rest), T):
         i, at = j - first, rows * K + j
         k, scale, shift = tables[i], tables[SCALE * width + i], tables[SHIFT * width + i]
         if dy is None:
-            put(y, at, image(element(x, at), None, k, scale, shift, 0.0, 0.0))
+            put(y, at, image(element(x, at), None, None, k, scale, shift, 0.0, 0.0, 0.0, 0.0))
         else:
             a, h = tables[A * width + i], tables[H * width + i]
-            put(y, at, image(element(x, at), element(dy, at), k, scale, shift, a, h))
+            if ddx is None:
+                put(y, at, image(element(x, at), element(dy, at), None, k, scale, shift, a, h, 0.0, 0.0))
+            else:
+                b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
+                put(y, at, image(element(x, at), element(dy, at), element(ddx, at), k, scale, shift, a, h, b, o))
 
 
 @Kernel
-def apply_columns(x, dy, y, coef, N, C, S, K, tile, across, down, per, P):
+def apply_columns(x, dy, ddx, y, coef, N, C, S, K, tile, across, down, per, P):
     """Block (b, p) with coefficients that are known."""
     b, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
-    width, used = across * lanes(x), 3 if dy is None else 5
+    width, used = across * lanes(x), 3 if dy is None else 5 if ddx is None else 7
     for j in range(t, min(width, K - b * width), T):
         c = (b * width + j) // S % C
         for row in range(used):
             tables[row * width + j] = coef[row * C + c]
     cuda.syncthreads()
-    map_columns(x, dy, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)
+    map_columns(x, dy, ddx, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)
 
 
 @Kernel
@@ -192,4 +211,4 @@ def running_columns(x, y, stats, gamma, beta, mean, var, N, C, S, K, tile, acros
         k, scale, shift = running_coefficients(column // S % C, C, first, stats, gamma, beta, mean, var, eps)
         tables[ORIGIN_OF_X * width + j], tables[SCALE * width + j], tables[SHIFT * width + j] = k, scale, shift
     cuda.syncthreads()
-    map_columns(x, None, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)
+    map_columns(x, None, None, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)

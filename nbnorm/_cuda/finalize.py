@@ -1,7 +1,8 @@
 """Finalize: from the parts of a channel to its statistics and to the coefficients of its map. O(C), float64.
 
 `stats` (5, C) is what a forward pass knows of each channel; _formulas.py names its rows. The routines return the
-coefficients of y = scale*(x - k) + shift or dx = scale*(x - k) + shift + a*(dy - h); `coef` (5, C) has them as rows.
+coefficients of y = scale*(x - k) + shift or dx = scale*(x - k) + shift + a*(dy - h); `coef` (5, C) has them as rows,
+(7, C) those of a map with b*(ddx - o) too.
 
 A block works on one channel. For segments it is each block of apply.py, which needs the coefficients anyway, and the
 one that is `first` writes down what is found. A block of columns has too many channels for that: the kernels here
@@ -35,8 +36,8 @@ from nbnorm._formulas import (
 )
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
-ORIGIN_OF_X, SCALE, SHIFT, A, H = range(5)  # rows of coef
-ROWS = 5
+ORIGIN_OF_X, SCALE, SHIFT, A, H, B, ORIGIN_OF_DDX = range(7)  # rows of coef
+ROWS, ROWS_OF_THREE = 5, 7
 POOLED = -1.0  # the momentum of exact pooling
 
 

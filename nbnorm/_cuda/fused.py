@@ -28,7 +28,7 @@ def fused_segments(x, y, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
     s, q = segment_sums(x, None, x_room, None, c, 0, t, T, N, C, SV, per, k, h)
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
-    map_segments(x, None, y, x_room, None, c, 0, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0)
+    map_segments(x, None, None, y, x_room, None, c, 0, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
 
 @Kernel
@@ -40,4 +40,4 @@ def fused_gradient_segments(x, dy, dx, stats, dgamma, dbeta, N, C, S, SV, per, P
     s, q = segment_sums(x, dy, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, h)
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
-    map_segments(x, dy, dx, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, scale, shift, a, h)
+    map_segments(x, dy, None, dx, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)

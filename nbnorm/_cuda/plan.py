@@ -21,7 +21,7 @@ ONE_LAUNCH = False  # whether fused.py is used: off until it has been measured f
 # Shared memory, in float64.
 PAIRS = 2 * THREADS  # two sums of every thread
 WIDTH = 8 * WARP  # one number for every column of a block; a pack has at most 8 values
-TABLES = 5 * WIDTH
+TABLES = 7 * WIDTH
 VALUES = 8 * THREADS  # one for every lane of every thread
 
 # Bytes beside the sums: every GPU gives a block 48 KiB without being asked, and some need one of them themselves.

@@ -162,11 +162,13 @@ def _finalize_gradient(
     return coef
 
 
-def _apply(cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, y: Array, coef: Array) -> None:
+def _apply(
+    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, y: Array, coef: Array, ddx: Array | None = None
+) -> None:  # fmt: skip
     kernel = apply_segments if cut.segments else apply_columns
     kernel(
-        cut.grid, cut.threads, (pack, None if dy is None else pack, pack, F64),
-        pointer(x), pointer(dy), pointer(y), pointer(coef), *cut.numbers,
+        cut.grid, cut.threads, (pack, None if dy is None else pack, None if ddx is None else pack, pack, F64),
+        pointer(x), pointer(dy), pointer(ddx), pointer(y), pointer(coef), *cut.numbers,
     )  # fmt: skip
 
 

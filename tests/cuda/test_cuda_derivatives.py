@@ -65,7 +65,7 @@ def test_without_gamma(cupy, rng):
         check(cupy, rng, arrays, (True, False, True), use_running, use_gamma=False)
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", ["channels last", "backwards"])
 def test_any_layout(cupy, rng, view):
     x, dy, ddx = (cupy.asarray(sample(rng, (3, 4, 5, 6))) for _ in range(3))
     check(cupy, rng, [VIEWS[view](cupy, x), dy, ddx])
@@ -75,9 +75,9 @@ def test_any_layout(cupy, rng, view):
 def test_a_tangent_on_the_cpu_is_refused(cupy, rng):
     x, dy = (cupy.asarray(sample(rng, (4, 3, 5))) for _ in range(2))
     _, saved = nbnorm.batch_norm_training(x, state_on_gpu(rng, 3)[1])
-    with pytest.raises(TypeError, match="dgamma is a numpy.ndarray but x of the forward pass is on cuda:0"):
+    with pytest.raises(TypeError, match=r"dgamma is a numpy\.ndarray but x of the forward pass is on cuda:0"):
         nbnorm.batch_norm_jvp(None, np.ones(3, np.float32), None, saved)
-    with pytest.raises(TypeError, match="ddx is a numpy.ndarray but x of the forward pass is on cuda:0"):
+    with pytest.raises(TypeError, match=r"ddx is a numpy\.ndarray but x of the forward pass is on cuda:0"):
         nbnorm.batch_norm_double_backward(dy.get(), None, None, dy, saved)
 
 
@@ -96,13 +96,12 @@ def test_shards_equal_the_whole(cupy, rng, shape, use_running):
         own_x, own_dy, own_ddx = map(cupy.asarray, parts[rank])
         _, saved = nbnorm.batch_norm_training(own_x, states[rank], sync=sync, use_running=use_running)
         cotangents = own_ddx, *map(cupy.asarray, of_parameters)
-        local = nbnorm.batch_norm_double_backward(*cotangents, own_dy, saved)
         whole = nbnorm.batch_norm_double_backward(*cotangents, own_dy, saved, param_grads="global")
+        local = nbnorm.batch_norm_double_backward(*cotangents, own_dy, saved)
         return *whole, local.dgamma, nbnorm.batch_norm_jvp(*cotangents, saved)
 
     ddy, dx, dgamma, local, tangent = zip(*ranks.work_of(ranks.run(len(sizes), work)), strict=True)
     running = (state.running_mean, state.running_var) if use_running else None
     for one in (dgamma[2].get(), sum(part.get() for part in local)):
-        assert_derivatives(
-            [joined(ddy), joined(dx), one], joined(tangent), ddx, *of_parameters, dy, x, state, 1, running
-        )
+        found = joined(ddy), joined(dx), one
+        assert_derivatives(found, joined(tangent), ddx, *of_parameters, dy, x, state, 1, running)

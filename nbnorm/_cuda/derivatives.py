@@ -98,7 +98,7 @@ def apply_second(
         pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, count,
     )  # fmt: skip
     if x.size:
-        cut = plan.cut(shape, x.itemsize)
+        cut = (plan.cut if ddx is None else plan.cut_of_three)(shape, x.itemsize)
         _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, dx, coef, ddx)
 
 

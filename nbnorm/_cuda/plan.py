@@ -60,6 +60,12 @@ def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:
     return (_segments if shape[2] >= SHORT else _columns)(*shape, itemsize)
 
 
+def cut_of_three(shape: tuple[int, int, int], itemsize: int) -> Cut:
+    """For a map of three arrays: of columns at most 4 to a pack, since seven coefficients of 8 fill all registers."""
+    found = cut(shape, itemsize)
+    return found if found.segments else cut(shape, max(itemsize, 4))
+
+
 @lru_cache(1024)
 def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
     lanes = gcd(S, ACCESS // itemsize)

@@ -20,7 +20,7 @@ from nbnorm._cpu.finalize_derivatives import (
     shard_dgamma,
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
-from nbnorm._cpu.stages import _apply, _count, _flat, _reduce, fits_cache
+from nbnorm._cpu.stages import _apply, _count, _parameter, _reduce, fits_cache
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, PRODUCT
 
@@ -63,7 +63,7 @@ def merge_double_sums(counts: Array, gathered: Array, sums: Array) -> None:
 
 def shard_gamma(own: Array, own_count: float, sums: Array, count: float, stats: Array, dgamma: Array) -> None:
     """This shard's part of the gradient of gamma."""
-    shard_dgamma(own, own_count, sums, count, stats, _flat(dgamma))
+    shard_dgamma(own, own_count, sums, count, stats, _parameter(dgamma))
 
 
 def apply_second(
@@ -72,7 +72,7 @@ def apply_second(
 ) -> None:  # fmt: skip
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
     coef = np.empty((6, shape[1]))
-    finalize_second(stats, sums, directions, _flat(dgamma), count, coef)
+    finalize_second(stats, sums, directions, _parameter(dgamma), count, coef)
     _apply(x, dy, dx, shape, stats, coef, ddx)
 
 
@@ -80,8 +80,7 @@ def apply_frozen_second(
     dy: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array, dgamma: Array | None
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x."""
-    if dgamma is not None:
-        frozen_dgamma(sums, stats, _flat(dgamma))
+    frozen_dgamma(sums, stats, _parameter(dgamma))
     coef = np.zeros((4, shape[1]))
     coef[SCALE] = directions[OF_GAMMA] * stats[INV_STD]
     _apply(dy, None, dx, shape, np.zeros((5, shape[1])), coef)
@@ -97,7 +96,7 @@ def double_backward(
     workers = workers_for(8 * x.size)
     if ddx is not None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
         fused_double_segments(
-            ddx, dy, x, ddy, dx, stats, sums, np.empty((4, C)), np.empty((6, C)), directions, _flat(dgamma),
+            ddx, dy, x, ddy, dx, stats, sums, np.empty((4, C)), np.empty((6, C)), directions, _parameter(dgamma),
             N, C, S, *plan.segments(N, S), plan.streams(5 * x.nbytes), workers,
         )  # fmt: skip
         return

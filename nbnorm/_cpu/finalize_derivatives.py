@@ -6,7 +6,7 @@ w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their 
 
 from __future__ import annotations
 
-from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H
+from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, set_parameter
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import routine
 from nbnorm._formulas import (
@@ -44,7 +44,7 @@ def tangent_channel(c, stats, sums, directions, count, coef):
 
 @routine
 def second_channel(c, stats, sums, directions, dgamma, count, coef):
-    """The map of dy, ddx and x to the gradient of x, and the gradient of gamma unless dgamma is None."""
+    """The map of dy, ddx and x to the gradient of x, and the gradient of gamma where there is a place for it."""
     s, t, d, inv_std = sums[SUM, c], sums[DDX + SUM, c], stats[DEVIATION, c], stats[INV_STD, c]
     alpha = normalized_mean(sums[DDX + PRODUCT, c], inv_std, count)
     delta = normalized_mean(sums[PRODUCT, c], inv_std, count)
@@ -53,8 +53,7 @@ def second_channel(c, stats, sums, directions, dgamma, count, coef):
         s, t, alpha, delta, sigma, d, count, stats[GAMMA, c], inv_std, directions[OF_GAMMA, c]
     )
     coef[H, c], coef[ORIGIN_OF_DDX, c] = sums[DY_ORIGIN, c], sums[DDX + DY_ORIGIN, c]
-    if dgamma is not None:
-        dgamma[c] = second_dgamma(alpha, delta, sigma, inv_std, count)
+    set_parameter(dgamma, c, stats.shape[1], second_dgamma(alpha, delta, sigma, inv_std, count))
 
 
 @Compiled
@@ -91,17 +90,19 @@ def add_double_shards(counts, gathered, sums, leader):
 @Compiled
 def shard_dgamma(own, own_count, sums, count, stats, dgamma):
     """A shard's part of the gradient of gamma, from its sums and those of the whole batch."""
-    for c in range(sums.shape[1]):
+    C = sums.shape[1]
+    for c in range(C):
         inv_std, h, o = stats[INV_STD, c], own[DY_ORIGIN, c], own[DDX + DY_ORIGIN, c]
         mean_dy = sums[DY_ORIGIN, c] + sums[SUM, c] / count
         product = moved_product(own[CROSS, c], own[SUM, c], own[DDX + SUM, c], h, mean_dy, o, 0.0, own_count)
         _, ddx_xmu = moved_sums(own[DDX + SUM, c], own[DDX + PRODUCT, c], own[OFFSET, c], o, 0.0, own_count)
         delta = normalized_mean(sums[PRODUCT, c], inv_std, count)
-        dgamma[c] = inv_std * (product - delta * (inv_std * ddx_xmu))
+        set_parameter(dgamma, c, C, inv_std * (product - delta * (inv_std * ddx_xmu)))
 
 
 @Compiled
 def frozen_dgamma(sums, stats, dgamma):
     """The gradient of gamma with statistics that do not depend on x: the origins are 0."""
-    for c in range(sums.shape[1]):
-        dgamma[c] = stats[INV_STD, c] * sums[CROSS, c]
+    C = sums.shape[1]
+    for c in range(C):
+        set_parameter(dgamma, c, C, stats[INV_STD, c] * sums[CROSS, c])

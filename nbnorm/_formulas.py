@@ -223,7 +223,7 @@ def second_map(s, t, alpha, delta, sigma, d, count, gamma, inv_std, ddgamma):
     """Eq. 34: a, b, scale and shift of a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, the gradient of x."""
     of_y = gamma * inv_std
     a, b = inv_std * (ddgamma - of_y * alpha), -of_y * (inv_std * delta)
-    scale = -inv_std * (inv_std * (of_y * (sigma - 3.0 * alpha * delta) + ddgamma * delta))
+    scale = -inv_std * (inv_std * (of_y * (sigma - 3 * alpha * delta) + ddgamma * delta))
     return a, b, scale, fma(-d, scale, -(a * s + b * t) / count)
 
 

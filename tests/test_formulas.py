@@ -109,3 +109,44 @@ def test_sums_of_shards_add_up_for_any_origin_of_dy(cut, other_h):
         total_s, total_p = total_s + moved_s, total_p + moved_p
     assert total_s == sum(G) - N * other_h
     assert total_p == sum(g * (x - MEAN) for g, x in zip(G, X, strict=True))
+
+
+Z = [F(2), F(1, 7), F(-3), F(4, 9), F(5, 11)]  # ddx
+
+
+def test_second_derivatives_are_the_definition():
+    """With any inv_std: what depends on its derivative, Eq. 34, is compared in test_derivatives.py."""
+    gamma, of_gamma, of_beta, k, h, o = F(5, 4), F(2, 3), F(-7), X[1], G[0], F(9)
+    u, v, w, d = [x - k for x in X], [g - h for g in G], [z - o for z in Z], MEAN - k
+    (s, q), (t, r), (_, cross) = sums(u, v), sums(u, w), sums(v, w)
+    means = [sum(values) / N for values in (G, Z)]
+    x_hat = [(x - MEAN) * INV_STD for x in X]
+    alpha = formulas.normalized_mean(formulas.centred_product(t, r, d), INV_STD, N)
+    delta = formulas.normalized_mean(formulas.centred_product(s, q, d), INV_STD, N)
+    sigma = formulas.covariance(cross, s, t, N)
+    assert alpha == sum(z * one for z, one in zip(Z, x_hat, strict=True)) / N
+    assert delta == sum(g * one for g, one in zip(G, x_hat, strict=True)) / N
+    assert sigma == sum((g - means[0]) * (z - means[1]) for g, z in zip(G, Z, strict=True)) / N
+
+    f = INV_STD * (of_gamma - gamma * INV_STD * alpha)
+    a, scale, shift = formulas.tangent_map(t, alpha, d, N, gamma, INV_STD, of_gamma, of_beta)
+    found = [formulas.affine_of_two(*one, scale, shift) for one in zip(w, [a] * N, u, strict=True)]
+    centred = [(x - MEAN, g - means[0], z - means[1]) for x, g, z in zip(X, G, Z, strict=True)]
+    assert found == [gamma * INV_STD * z + f * x + of_beta for x, _, z in centred]
+
+    a, b, scale, shift = formulas.second_map(s, t, alpha, delta, sigma, d, N, gamma, INV_STD, of_gamma)
+    found = [formulas.affine_of_three(*one, scale, shift) for one in zip(w, [b] * N, v, [a] * N, u, strict=True)]
+    of_x = -(INV_STD**2) * (gamma * INV_STD * (sigma - 3 * alpha * delta) + of_gamma * delta)
+    assert found == [f * g - gamma * INV_STD**2 * delta * z + of_x * x for x, g, z in centred]
+    dx_hat = [g - means[0] - one * delta for g, one in zip(G, x_hat, strict=True)]
+    by_gamma = INV_STD * sum(z * one for z, one in zip(Z, dx_hat, strict=True))
+    assert formulas.second_dgamma(alpha, delta, sigma, INV_STD, N) == by_gamma
+
+
+@pytest.mark.parametrize(("other_h", "other_o"), [(F(0), F(0)), (F(1, 3), F(-5))])
+def test_a_sum_of_products_may_have_other_origins(other_h, other_o):
+    h, o = G[2], Z[1]
+    v, w = [g - h for g in G], [z - o for z in Z]
+    product = sum(one * other for one, other in zip(v, w, strict=True))
+    found = formulas.moved_product(product, sum(v), sum(w), h, other_h, o, other_o, N)
+    assert found == sum((g - other_h) * (z - other_o) for g, z in zip(G, Z, strict=True))

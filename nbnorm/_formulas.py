@@ -200,13 +200,13 @@ def moved_sums(s, p, e, h, other_h, count):
 
 @formula
 def normalized_mean(product, inv_std, count):
-    """Eq. 30 and 32: the mean of ddx*(x - mean)*inv_std or dy*(x - mean)*inv_std, from the sum without inv_std."""
+    """Eq. 25 and 27: the mean of ddx*(x - mean)*inv_std or dy*(x - mean)*inv_std, from the sum without inv_std."""
     return inv_std * product / count
 
 
 @formula
 def tangent_map(t, alpha, d, count, gamma, inv_std, dgamma, dbeta):
-    """Eq. 30 and 31: a, scale and shift of a*(ddx - o) + scale*(x - k) + shift, tangent of y or gradient of dy."""
+    """Eq. 25 and 26: a, scale and shift of a*(ddx - o) + scale*(x - k) + shift, tangent of y or gradient of dy."""
     a = gamma * inv_std
     scale = inv_std * (dgamma - a * alpha)
     return a, scale, fma(-d, scale, dbeta - a * t / count)
@@ -214,13 +214,13 @@ def tangent_map(t, alpha, d, count, gamma, inv_std, dgamma, dbeta):
 
 @formula
 def covariance(product, s, t, count):
-    """Eq. 35: sigma, from the sums of v*w, v and w."""
+    """Eq. 30: sigma, from the sums of v*w, v and w."""
     return fma(-s / count, t, product) / count
 
 
 @formula
 def second_map(s, t, alpha, delta, sigma, d, count, gamma, inv_std, ddgamma):
-    """Eq. 34: a, b, scale and shift of a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, the gradient of x."""
+    """Eq. 29: a, b, scale and shift of a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, the gradient of x."""
     of_y = gamma * inv_std
     a, b = inv_std * (ddgamma - of_y * alpha), -of_y * (inv_std * delta)
     scale = -inv_std * (inv_std * (of_y * (sigma - 3 * alpha * delta) + ddgamma * delta))
@@ -229,17 +229,17 @@ def second_map(s, t, alpha, delta, sigma, d, count, gamma, inv_std, ddgamma):
 
 @formula
 def second_dgamma(alpha, delta, sigma, inv_std, count):
-    """Eq. 33: the gradient of gamma."""
+    """Eq. 28: the gradient of gamma."""
     return count * inv_std * (sigma - alpha * delta)
 
 
 @formula
 def moved_product(product, s, t, h, other_h, o, other_o, count):
-    """Eq. 37: the sum of v*w for other origins of dy and ddx."""
+    """Eq. 32: the sum of v*w for other origins of dy and ddx."""
     return product + (h - other_h) * t + (o - other_o) * s + count * (h - other_h) * (o - other_o)
 
 
 @formula
 def affine_of_three(w, b, v, a, u, scale, shift):
-    """Eq. 34: the map of the double backward pass; w = ddx - o, v = dy - h and u = x - k."""
+    """Eq. 29: the map of the double backward pass; w = ddx - o, v = dy - h and u = x - k."""
     return fma(v, a, fma(w, b, affine(u, scale, shift)))

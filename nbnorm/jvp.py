@@ -53,7 +53,7 @@ def batch_norm_jvp(
 
     References
     ----------
-    Derived in docs/math.md, Eq. 30 and 31.
+    Derived in docs/math.md, Eq. 25 and 26.
 
     Examples
     --------

@@ -1,5 +1,7 @@
 """Forward mode and the double backward pass: the complex step, the oracle, each other, and third derivatives."""
 
+import doctest
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +50,7 @@ def in_formula(cotangents, shape):
 # ---- float64: exact
 
 
+@pytest.mark.each_pair
 @every_shape
 @frozen_or_not
 @pytest.mark.parametrize("present", PRESENT)
@@ -71,6 +74,7 @@ def test_both_equal_the_complex_step(shape, use_running, present, rng):
 
 
 @needs_wide
+@pytest.mark.each_pair
 @every_shape
 @frozen_or_not
 @pytest.mark.parametrize(
@@ -104,6 +108,7 @@ def test_the_backward_pass_is_the_adjoint_of_forward_mode(shape, use_running, rn
     x, g, state, tangents = case(rng, shape)
     saved, _ = run_forward(x, state, use_running)
     dy = nbnorm.batch_norm_jvp(*tangents, saved)
+    assert same_bits(dy, nbnorm.batch_norm_double_backward(*tangents, g, saved).ddy)
     pairs = [(dy, g), *zip(tangents, nbnorm.batch_norm_backward(g, saved), strict=True)]
     forward, *backward = ((one * other).sum() for one, other in pairs)
     assert abs(forward - sum(backward)) <= 1e-12 * sum(np.abs(one * other).sum() for one, other in pairs)
@@ -209,6 +214,14 @@ def test_gradients_of_given_statistics(rng):
             assert abs(found[c] - expected) <= 1e-12 * terms * (1 + np.abs(y[:, c]).max())
 
 
+def test_the_examples_of_the_page():
+    page = Path(__file__).parent.parent / "docs" / "derivatives.md"
+    text = page.read_text().replace("```python\n", "").replace("```\n", "\n")
+    examples = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+    assert len(examples.examples) > 20
+    assert doctest.DocTestRunner().run(examples).failed == 0
+
+
 # ---- every dtype and layout: the contract
 
 
@@ -233,6 +246,7 @@ CASES = {
 }
 
 
+@pytest.mark.each_pair
 @every_form
 @pytest.mark.parametrize(
     ("name", "case_dtype"),

@@ -115,7 +115,7 @@ Z = [F(2), F(1, 7), F(-3), F(4, 9), F(5, 11)]  # ddx
 
 
 def test_second_derivatives_are_the_definition():
-    """With any inv_std: what depends on its derivative, Eq. 34, is compared in test_derivatives.py."""
+    """With any inv_std: what depends on its derivative, Eq. 29, is compared in test_derivatives.py."""
     gamma, of_gamma, of_beta, k, h, o = F(5, 4), F(2, 3), F(-7), X[1], G[0], F(9)
     u, v, w, d = [x - k for x in X], [g - h for g in G], [z - o for z in Z], MEAN - k
     (s, q), (t, r), (_, cross) = sums(u, v), sums(u, w), sums(v, w)

@@ -1,4 +1,4 @@
-"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13 and 34).
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13 and 29).
 
 y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with ddx another one
 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift. One read of each input, one write, in float64 between them.

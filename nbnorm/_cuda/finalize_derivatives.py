@@ -1,4 +1,4 @@
-"""Finalize of forward mode and of the double backward pass (docs/math.md, Eq. 30 to 37). O(C), in float64.
+"""Finalize of forward mode and of the double backward pass (docs/math.md, Eq. 25 to 32). O(C), in float64.
 
 `sums` (8, C), of which forward mode has the last four rows, holds sums of v*(x - mean) and w*(x - mean), not of v*u and
 w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their gradients. _formulas.py names the rows.
@@ -112,7 +112,7 @@ def finalize_frozen_second(stats, sums, directions, dgamma, coef, C):
 
 @Kernel
 def add_double_shards(counts, gathered, sums, C, ranks, leader):
-    """The sums of all shards together, Eq. 18 and 37; their e is 0."""
+    """The sums of all shards together, Eq. 18 and 32; their e is 0."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
         row = 8 * C + 1

@@ -120,7 +120,8 @@ def batch_norm_double_backward(
             ranks = None if saved._counts is None else saved._counts.size
             gathered = _shards.exchange_marked(peers, message, ranks)
             counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts
-            count = float(counts.sum())
+            if not frozen:  # whose maps need none
+                count = float(counts.sum())
             kernels.merge_double_sums(counts, gathered, sums)
         elif frozen:
             kernels.double_sums(cotangent, given, flat, shape, stats, None, sums)

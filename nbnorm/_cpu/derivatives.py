@@ -33,7 +33,7 @@ def apply_tangent(
 ) -> None:  # fmt: skip
     """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
     coef = np.empty((4, shape[1]))
-    finalize_tangent(stats, sums, directions, count, ddx is None, coef)
+    finalize_tangent(stats, sums, directions, count, coef)
     _apply(x, ddx, ddy, shape, stats, coef)
 
 
@@ -72,7 +72,7 @@ def apply_second(
 ) -> None:  # fmt: skip
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
     coef = np.empty((6, shape[1]))
-    finalize_second(stats, sums, directions, _parameter(dgamma), count, ddx is None, coef)
+    finalize_second(stats, sums, directions, _parameter(dgamma), count, coef)
     _apply(x, dy, dx, shape, stats, coef, ddx)
 
 

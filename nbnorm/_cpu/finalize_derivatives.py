@@ -21,7 +21,6 @@ from nbnorm._formulas import (
     OFFSET,
     PRODUCT,
     SUM,
-    affine,
     covariance,
     moved_product,
     moved_sums,
@@ -58,20 +57,15 @@ def second_channel(c, stats, sums, directions, dgamma, count, coef):
 
 
 @Compiled
-def finalize_tangent(stats, sums, directions, count, absent, coef):
-    """`absent`: this shard's ddx is None, 0 without a memory for it, so that its term is a constant."""
+def finalize_tangent(stats, sums, directions, count, coef):
     for c in range(stats.shape[1]):
         tangent_channel(c, stats, sums, directions, count, coef)
-        if absent:
-            coef[SHIFT, c] = affine(-coef[H, c], coef[A, c], coef[SHIFT, c])
 
 
 @Compiled
-def finalize_second(stats, sums, directions, dgamma, count, absent, coef):
+def finalize_second(stats, sums, directions, dgamma, count, coef):
     for c in range(stats.shape[1]):
         second_channel(c, stats, sums, directions, dgamma, count, coef)
-        if absent:
-            coef[SHIFT, c] = affine(-coef[ORIGIN_OF_DDX, c], coef[B, c], coef[SHIFT, c])
 
 
 @Compiled

@@ -36,7 +36,7 @@ def apply_tangent(
     coef = scratch(ROWS * C)
     finalize_tangent(
         *_by_channel(C), (F64, F64, F64, F64),
-        pointer(stats), pointer(sums), pointer(directions), pointer(coef), C, int(ddx is None), count,
+        pointer(stats), pointer(sums), pointer(directions), pointer(coef), C, count,
     )  # fmt: skip
     if x.size:
         cut = plan.cut(shape, x.itemsize)
@@ -95,7 +95,7 @@ def apply_second(
     coef = scratch(ROWS_OF_THREE * C)
     finalize_second(
         *_by_channel(C), (F64, F64, F64, _kind(dgamma), F64),
-        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, int(ddx is None), count,
+        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, count,
     )  # fmt: skip
     if x.size:
         cut = (plan.cut if ddx is None else plan.cut_of_three)(shape, x.itemsize)

@@ -25,7 +25,6 @@ from nbnorm._formulas import (
     ORIGIN,
     PRODUCT,
     SUM,
-    affine,
     centred_product,
     covariance,
     moved,
@@ -67,11 +66,8 @@ def shard_double_sums(of_dy, of_ddx, of_both, stats, own, sums, C, run, copies, 
 
 
 @Kernel
-def finalize_tangent(stats, sums, directions, coef, C, absent, count):
-    """The map of ddx and x to the tangent of y, or to the gradient of dy; sums are those of ddx.
-
-    `absent`: this shard's ddx is None, 0 without a memory for it, so that its term is a constant.
-    """
+def finalize_tangent(stats, sums, directions, coef, C, count):
+    """The map of ddx and x to the tangent of y, or to the gradient of dy; sums are those of ddx."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
         t, d, inv_std = sums[SUM * C + c], stats[DEVIATION * C + c], stats[INV_STD * C + c]
@@ -79,14 +75,12 @@ def finalize_tangent(stats, sums, directions, coef, C, absent, count):
         a, scale, shift = tangent_map(
             t, alpha, d, count, stats[GAMMA * C + c], inv_std, directions[OF_GAMMA * C + c], directions[OF_BETA * C + c]
         )
-        if absent:
-            shift = affine(-sums[DY_ORIGIN * C + c], a, shift)
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
         coef[A * C + c], coef[H * C + c] = a, sums[DY_ORIGIN * C + c]
 
 
 @Kernel
-def finalize_second(stats, sums, directions, dgamma, coef, C, absent, count):
+def finalize_second(stats, sums, directions, dgamma, coef, C, count):
     """The map of dy, ddx and x to the gradient of x, and the gradient of gamma unless dgamma is None."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
@@ -98,8 +92,6 @@ def finalize_second(stats, sums, directions, dgamma, coef, C, absent, count):
         a, b, scale, shift = second_map(
             s, t, alpha, delta, sigma, d, count, stats[GAMMA * C + c], inv_std, directions[OF_GAMMA * C + c]
         )
-        if absent:
-            shift = affine(-sums[(DDX + DY_ORIGIN) * C + c], b, shift)
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
         coef[A * C + c], coef[H * C + c] = a, sums[DY_ORIGIN * C + c]
         coef[B * C + c], coef[ORIGIN_OF_DDX * C + c] = b, sums[(DDX + DY_ORIGIN) * C + c]

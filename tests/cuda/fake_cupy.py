@@ -132,6 +132,7 @@ def install():
     ndarray.__module__ = "cupy"
     for name in ("empty", "zeros", "ones", "full", "sqrt", "where"):
         setattr(cupy, name, _made(getattr(np, name)))
+    cupy.zeros_like = _made(np.zeros_like, _plain)
     cupy.empty_like, cupy.array, cupy.asarray = _made(np.empty_like, _plain), _made(np.array, _plain), _asarray
     cupy.broadcast_to = lambda array, shape: _view(np.broadcast_to(_plain(array), shape), array)
     cupy.concatenate = lambda arrays, axis: _made(np.concatenate)([*map(_here, arrays)], axis)

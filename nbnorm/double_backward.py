@@ -101,7 +101,7 @@ def batch_norm_double_backward(
         with kernels.on_device_of(x):
             xp = kernels.xp
             if ddx is None and peers is not None and not frozen:  # another rank may have one, on which this one depends
-                ddx = xp.zeros_like(x)
+                ddx = kernels.kept(xp.zeros_like(x))
             directions = like_parameters(saved, ddgamma=ddgamma, ddbeta=ddbeta)
             ddy, dx = xp.empty_like(x), xp.empty_like(x)
             dgamma = (xp.empty if x.size else xp.zeros)(saved._shape, saved._dtype) if saved._with_gamma else None

@@ -79,7 +79,7 @@ def batch_norm_jvp(
             _arguments.output(kernels, out, x, inputs, allowed=("dx", "x"))
         with kernels.on_device_of(x):
             if dx is None and peers is not None:  # another rank may have one, on which this one depends
-                dx = kernels.xp.zeros_like(x)
+                dx = kernels.kept(kernels.xp.zeros_like(x))
             directions = like_parameters(saved, dgamma=dgamma, dbeta=dbeta)
             dy = kernels.xp.empty_like(x) if out is None else out
             given, target = None if dx is None else kernels.read(layout, dx), kernels.write(layout, dy)

@@ -13,6 +13,8 @@ from test_numerics import DOUBLE, FORMS, HALF, WIDE, alternating, every_form, pu
 from tolerance import DTYPES, assert_gradient_close, dtype_of, needs_wide
 
 import nbnorm
+from nbnorm._cpu import derivatives as derivatives_on_cpu
+from nbnorm._cpu import plan, threads
 
 SHAPES = [(2, 3, 1), (3, 2, 4), (7, 1, 3), (2, 2, 70), (20, 5, 1), (1, 2, 33)]  # (N, C, S)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -312,6 +314,31 @@ def test_a_gradient_that_is_not_finite_stays_in_its_channel(dtype, rng):
             assert same_bits(one[:, [0, 2]], other[:, [0, 2]])
         assert np.isnan(bad.dx[:, 1]).all()
         assert np.isnan(bad.dgamma).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 41, 13), (64, 96, 7, 7), (300, 17)], ids=str)
+def test_bits_do_not_depend_on_the_twin_or_the_driver(shape, monkeypatch, rng):
+    x, dy, state, cotangents = case(rng, shape, "float32")
+    saved, _ = run_forward(x, state, False)
+    used = []
+    fused = derivatives_on_cpu.fused_double_segments
+    monkeypatch.setattr(
+        derivatives_on_cpu, "fused_double_segments", lambda *args: (used.append(args[-1]), fused(*args))
+    )  # fmt: skip
+
+    def bits():
+        arrays = *nbnorm.batch_norm_double_backward(*cotangents, dy, saved), nbnorm.batch_norm_jvp(*cotangents, saved)
+        return [array.tobytes() for array in arrays]
+
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", x.size * 100)
+    serial = bits()
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
+    assert bits() == serial
+    segments = used[:]
+    monkeypatch.setattr(plan, "CHANNEL_BYTES", 0)
+    assert bits() == serial
+    assert used == segments == ([1, 2] if len(shape) == 4 and shape[2] > 8 else [])
 
 
 # ---- arguments

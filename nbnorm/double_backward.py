@@ -116,27 +116,29 @@ def batch_norm_double_backward(
         _shards.announce(peers, lambda: failed(kernels, saved, 8))
         raise
 
-    count, shape = float(N * S), layout.shape
+    # With frozen statistics there is no count in the maps: what it divides is 0.
+    count, shape = 1.0 if frozen else float(N * S), layout.shape
     with kernels.on_device_of(x):
         if peers is not None:
             ranks = None if saved._counts is None else saved._counts.size
             gathered = _shards.exchange_marked(peers, message, ranks)
             counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts
-            if not frozen:  # whose maps need none
-                count = float(counts.sum())
             kernels.merge_double_sums(counts, gathered, sums)
+            count = 1.0 if frozen else float(counts.sum())
         elif frozen:
             kernels.double_sums(cotangent, given, flat, shape, stats, None, sums)
-        if frozen:
+
+        if peers is None and not frozen:
+            if x.size:
+                kernels.double_backward(cotangent, given, flat, target_ddy, target_dx, shape, stats, directions, dgamma)
+        else:
             kernels.apply_tangent(cotangent, flat, target_ddy, shape, stats, sums[DDX:], directions, count)
-            kernels.apply_frozen_second(given, target_dx, shape, stats, sums, directions, dgamma)
-        elif peers is not None:
-            kernels.apply_tangent(cotangent, flat, target_ddy, shape, stats, sums[DDX:], directions, count)
-            kernels.apply_second(cotangent, given, flat, target_dx, shape, stats, sums, directions, dgamma, count)
-            if dgamma is not None and param_grads == "local":
-                kernels.shard_gamma(own, float(N * S), sums, count, stats, dgamma)
-        elif x.size:
-            kernels.double_backward(cotangent, given, flat, target_ddy, target_dx, shape, stats, directions, dgamma)
+            if frozen:
+                kernels.apply_frozen_second(given, target_dx, shape, stats, sums, directions, dgamma)
+            else:
+                kernels.apply_second(cotangent, given, flat, target_dx, shape, stats, sums, directions, dgamma, count)
+                if dgamma is not None and param_grads == "local":
+                    kernels.shard_gamma(own, float(N * S), sums, count, stats, dgamma)
         kernels.finish(layout, target_ddy, ddy)
         kernels.finish(layout, target_dx, dx)
     return DoubleGradients(ddy, dx, dgamma)

@@ -94,7 +94,7 @@ def batch_norm_jvp(
         _shards.announce(peers, lambda: failed(kernels, saved, 4))
         raise
 
-    count = float(N * S)
+    count = 1.0 if saved.use_running else float(N * S)  # with frozen statistics what it divides is 0
     with kernels.on_device_of(x):
         if peers is not None:
             counts = np.asarray(saved._counts)

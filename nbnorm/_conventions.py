@@ -1,6 +1,6 @@
 """What the batch normalizations of other libraries do by default, in the terms of `BatchNormState`.
 
-Read in their sources and tried beside them on 2026-11-26 (Chainer: read only); tests/test_exchange_libraries.py tries
+Read in their sources and tried beside them on 2026-11-26 (Chainer: read only); tests/exchange tries
 them again. Keras, Flax and ONNX call the weight of the old statistics momentum, Chainer calls it decay.
 """
 

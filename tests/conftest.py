@@ -37,7 +37,7 @@ def _wait_without_spinning():
 _use_a_kernel_cache_of_these_sources()
 _wait_without_spinning()
 
-pytest.register_assert_rewrite("beside", "common", "derivatives", "hostile", "launches", "tolerance")
+pytest.register_assert_rewrite("common", "derivatives", "hostile", "launches", "tolerance")
 
 import numpy as np  # noqa: E402
 from common import random_state, sample  # noqa: E402

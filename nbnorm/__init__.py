@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as _numpy  # noqa: F401  the array library nothing here works without
 
 if TYPE_CHECKING:
+    from nbnorm import exchange, parallel
     from nbnorm._batch_stats import BatchStats
     from nbnorm._cpu.threads import get_num_threads, set_num_threads
     from nbnorm.double_backward import DoubleGradients, batch_norm_double_backward
@@ -53,6 +54,8 @@ _HOME = {
     "set_num_threads": "_cpu.threads",
 }
 
+_MODULES = ("exchange", "parallel")
+
 __all__ = [
     "BatchNorm",
     "BatchNormState",
@@ -68,14 +71,18 @@ __all__ = [
     "batch_norm_jvp",
     "batch_norm_training",
     "batch_stats",
+    "exchange",
     "fold",
     "get_num_threads",
     "merge_stats",
+    "parallel",
     "set_num_threads",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"nbnorm.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'nbnorm' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"nbnorm.{_HOME[name]}"), name)

@@ -103,6 +103,13 @@ def test_every_public_name_can_be_reached_and_is_listed():
         nbnorm.batch_norm  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["exchange.to_keras", "parallel.Sync"])
+def test_modules_need_no_import_of_their_own(name):
+    code = f"import sys, nbnorm; print('nbnorm.exchange' in sys.modules, nbnorm.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"False {name.split('.')[1]}\n"
+
+
 def test_import_and_state_load_neither_numba_nor_a_framework():
     code = "import sys, nbnorm; nbnorm.BatchNormState(3); print(sorted({'numba', 'cupy', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -298,11 +298,11 @@ def guard_pages():
                     dx, dgamma, dbeta = nbnorm.batch_norm_backward(gradient, saved, out=target)
                     found[-1] += [array.tobytes() for array in (dx, dgamma, dbeta, nbnorm.batch_stats(given).m2)]
                     found[-1].append(nbnorm.batch_norm_inference(given, state, out=target).tobytes())
-                    found[-1].append(nbnorm.batch_norm_jvp(gradient, None, None, saved, out=target).tobytes())
-                    second = nbnorm.batch_norm_double_backward(given, None, None, gradient, saved)
-                    found[-1] += [array.tobytes() for array in second]
+                    if dtype == "float32":  # the map of three arrays; compiling it takes long
+                        second = nbnorm.batch_norm_double_backward(given, None, None, gradient, saved)
+                        found[-1] += [array.tobytes() for array in second]
                 assert found[0] == found[1], (shape, dtype, at_end)
-                calls += 6
+                calls += 4
     return [[calls]]
 
 

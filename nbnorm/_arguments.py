@@ -132,8 +132,8 @@ def param_grads(value: object) -> None:
         raise ValueError(f"param_grads is {_short(value)}; expected 'local' (this shard's) or 'global' (everyone's)")
 
 
-def instance(name: str, value: Any, kind: type, way_out: str) -> None:
-    """`value` is of one of our own classes."""
+def instance(name: str, value: Any, kind: type | tuple[type, ...], way_out: str) -> None:
+    """`value` is of this class, or of one of these."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__qualname__}; expected {way_out}")
 

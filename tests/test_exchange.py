@@ -99,6 +99,15 @@ def test_arrays_of_16_bits_become_float32(kind, rng):
     check(exchange.from_keras(weights), weights, True, True, "float32")
 
 
+@pytest.mark.parametrize("kind", [np.longdouble, np.int64])
+def test_what_float32_does_not_hold_becomes_float64(kind):
+    wide = np.array([2**24 + 1, 3], kind)
+    for weights in ([wide, *[np.ones(2, np.float32)] * 3], [*[np.ones(2, np.float32)] * 3, wide]):
+        state = exchange.from_keras(weights)
+        assert state.dtype == np.float64
+        assert 2**24 + 1 in (state.gamma[0], state.running_var[0])
+
+
 def test_lists_are_arrays():
     state = exchange.from_keras([[1.0, 2.0], [0.5, 1.5]], scale=False, center=False)
     assert (state.running_mean.tolist(), state.running_var.tolist()) == ([1, 2], [0.5, 1.5])
@@ -133,7 +142,15 @@ def test_bad_arguments(given, rng):
         (lambda: keras(four, momentum=1.1), ValueError, "momentum is 1.1", "old statistics"),
         (lambda: keras(four, momentum=None), ValueError, "momentum is None"),
         (lambda: keras(four, momentum=np.nan), ValueError, "momentum is nan"),
-        (lambda: keras([a.astype(complex) for a in four]), TypeError, "complex128"),
+        (lambda: keras(four, momentum=True), ValueError, "momentum is True", "old statistics"),
+        (lambda: keras([a.astype(complex) for a in four]), TypeError, "weights has gamma of dtype complex128"),
+        (lambda: keras([*four[:3], np.array(list("abc"))]), TypeError, "moving_variance of dtype <U1", "real numbers"),
+        (lambda: keras(None), TypeError, "weights is a NoneType", "layer.get_weights()"),
+        (lambda: keras(dict(zip("abcd", four, strict=True))), TypeError, "weights is a dict"),
+        (lambda: flax(None, batch_stats), TypeError, "params is a NoneType", "scale and bias"),
+        (lambda: flax(params, [four[2], four[3]]), TypeError, "batch_stats is a list", "mean and var"),
+        (lambda: flax({"scale": four[0] * 1j}, batch_stats), TypeError, "scale of dtype complex64"),
+        (lambda: onnx(node(), None), TypeError, "initializers is a NoneType", "graph.initializer"),
         (lambda: flax({"gamma": four[0]}, batch_stats), ValueError, "params has gamma", "scale and bias"),
         (lambda: flax({"BatchNorm_0": params}, batch_stats), ValueError, "params has BatchNorm_0"),
         (lambda: flax(params, {}), ValueError, "batch_stats has nothing", "mean and var"),

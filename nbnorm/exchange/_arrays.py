@@ -19,6 +19,8 @@ def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: flo
     ours = {own: to_numpy(theirs, found[theirs]) for own, theirs in zip(NAMES, names) if theirs in found}
     shape = ours["running_mean"].shape
     for own, theirs in zip(NAMES, names):
+        if own in ours and not np.can_cast(ours[own].dtype, np.float64, "same_kind"):
+            raise TypeError(f"{name} has {theirs} of dtype {ours[own].dtype!s:.40}; expected real numbers")
         if own in ours and (not shape or ours[own].shape != shape):
             raise ValueError(
                 f"{name} has {theirs} of shape {ours[own].shape!s:.40} and {names[2]} of shape {shape!s:.40}; "
@@ -33,7 +35,7 @@ def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: flo
         unbiased=False,
         use_gamma="gamma" in ours,
         use_beta="beta" in ours,
-        dtype="float64" if any(array.dtype == np.float64 for array in ours.values()) else "float32",
+        dtype="float32" if all(np.can_cast(array.dtype, np.float32) for array in ours.values()) else "float64",
     )
     for own, array in ours.items():
         setattr(state, own, array)
@@ -42,7 +44,8 @@ def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: flo
 
 def _weight_of_the_new(momentum: float) -> float:
     """nbnorm's momentum for that of the others."""
-    if not isinstance(momentum, int | float | np.integer | np.floating) or not 0 <= momentum <= 1:
+    real = isinstance(momentum, int | float | np.integer | np.floating) and not isinstance(momentum, bool)
+    if not real or not 0 <= momentum <= 1:
         raise ValueError(f"momentum is {momentum!r:.40}; expected the weight of the old statistics, 0 to 1")
     return round(1 - momentum, 15)  # 0.01 for 0.99, not 0.010000000000000009
 

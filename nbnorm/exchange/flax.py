@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from nbnorm import _arguments
 from nbnorm.exchange._arrays import arrays_of, state_of
 from nbnorm.state import BatchNormState
 
@@ -32,10 +33,13 @@ def from_flax(
     Returns
     -------
     BatchNormState
-        On the CPU, with copies of the arrays; float64 where one of them is. Its `momentum` is 1 - `momentum`.
+        On the CPU, with copies of the arrays; float64 where float32 does not hold one of them. Its `momentum` is
+        1 - `momentum`.
 
     Raises
     ------
+    TypeError
+        When an argument is of the wrong kind, or the numbers are not real.
     ValueError
         When a name is missing or unknown, shapes differ, a variance is negative, or eps or momentum is out of
         range.
@@ -59,6 +63,7 @@ def from_flax(
     True
     """
     for name, found, known in (("params", params, _NAMES[:2]), ("batch_stats", batch_stats, _NAMES[2:])):
+        _arguments.instance(name, found, Mapping, f"a mapping with {' and '.join(known)} of one layer")
         unknown, missing = sorted(found.keys() - set(known)), set(known) - found.keys()
         if unknown or (missing and name == "batch_stats"):
             raise ValueError(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm import _arguments
 from nbnorm.exchange._arrays import arrays_of_one_axis, state_of
 from nbnorm.state import BatchNormState
 
@@ -32,10 +34,13 @@ def from_keras(
     Returns
     -------
     BatchNormState
-        On the CPU, with copies of the arrays; float64 where one of them is. Its `momentum` is 1 - `momentum`.
+        On the CPU, with copies of the arrays; float64 where float32 does not hold one of them. Its `momentum` is
+        1 - `momentum`.
 
     Raises
     ------
+    TypeError
+        When an argument is of the wrong kind, or the numbers are not real.
     ValueError
         When there are more or fewer arrays than `scale` and `center` say, shapes differ, a variance is negative,
         or eps or momentum is out of range.
@@ -55,6 +60,7 @@ def from_keras(
     >>> state.running_var
     array([3., 4.])
     """
+    _arguments.instance("weights", weights, (Sequence, np.ndarray), "the arrays of layer.get_weights()")
     present = [name for name, there in zip(_NAMES, (scale, center, True, True)) if there]
     if len(weights) != len(present):
         raise ValueError(

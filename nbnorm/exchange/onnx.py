@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from nbnorm import _arguments
 from nbnorm._state_dict import NAMES
 from nbnorm.exchange._arrays import arrays_of_one_axis, state_of
 from nbnorm.state import BatchNormState
 
+_CONSTANTS = "graph.initializer or a mapping of names to arrays"
 _NAMES = ("scale", "B", "input_mean", "input_var")
 
 
@@ -27,11 +29,13 @@ def from_onnx(node: Any, initializers: Iterable[Any] | Mapping[str, Any]) -> Bat
     Returns
     -------
     BatchNormState
-        On the CPU, with copies of the arrays; float64 where one of them is. Its eps is the node's, its momentum 1 - the
-        node's, to the digits of float32 that a node keeps.
+        On the CPU, with copies of the arrays; float64 where float32 does not hold one of them. Its eps is the
+        node's, its momentum 1 - the node's, to the digits of float32 that a node keeps.
 
     Raises
     ------
+    TypeError
+        When an argument is of the wrong kind, or the numbers are not real.
     ValueError
         When the node is of another kind, one of its four inputs is no initializer, shapes differ, a variance is
         negative, or epsilon or momentum is out of range.
@@ -54,6 +58,7 @@ def from_onnx(node: Any, initializers: Iterable[Any] | Mapping[str, Any]) -> Bat
     if getattr(node, "op_type", None) != "BatchNormalization" or len(node.input) != 5:
         found = getattr(node, "op_type", type(node).__qualname__)
         raise ValueError(f"node is a {found!s:.40}; expected a BatchNormalization with 5 inputs")
+    _arguments.instance("initializers", initializers, Iterable, _CONSTANTS)
     inputs = dict(zip(_NAMES, list(node.input)[1:]))
     constants = initializers if isinstance(initializers, Mapping) else _by_name(initializers, set(inputs.values()))
     for role, name in inputs.items():
@@ -129,8 +134,10 @@ def to_onnx(state: BatchNormState, name: str = "bn", training: bool = False) -> 
 
 def _by_name(tensors: Iterable[Any], wanted: set[str]) -> dict[str, Any]:
     """The arrays of the TensorProtos of these names."""
-    to_array = _package().numpy_helper.to_array
-    return {tensor.name: to_array(tensor) for tensor in tensors if tensor.name in wanted}
+    onnx, tensors = _package(), list(tensors)
+    for i, tensor in enumerate(tensors):
+        _arguments.instance(f"initializers[{i}]", tensor, onnx.TensorProto, _CONSTANTS)
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors if tensor.name in wanted}
 
 
 def _package() -> Any:

@@ -177,6 +177,16 @@ def test_what_cannot_leave(to, given):
         refuse(given, lambda: to(nbnorm.BatchNormState((3, 2))), ValueError, "(3, 2)", "one channel axis")
 
 
+def test_without_onnx_a_mapping_will_do(rng, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    constants = dict(zip("sbmv", arrays(rng), strict=True))
+    state = exchange.from_onnx(node(), constants)
+    for call in (lambda: exchange.to_onnx(state), lambda: exchange.from_onnx(node(), [SimpleNamespace(name="s")])):
+        with pytest.raises(ImportError) as caught:
+            call()
+        assert "pip install onnx" in caught.value.__notes__[0]
+
+
 def test_nothing_of_these_libraries_is_imported():
     code = (
         "import sys; from nbnorm import exchange; print(sorted({'onnx', 'keras', 'flax', 'numba'} & set(sys.modules)))"

@@ -27,6 +27,7 @@ OPTIONS = [
     {"use_gamma": False},
     {"use_beta": False, "momentum": 1 / 3},
     {"track_running": False},
+    {"unbiased": False},
     {"skip_nonfinite": True},
     {"skip_nonfinite": True, "momentum": None},
     {"use_gamma": False, "use_beta": False, "dtype": "float64"},
@@ -36,8 +37,8 @@ OPTIONS = [
 
 def described(state):
     """All that a state is, beside its arrays."""
-    return (state.num_features, state.dtype, state.eps, state.momentum, state.skip_nonfinite, state.num_skipped,
-            state.device)  # fmt: skip
+    return (state.num_features, state.dtype, state.eps, state.momentum, state.unbiased, state.skip_nonfinite,
+            state.num_skipped, state.device)  # fmt: skip
 
 
 @pytest.fixture(params=FORMATS)
@@ -288,12 +289,12 @@ def test_statistics_without_a_count_come_back_without_one(given, path):
 
 
 def test_files_of_version_1_are_read(tmp_path, rng):
-    """As the first version wrote them: every number of values, nothing of skipped batches."""
+    """As the first version wrote them: every number of values, nothing of skipped batches and of biased variances."""
     state = random_state(rng, 3, momentum=None)
     batch_norm_training(sample(rng, (6, 3)), state)
     state.save(tmp_path / "new.npz")
     found = members(tmp_path / "new.npz")
     del found["num_batches_skipped.npy"]
-    build(tmp_path / "old.npz", (found | described_file(found, version=1, skip_nonfinite=...)).items())
+    build(tmp_path / "old.npz", (found | described_file(found, version=1, skip_nonfinite=..., unbiased=...)).items())
     twin = BatchNormState.load(tmp_path / "old.npz")
     assert (snapshot(twin), described(twin)) == (snapshot(state), described(state))

@@ -147,10 +147,11 @@ def test_frozen_statistics(param_grads, update_running, rng):
     assert {tuple(step.sizes) for step in steps} == {tuple(messages[param_grads, update_running])}
 
 
-def test_pooled_running_statistics_of_several_steps(rng):
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_pooled_running_statistics_of_several_steps(unbiased, rng):
     """Exact pooling with steps in shards gives the statistics of all values; every rank has the same bits."""
     x, dy, _ = given(rng, "images", mean=10)
-    state = random_state(rng, 3, momentum=None)
+    state = random_state(rng, 3, momentum=None, unbiased=unbiased)
     whole = copy.deepcopy(state)
     for sizes, rows in (((300, 100, 0), slice(0, 400)), ((0, 1, 599), slice(400, 1000))):
         steps = ranks.step_in_shards(x[rows], dy[rows], state, sizes)
@@ -159,7 +160,7 @@ def test_pooled_running_statistics_of_several_steps(rng):
         nbnorm.batch_norm_training(x[rows], whole)
     count, mean, m2 = reference.stats(x)
     assert_relative(state.running_mean, mean)
-    assert_relative(state.running_var, m2 / (count - 1))
+    assert_relative(state.running_var, m2 / (count - unbiased))
     assert (state.num_batches, state.num_samples) == (whole.num_batches, whole.num_samples) == (2, count)
 
 

@@ -112,7 +112,9 @@ def test_a_state_is_used_from_the_other_device(cupy, rng, tmp_path):
     state.save(tmp_path / "state.npz")
     assert snapshot(nbnorm.BatchNormState.load(tmp_path / "state.npz")) == snapshot(host)
     gamma = state.gamma
-    state.gamma, state.beta = [1.0, 2.0, 3.0], on(cupy, 0, np.float32([4, 5, 6]))
+    state.gamma, state.beta = [1.0, 2.0, 3.0], on(cupy, 1, np.float32([4, 5, 6]))
+    with pytest.raises(TypeError, match=r"^beta is on cuda:0 but the state is on cuda:1; copy it there first$"):
+        state.beta = on(cupy, 0, np.float32([7, 8, 9]))
     assert state.gamma is gamma
     assert (state.gamma.get().tolist(), state.beta.get().tolist()) == ([1, 2, 3], [4, 5, 6])
     state.reset_running()

@@ -15,8 +15,18 @@ from typing import Any
 
 import numba
 
+from nbnorm._cpu.progress import progress
 from nbnorm._cpu.threads import exactly, guard, limited
 from nbnorm._cpu.vector import OPTIONS
+
+# A kernel is called from Python only, and needs no way in from C.
+KERNEL: dict[str, Any] = {**OPTIONS, "nogil": True, "no_cfunc_wrapper": True}
+
+
+def _kernel(body: Callable[..., None], **options: Any) -> Any:
+    dispatcher = numba.njit(**KERNEL, **options)(body)
+    progress.kernels.add(dispatcher)
+    return dispatcher
 
 
 class Compiled:
@@ -27,11 +37,11 @@ class Compiled:
 
     def __init__(self, body: Callable[..., None], **options: Any) -> None:
         self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self._compile_anew = lambda: numba.njit(nogil=True, **OPTIONS, **options)(body)
+        self._compile_anew = lambda: _kernel(body, **options)
         self._with_cache: Any = None
         self._removed: set[str] = set()  # files of the cache, each at most once
         try:
-            self.dispatcher = self._with_cache = numba.njit(nogil=True, cache=True, **OPTIONS, **options)(body)
+            self.dispatcher = self._with_cache = _kernel(body, cache=True, **options)
         except RuntimeError as error:  # Numba: "no locator available"
             self._leave_the_cache(error)
 

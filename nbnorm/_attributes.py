@@ -49,17 +49,19 @@ def _copy(state: Any, name: str, target: Any, value: Any, flag: str, put: Callab
     """
     if target is None:
         raise ValueError(f"the state has no {name}; make it with {flag}=True")
-    if _device.of(value) not in ("cpu", state.device):
-        raise TypeError(f"{name} is on {_device.of(value)} but the state is on {state.device}; copy it there first")
-    array = to_numpy(name, value) if _device.of(value) == "cpu" else value
+    found = _device.of(value)
+    if found != "cpu" and state.device == "cpu":
+        raise TypeError(f"{name} is on {found} but the state is on cpu; assign cupy.asnumpy({name})")
+    array = to_numpy(name, value) if found == "cpu" else value
     if array.shape != target.shape:
         raise ValueError(f"{name} has shape {array.shape!s:.60}; expected {target.shape!s:.60}")
     if not np.can_cast(array.dtype, target.dtype, "same_kind"):
         raise TypeError(f"{name} has dtype {array.dtype}; expected {target.dtype}, or what casts to it safely")
     with _device.current(state.device):
+        array = _device.moved(array, state.device)
         if name == "running_var" and (array < 0).any():
             raise ValueError(f"{name} has negative values; expected variances, 0 or more")
-        put(_device.library(state.device).asarray(array))
+        put(array)
 
 
 def counted(place: int, name: str, doc: str) -> Any:

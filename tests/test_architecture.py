@@ -20,6 +20,7 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm._cuda.plan",
         "nbnorm.parallel",
         "nbnorm._conventions",
+        "nbnorm._kernel_cache",
     },
     {
         "nbnorm._layout",

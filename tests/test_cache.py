@@ -17,6 +17,7 @@ import weakref
 import zipfile
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import reference
@@ -310,6 +311,27 @@ def test_processes_that_share_one_empty_cache_agree(tmp_path):
     for process in [start(tmp_path) for _ in range(20 if os.environ.get("NBNORM_STRESS") else 6)]:
         assert outcome(process)["warnings"] == []
     assert_whole(tmp_path)
+
+
+def half(values, workers):
+    values[0] = values[0] // 2
+
+
+def test_code_of_another_signature_is_not_run(tmp_path, monkeypatch):
+    """What two processes leave that compile for float16 (uint16) and bfloat16 (int16) in the same moment."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    values = [np.array([40_000, 0], np.uint16), np.array([-3, 0], np.int16)]
+    for array in values:
+        launch.Compiled(half)(array, 1)
+    (_, first), (_, second) = sorted((path.stat().st_mtime_ns, path) for path in tmp_path.rglob("*.nbc"))
+    shutil.copy(first, second)
+    array = np.array([-4, 0], np.int16)
+    kernel = launch.Compiled(half)
+    kernel(array, 1)
+    assert array[0] == -2
+    launch.Compiled(half)(array, 1)
+    assert array[0] == -1
+    assert first.read_bytes() != second.read_bytes()  # written anew
 
 
 def test_an_edited_helper_is_seen_in_a_cache_of_its_own_and_in_no_other(tmp_path):

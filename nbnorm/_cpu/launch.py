@@ -7,10 +7,9 @@ region, and where a parallel region would be unsafe the serial twin answers.
 from __future__ import annotations
 
 import os
-import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -18,6 +17,7 @@ import numba
 from nbnorm._cpu.progress import progress
 from nbnorm._cpu.threads import exactly, guard, limited
 from nbnorm._cpu.vector import OPTIONS
+from nbnorm._kernel_cache import comes_from_the_cache, only_own_entries, unreadable_file
 
 # A kernel is called from Python only, and needs no way in from C.
 KERNEL: dict[str, Any] = {**OPTIONS, "nogil": True, "no_cfunc_wrapper": True}
@@ -41,7 +41,7 @@ class Compiled:
         self._with_cache: Any = None
         self._removed: set[str] = set()  # files of the cache, each at most once
         try:
-            self.dispatcher = self._with_cache = _kernel(body, cache=True, **options)
+            self.dispatcher = self._with_cache = only_own_entries(_kernel(body, cache=True, **options))
         except RuntimeError as error:  # Numba: "no locator available"
             self._leave_the_cache(error)
 
@@ -56,7 +56,7 @@ class Compiled:
 
     def recovers_from(self, dispatcher: Any, error: Exception) -> bool:
         """Whether the cache was the cause of this dispatcher's error, and another call may go well."""
-        if dispatcher is not self._with_cache or not _comes_from_the_cache(error):
+        if dispatcher is not self._with_cache or not comes_from_the_cache(error):
             return False
         if self.dispatcher is dispatcher and not self._removes_damage(error):  # another thread may have been here
             self._leave_the_cache(error)
@@ -69,7 +69,7 @@ class Compiled:
 
     def _removes_damage(self, error: Exception) -> bool:
         """Whether the error was a damaged file, which is gone now."""
-        path = _unreadable_file(error)
+        path = unreadable_file(error)
         if path is None:
             return False
         try:
@@ -90,34 +90,6 @@ class Compiled:
             f"kernels are compiled anew in every process: {type(error).__name__} {error!s:.300}; "
             "empty the directory that `python -m nbnorm info` names, or set NUMBA_CACHE_DIR to a writable one"
         )
-
-
-def _frames_of_the_cache(error: Exception) -> Iterator[types.FrameType]:
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__") == "numba.core.caching":
-            yield frame
-
-
-def _comes_from_the_cache(error: Exception) -> bool:
-    """Then no kernel has run yet: Numba reads and writes the cache when it compiles."""
-    return any(True for _ in _frames_of_the_cache(error))
-
-
-def _unreadable_file(error: Exception) -> str | None:
-    """The index or the data of one signature, if Numba made no sense of it; None when something else has failed."""
-    if isinstance(error, OSError | MemoryError):  # of the machine, not of the file
-        return None
-    try:
-        key: Any = None
-        for frame in _frames_of_the_cache(error):
-            name, found = frame.f_code.co_name, frame.f_locals
-            if name == "_load_index":
-                return found["self"]._index_path
-            if name == "_load_overload":
-                file, key = found["self"]._cache_file, found["key"]
-        return None if key is None else file._data_path(file._load_index()[key])
-    except Exception:  # private names of Numba's, which another version need not have: then the cache is left
-        return None
 
 
 def _warn(message: str) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import numba
 from numba import cuda as numba_cuda
 
+from nbnorm._kernel_cache import only_own_entries
+
 _settings: Any = numba.config
 SIMULATED = bool(_settings.ENABLE_CUDASIM)
 cuda: Any
@@ -129,7 +131,7 @@ def _dispatcher(body: Callable[..., None]) -> Any:
     # Two blocks of 256 threads fit on every multiprocessor: at most 128 registers a thread.
     options = {"launch_bounds": (256, 2), "extensions": [_AbsentAsNull]}
     try:
-        return numba_cuda.jit(body, cache=True, **options)
+        return only_own_entries(numba_cuda.jit(body, cache=True, **options))
     except RuntimeError:  # Numba: "no locator available"
         text = "CUDA kernels are compiled anew in every process; set NUMBA_CACHE_DIR to a writable directory"
         warnings.warn(text, RuntimeWarning, stacklevel=1)  # one place and one text: shown once

@@ -240,6 +240,12 @@ def moved_product(product, s, t, h, other_h, o, other_o, count):
 
 
 @formula
+def shard_second_dgamma(product, ddx_xmu, delta, inv_std):
+    """Eq. 33: a shard's part of the gradient of gamma, from its sums of ddx*(dy - mean of dy) and ddx*(x - mean)."""
+    return inv_std * (product - delta * (inv_std * ddx_xmu))
+
+
+@formula
 def affine_of_three(w, b, v, a, u, scale, shift):
     """Eq. 29: the map of the double backward pass; w = ddx - o, v = dy - h and u = x - k."""
     return fma(v, a, fma(w, b, affine(u, scale, shift)))

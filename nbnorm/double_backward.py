@@ -70,7 +70,7 @@ def batch_norm_double_backward(
 
     References
     ----------
-    Derived in docs/math.md, Eq. 27 to 32.
+    Derived in docs/math.md, Eq. 27 to 33.
 
     Examples
     --------

@@ -150,3 +150,16 @@ def test_a_sum_of_products_may_have_other_origins(other_h, other_o):
     product = sum(one * other for one, other in zip(v, w, strict=True))
     found = formulas.moved_product(product, sum(v), sum(w), h, other_h, o, other_o, N)
     assert found == sum((g - other_h) * (z - other_o) for g, z in zip(G, Z, strict=True))
+
+
+@pytest.mark.parametrize("cut", [0, 2, 5])
+def test_parts_of_shards_add_up_to_the_gradient_of_gamma(cut):
+    mean, of_z = sum(G) / N, sum(Z) / N
+    alpha, delta = (INV_STD * sum(a * (x - MEAN) for a, x in zip(values, X, strict=True)) / N for values in (Z, G))
+    sigma = sum((z - of_z) * (g - mean) for z, g in zip(Z, G, strict=True)) / N
+    total = F(0)
+    for shard in (slice(cut), slice(cut, N)):
+        product = sum((z * (g - mean) for z, g in zip(Z[shard], G[shard], strict=True)), F(0))
+        ddx_xmu = sum((z * (x - MEAN) for z, x in zip(Z[shard], X[shard], strict=True)), F(0))
+        total += formulas.shard_second_dgamma(product, ddx_xmu, delta, INV_STD)
+    assert total == formulas.second_dgamma(alpha, delta, sigma, INV_STD, N)

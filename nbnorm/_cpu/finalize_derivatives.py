@@ -1,4 +1,4 @@
-"""Finalize of forward mode and of the double backward pass (docs/math.md, Eq. 25 to 32). O(C), in float64.
+"""Finalize of forward mode and of the double backward pass (docs/math.md, Eq. 25 to 33). O(C), in float64.
 
 `sums` (8, C), of which forward mode has the last four rows, holds sums of v*(x - mean) and w*(x - mean), not of v*u and
 w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their gradients. _formulas.py names the rows.
@@ -27,6 +27,7 @@ from nbnorm._formulas import (
     normalized_mean,
     second_dgamma,
     second_map,
+    shard_second_dgamma,
     tangent_map,
 )
 
@@ -97,7 +98,7 @@ def shard_dgamma(own, own_count, sums, count, stats, dgamma):
         product = moved_product(own[CROSS, c], own[SUM, c], own[DDX + SUM, c], h, mean_dy, o, 0.0, own_count)
         _, ddx_xmu = moved_sums(own[DDX + SUM, c], own[DDX + PRODUCT, c], own[OFFSET, c], o, 0.0, own_count)
         delta = normalized_mean(sums[PRODUCT, c], inv_std, count)
-        set_parameter(dgamma, c, C, inv_std * (product - delta * (inv_std * ddx_xmu)))
+        set_parameter(dgamma, c, C, shard_second_dgamma(product, ddx_xmu, delta, inv_std))
 
 
 @Compiled

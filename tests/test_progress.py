@@ -1,4 +1,4 @@
-"""A first call says what it compiles, to those who ask; a later one says nothing."""
+"""A first call says what it compiles, to those who ask, and compiles its own twin only; a later one says nothing."""
 
 import logging
 import re
@@ -43,3 +43,18 @@ def test_a_kernel_that_is_compiled_is_a_line_before_and_one_after(kernel, caplog
 def test_nothing_is_shown_to_those_who_do_not_ask(kernel, capfd):
     commit(kernel)
     assert capfd.readouterr() == ("", "")
+
+
+def body(values, workers):
+    for w in numba.prange(workers):
+        values[w] = workers
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_call_waits_for_its_own_twin_only(workers):
+    kernel, values = launch.Kernel(body), np.zeros(2)
+    kernel(values, workers)
+    np.testing.assert_array_equal(values, [workers, workers * (workers == 2)])
+    twins = kernel.serial, kernel.parallel
+    assert [len(twin.dispatcher.signatures) for twin in twins] == ([1, 0] if workers == 1 else [0, 1])

@@ -15,6 +15,15 @@ pytest.importorskip("cuda.core", reason="the linker of numba-cuda[cu13]")
 
 HOPPER = (9, 0)
 ARCHITECTURES = ((7, 5), (8, 0), HOPPER, (10, 0), (12, 0))
+# By default the oldest and Hopper; the marker leaves the others to --exhaustive.
+every_architecture = pytest.mark.parametrize(
+    "cc",
+    [
+        pytest.param(cc, marks=() if cc in ((7, 5), HOPPER) else pytest.mark.exhaustive("two architectures"))
+        for cc in ARCHITECTURES
+    ],
+    ids=[f"sm_{major}{minor}" for major, minor in ARCHITECTURES],
+)
 DTYPES = {"float32": 4, "uint16": 8, "int16": 8, "float64": 2}  # values of a 16-byte pack
 F64 = "float64"
 
@@ -62,10 +71,14 @@ STATIC_SHARED = 48 << 10  # bytes; more would need a driver call
 
 @pytest.fixture(scope="module")
 def compile_for(request):
-    """PTX and what the linker says of a kernel, for an architecture; every core compiles for the tests to come."""
+    """PTX and what the linker says of a kernel, for an architecture; cores compile for the tests to come.
+
+    As many as there are for each worker of pytest-xdist: the others have work of their own.
+    """
     params = [item.callspec.params for item in request.session.items if item.path == request.path]
     wanted = dict.fromkeys((p["name"], p.get("memory", "float32"), p.get("cc", HOPPER)) for p in params)
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), get_context("spawn")) as pool:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    with ProcessPoolExecutor(max(1, min(8, os.cpu_count() or 1) // workers), get_context("spawn")) as pool:
         found = {one: pool.submit(compiled, *signature(*one[:2]), one[2]) for one in wanted}
         yield lambda name, memory, cc: found[name, memory, cc].result()
         pool.shutdown(cancel_futures=True)
@@ -102,14 +115,14 @@ def check_resources(compile_for, name, memory, cc):
 
 
 @pytest.mark.each_value
-@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@every_architecture
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc):
     check_resources(compile_for, name, "float32", cc)
 
 
 @pytest.mark.each_pair
-@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@every_architecture
 @pytest.mark.parametrize("memory", DTYPES)
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -222,6 +224,21 @@ def momentum(value: float | None) -> float | None:
             f"momentum is {_short(value)}; expected the weight of the new batch, 0 to 1, or None for exact pooling"
         )
     return float(value)
+
+
+def warn_of_momentum(value: float | None) -> None:
+    """Where the user's own code says a weight that other libraries would mean for the old statistics."""
+    if value is None or not 0.9 <= value < 1:
+        return
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(
+        f"momentum={value:g} is the weight of the new batch: the running statistics keep next to nothing of older "
+        f"ones. Keras, Flax and ONNX mean momentum={1 - value:.2g} here",
+        UserWarning,
+        stacklevel=depth,
+    )
 
 
 def parameter_dtype(value: DTypeLike) -> np.dtype:

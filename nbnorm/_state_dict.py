@@ -55,7 +55,8 @@ def content(state_dict: Mapping[str, Any], prefix: str, num_features: int | tupl
         When there is nothing under the prefix, a name is unknown, a value is no array of numbers, a running variance is
         negative, a counter no whole number, shapes differ, or only one of running_mean and running_var is there.
     """
-    found = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
+    _arguments.instance("state_dict", state_dict, Mapping, "a mapping of names to arrays, such as layer.state_dict()")
+    found = {str(key).removeprefix(prefix): state_dict[key] for key in state_dict if str(key).startswith(prefix)}
     under = f"under {prefix!r:.30}"
     unknown = found.keys() - {*NAMES.values(), *COUNTERS}
     if unknown:
@@ -71,6 +72,8 @@ def content(state_dict: Mapping[str, Any], prefix: str, num_features: int | tupl
     for name, array in arrays.items():
         if array.shape != shape:
             raise ValueError(f"{NAMES[name]} has shape {array.shape!s:.40} {under}; expected {shape!s:.40}")
+        if not np.can_cast(array.dtype, np.float64, "same_kind"):
+            raise TypeError(f"{NAMES[name]} has dtype {array.dtype!s:.40} {under}; expected real numbers")
     if "running_var" in arrays and np.any(arrays["running_var"] < 0):
         raise ValueError(f"running_var has negative values {under}")
     parameter = arrays.get("gamma", arrays.get("beta"))
@@ -112,6 +115,6 @@ def unknown_names(names: Set[str]) -> str:
     """What to do about names that are not ours."""
     if names <= _NAMES_ELSEWHERE.keys():
         renamed = ", ".join(f"{name} to {_NAMES_ELSEWHERE[name]}" for name in sorted(names))
-        return f"another library's names: rename {renamed:.100},"
+        return f"names of another library (nbnorm.exchange): rename {renamed:.90},"
     expected = ", ".join((*NAMES.values(), COUNTERS[0]))
     return f"unknown names, {', '.join(sorted(names))[:50]}; expected {expected}"

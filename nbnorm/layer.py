@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nbnorm import _arguments, _device, _names, files
@@ -27,10 +27,7 @@ class BatchNorm:
         Number of channels.
     axis : int or tuple of int
         The channel axis of the inputs.
-    momentum : float or None
-        Weight of the **new** batch in the running statistics, as in PyTorch; None pools all batches. Keras, Flax and
-        ONNX call the weight of the old ones so: their 0.99 is 0.01 here. From 0.9 on, below 1, a warning says so.
-    eps, use_gamma, use_beta, track_running, unbiased, skip_nonfinite, dtype, device
+    eps, momentum, use_gamma, use_beta, track_running, unbiased, skip_nonfinite, dtype, device
         As in `BatchNormState`.
 
     Attributes
@@ -46,7 +43,7 @@ class BatchNorm:
         Use and keep the running statistics in training mode too, for fine-tuning. At first False.
     debug : bool
         Notice what must not change between a call and its `backward`: a call then makes a copy of x, in evaluation mode
-        of the state's arrays too, and `backward` compares every byte. At first False.
+        of what the state has too, and `backward` compares every byte. At first False.
     dgamma, dbeta : array, shape num_features, or None
         Gradients of the parameters, from the last `backward`.
 
@@ -59,7 +56,7 @@ class BatchNorm:
     -----
     In every mode a call keeps its x for `backward`, and the last call's only. x must not change before: no ReLU in
     place on it, no next batch in the same array. Nor must the state after a call in evaluation mode, which keeps no
-    more than x: `backward` takes gamma and the running statistics as they are then. `debug` notices both.
+    more than x: `backward` takes gamma, eps and the running statistics as they are then. `debug` notices both.
     To infer and keep nothing: ``batch_norm_inference(x, layer.state, axis=layer.axis)``.
 
     Copies and pickles are independent of the original and do not have the last x.
@@ -114,13 +111,6 @@ class BatchNorm:
             dtype=dtype,
             device=device,
         )
-        if momentum is not None and 0.9 <= momentum < 1:
-            warnings.warn(
-                f"momentum={momentum:g} is the weight of the new batch: the running statistics keep next to nothing of "
-                f"older ones. Keras, Flax and ONNX mean momentum={1 - momentum:.2g} here",
-                UserWarning,
-                stacklevel=2,
-            )
 
     @classmethod
     def from_state(cls, state: BatchNormState, *, axis: Axis = 1) -> BatchNorm:
@@ -266,7 +256,10 @@ class BatchNorm:
     def _read(self, last: Saved | NDArray | None) -> list[bytes]:
         """What `backward` is going to read."""
         state = self.state
-        used = (last._flat,) if isinstance(last, Saved) else (last, state.gamma, state.running_mean, state.running_var)
+        if isinstance(last, Saved):
+            used = [last._flat]
+        else:
+            used = [last, state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
         return [_device.host(array).tobytes() for array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:

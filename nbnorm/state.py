@@ -30,8 +30,8 @@ class BatchNormState:
     eps : float
         Added to the variance, in the units of x squared.
     momentum : float or None
-        Weight of the **new** batch in the running statistics, 0 to 1. None: exact pooled statistics of every
-        value seen.
+        Weight of the **new** batch in the running statistics, 0 to 1, as in PyTorch. Keras, Flax and ONNX call the
+        weight of the old ones so: their 0.99 is 0.01 here. None: exact pooled statistics of every value seen.
     use_gamma, use_beta : bool
         Whether there is a learned scale, a learned shift.
     track_running : bool
@@ -67,6 +67,11 @@ class BatchNormState:
         For an argument of the wrong kind or out of range; `skip_nonfinite` without running statistics.
     ImportError, RuntimeError
         When the device is a GPU and CuPy or the driver is missing.
+
+    Warns
+    -----
+    UserWarning
+        When momentum is 0.9 or more and less than 1: as a weight of the old statistics it would be usual.
 
     Notes
     -----
@@ -113,6 +118,7 @@ class BatchNormState:
         self._device = _device.resolve(device)
         self.eps = eps
         self.momentum = momentum
+        _arguments.warn_of_momentum(self._momentum)
         shape, xp = self.shape, self._xp
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
@@ -407,7 +413,7 @@ class BatchNormState:
         Raises
         ------
         TypeError, ValueError
-            When there is nothing under the prefix, a name is unknown, arrays do not fit each other or are none, a
+            When state_dict is none, nothing is under the prefix, a name is unknown, arrays do not fit each other, a
             running variance is negative, a counter is no whole number, only one of running_mean and running_var is
             there, or momentum is None and nobody says how many values there were.
 
@@ -418,6 +424,7 @@ class BatchNormState:
         >>> nbnorm.BatchNormState.from_state_dict(arrays, "bn.").gamma is None
         True
         """
+        _arguments.warn_of_momentum(momentum)
         found = _state_dict.content(state_dict, prefix, num_features)
         state = cls._made_of(
             found._replace(arguments=found.arguments | {"eps": eps, "momentum": momentum, "unbiased": unbiased}),
@@ -521,7 +528,8 @@ class BatchNormState:
 
     @classmethod
     def _made_of(cls, content: Content, num_samples: int | None) -> BatchNormState:
-        state = cls(**content.arguments)
+        state = cls(**content.arguments | {"momentum": None})
+        state.momentum = content.arguments["momentum"]  # which was another state's: no warning
         for name, array in content.arrays.items():
             setattr(state, name, array)
         if state._running is not None:

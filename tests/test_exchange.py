@@ -90,7 +90,7 @@ def test_numbers_of_their_own(rng):
     onnx = exchange.from_onnx(node(0.9, 1e-3), dict(zip("sbmv", arrays(rng), strict=True)))
     assert (keras.eps, keras.momentum, flax.eps, flax.momentum) == (1e-4, 0.25, 2e-5, 0.1)
     assert (onnx.eps, onnx.momentum) == (float(np.float32(1e-3)), pytest.approx(1 - float(np.float32(0.9)), abs=1e-15))
-    assert [exchange.from_keras(arrays(rng), momentum=m).momentum for m in (0, 1, 0.999)] == [1, 0, 0.001]
+    assert [exchange.from_keras(arrays(rng), momentum=m).momentum for m in (0, 1, 0.999, 0.05)] == [1, 0, 0.001, 0.95]
 
 
 @pytest.mark.parametrize("kind", [np.float16, pytest.param(bfloat16, marks=needs_bfloat16)])

@@ -178,6 +178,7 @@ def test_debug_notices_what_changes_between_a_call_and_its_backward(rng):
         (True, lambda x: x.__setitem__((3, 2), 7)),
         (False, lambda x: x.__setitem__((3, 2), 7)),
         (False, lambda x: bn.state.gamma.__imul__(2)),
+        (False, lambda x: setattr(bn.state, "eps", 2 * bn.state.eps)),
         (False, lambda x: bn.state.update(nbnorm.batch_stats(x))),
     ):
         x = sample(rng, (20, 5))
@@ -256,18 +257,30 @@ def test_a_layer_of_a_state_and_of_a_file(rng, tmp_path):
             nbnorm.BatchNorm.from_state(wrong)
 
 
+FOREIGN_MOMENTUM = {
+    "layer": lambda momentum: nbnorm.BatchNorm(3, momentum=momentum).state,
+    "state": lambda momentum: nbnorm.BatchNormState(3, momentum=momentum),
+    "like": lambda momentum: nbnorm.BatchNormState.like("keras", 3, momentum=momentum),
+    "dictionary": lambda momentum: nbnorm.BatchNormState.from_state_dict({"weight": [1.0]}, momentum=momentum),
+}
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
-def test_the_momentum_of_keras_is_questioned(momentum):
+@pytest.mark.parametrize("made", FOREIGN_MOMENTUM.values(), ids=FOREIGN_MOMENTUM)
+def test_the_momentum_of_keras_is_questioned(made, momentum, tmp_path):
     with pytest.warns(UserWarning, match=rf"weight of the new batch.*mean momentum={1 - momentum:.2g} here") as caught:
-        bn = nbnorm.BatchNorm(3, momentum=momentum)
+        state = made(momentum)
     assert (len(caught), caught[0].filename) == (1, __file__)
     assert len(str(caught[0].message)) < 200
-    copy.deepcopy(bn)  # no second warning, which would be an error here
+    copy.deepcopy(state)  # no second warning, which would be an error here
+    state.save(tmp_path / "state.npz")
+    assert nbnorm.BatchNorm.load(tmp_path / "state.npz").state.momentum == momentum
 
 
 @pytest.mark.parametrize("momentum", [None, 0, 0.1, 0.89, 1, 1.0])
-def test_every_other_momentum_is_not(momentum):
-    assert nbnorm.BatchNorm(3, momentum=momentum).state.momentum == momentum
+@pytest.mark.parametrize("made", FOREIGN_MOMENTUM.values(), ids=FOREIGN_MOMENTUM)
+def test_every_other_momentum_is_not(made, momentum):
+    assert made(momentum).momentum == momentum
 
 
 @pytest.mark.parametrize(

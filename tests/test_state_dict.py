@@ -5,7 +5,7 @@ import pytest
 from arrays import FOREIGN
 from common import random_state, refuse, same_bits, sample, snapshot
 
-from nbnorm import BatchNormState, batch_norm_training, batch_stats
+from nbnorm import BatchNorm, BatchNormState, batch_norm_training, batch_stats
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -71,7 +71,7 @@ def test_the_arrays_are_copies(rng):
 @pytest.mark.parametrize("prefix", ["", "layer1.0.bn1."])
 def test_a_state_comes_back_from_its_dictionary(options, prefix, rng):
     state = trained(rng, **options)
-    stored = {prefix + name: array for name, array in state.state_dict().items()}
+    stored = {f"{prefix}{name}" if prefix else name: array for name, array in state.state_dict().items()}
     if prefix:
         stored |= {
             "layer1.0.conv1.weight": np.ones((3, 3)),
@@ -122,6 +122,7 @@ BAD = {
     "Flax": ({"scale": np.ones(3), "bias": np.ones(3), "mean": np.ones(3), "var": np.ones(3)}, "scale to weight"),
     "a dense layer": ({"kernel": np.ones((3, 3)), "bias": np.ones(3)}, "kernel; expected weight, bias, running_mean"),
     "negative variance": ({**GOOD, "running_var": np.array([1.0, -1.0, 1.0])}, "running_var has negative values"),
+    "no string": ({**GOOD, 3: np.ones(3)}, "unknown names, 3; expected weight"),
     "would broadcast": ({**GOOD, "running_mean": np.ones(1), "running_var": np.ones(1)}, "running_"),
 }
 
@@ -129,8 +130,19 @@ BAD = {
 @pytest.mark.parametrize("prefix", ["", "bn.", "p" * 500])
 @pytest.mark.parametrize(("stored", "text"), BAD.values(), ids=BAD)
 def test_what_is_no_state_is_refused(given, stored, text, prefix):
-    stored = {prefix + name: array for name, array in stored.items()}
+    stored = {f"{prefix}{name}" if prefix else name: array for name, array in stored.items()}
     refuse(given, lambda: BatchNormState.from_state_dict(stored, prefix), ValueError, text)
+
+
+@pytest.mark.parametrize("stored", [list(GOOD), "weight", None, BatchNorm(3)], ids=lambda v: type(v).__name__)
+def test_what_is_no_dictionary_is_refused(given, stored):
+    refuse(given, lambda: BatchNormState.from_state_dict(stored), TypeError, "state_dict is a", "state_dict()")
+
+
+@pytest.mark.parametrize("kind", ["complex64", "<U1", "S1", "m8[s]"])
+def test_what_are_no_real_numbers_is_refused_by_its_name(given, kind):
+    stored = {**GOOD, "bias": np.ones(3).astype(kind)}
+    refuse(given, lambda: BatchNormState.from_state_dict(stored), TypeError, "bias has dtype", "expected real numbers")
 
 
 def test_nothing_under_the_prefix_is_refused(given):

@@ -31,12 +31,12 @@ def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: flo
     state = BatchNormState(
         shape if len(shape) > 1 else shape[0],
         eps=eps,
-        momentum=_weight_of_the_new(momentum),
         unbiased=False,
         use_gamma="gamma" in ours,
         use_beta="beta" in ours,
         dtype="float32" if all(np.can_cast(array.dtype, np.float32) for array in ours.values()) else "float64",
     )
+    state.momentum = _weight_of_the_new(momentum)  # 0.95 is meant: no warning
     for own, array in ours.items():
         setattr(state, own, array)
     return state

@@ -134,6 +134,14 @@ def test_a_mean_from_the_products_costs_what_the_docstring_says(ratio, rng):
     assert (found <= ratio / 2).all()
 
 
+def test_a_float64_bias_leaves_the_roundings_of_the_weights(rng):
+    x, weight, bias, state, exact = network(rng, 100, "products", True)
+    folded, shift = fold(weight, bias.astype(np.float64), state)
+    assert (folded.dtype, shift.dtype) == (np.float32, np.float64)
+    error = np.abs(convolution(x, folded) + per_channel(shift) - exact)
+    assert (error <= 2.0**-24 * (1 + 2.0**-20) * convolution(np.abs(x), np.abs(folded))).all()
+
+
 @pytest.mark.parametrize("after", [True, False])
 @pytest.mark.parametrize("layout", ["dense", "channels last", "transposed", "length"])
 def test_the_axis_says_where_the_channels_are(layout, after, rng):

@@ -53,9 +53,9 @@ def fold(
     each weight and of the bias: for float32, y is off by at most 2⁻²⁴·(Σ|weight·x| + |bias|) in exact sums, with the
     folded numbers. Where the values to be normalized have a mean that comes from the `bias` passed in, the folded one
     is small: below 4 ulp of the largest abs(y) at any mean/std. Where their mean, r standard deviations, comes from the
-    products, y is off by up to r/2 ulp, mostly by half of that, and most of it is the rounding of the folded bias, which a
-    float64 `bias` (zeros where there is none) avoids; summing such products in float32 loses several times as much,
-    folded or not. `batch_norm_inference` itself loses nothing.
+    products, y is off by up to r/2 ulp, mostly by half of that, and most of it is the rounding of the folded bias,
+    which a float64 `bias` (zeros where there is none) avoids; summing such products in float32 loses several times as
+    much, folded or not. `batch_norm_inference` itself loses nothing.
 
     With ``after=False`` the map that follows must not see zeros that were padded behind the batch normalization: in
     front of a zero-padded convolution the folded one is wrong at the borders. For grouped and depthwise convolutions

@@ -256,10 +256,9 @@ class BatchNorm:
     def _read(self, last: Saved | NDArray | None) -> list[bytes]:
         """What `backward` is going to read."""
         state = self.state
+        used: list[Any] = [last, state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
         if isinstance(last, Saved):
             used = [last._flat]
-        else:
-            used = [last, state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
         return [_device.host(array).tobytes() for array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:

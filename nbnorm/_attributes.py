@@ -50,8 +50,8 @@ def _copy(state: Any, name: str, target: Any, value: Any, flag: str, put: Callab
     if target is None:
         raise ValueError(f"the state has no {name}; make it with {flag}=True")
     found = _device.of(value)
-    if found != "cpu" and state.device == "cpu":
-        raise TypeError(f"{name} is on {found} but the state is on cpu; assign cupy.asnumpy({name})")
+    if found not in ("cpu", state.device):
+        raise TypeError(f"{name} is on {found} but the state is on {state.device}; copy it there first")
     array = to_numpy(name, value) if found == "cpu" else value
     if array.shape != target.shape:
         raise ValueError(f"{name} has shape {array.shape!s:.60}; expected {target.shape!s:.60}")

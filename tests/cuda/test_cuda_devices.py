@@ -117,10 +117,6 @@ def test_a_state_is_used_from_the_other_device(cupy, rng, tmp_path):
         state.beta = on(cupy, 0, np.float32([7, 8, 9]))
     assert state.gamma is gamma
     assert (state.gamma.get().tolist(), state.beta.get().tolist()) == ([1, 2, 3], [4, 5, 6])
-    state.running_mean, state.running_var = on(cupy, 0, np.ones(3)), on(cupy, 0, np.arange(3.0))
-    assert (state.running_mean.get().tolist(), state.running_var.get().tolist()) == ([1, 1, 1], [0, 1, 2])
-    with pytest.raises(ValueError, match="negative"):
-        state.running_var = on(cupy, 0, -np.ones(3))
     for name in ("gamma", "running_var"):
         with pytest.raises(TypeError, match=f"{name} is on cuda:1 but the state is on cpu"):
             setattr(host, name, getattr(state, name))

@@ -81,8 +81,8 @@ class BatchNormState:
     GPU.
 
     What is assigned may be anything that NumPy reads, such as a list, a Series or a tensor on the CPU; a state on a GPU
-    takes CuPy arrays of that GPU too. A negative variance is refused, NaN and infinity are not; what is written in place
-    (``state.running_var[...] = -1``) is not looked at.
+    takes CuPy arrays of that GPU too. A negative variance is refused, NaN and infinity are not; what is written in
+    place (``state.running_var[...] = -1``) is not looked at.
 
     References
     ----------

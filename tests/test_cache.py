@@ -130,6 +130,7 @@ def damaged(cache, damage, suffix):
     return file
 
 
+@pytest.mark.each_value
 @every_suffix
 @every_damage
 def test_a_damaged_file_is_written_anew_with_one_warning(own_cache, damage, suffix):

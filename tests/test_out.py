@@ -24,6 +24,7 @@ def test_out_may_have_any_dense_or_strided_layout(dtype, rng):
         check_inference(x, state, out=out)
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("shape", [SHAPE, (64, 3, 6), (32, 16, 100), (600, 96)], ids=str)
 @pytest.mark.parametrize("step", [1, 2])
 def test_out_may_be_the_input_itself_in_inference_and_backward(dtype, shape, step, rng):

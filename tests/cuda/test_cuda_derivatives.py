@@ -47,12 +47,14 @@ def test_both_equal_the_oracle(cupy, rng, shape, dtype):
     check(cupy, rng, [cupy.asarray(sample(rng, shape, dtype)) for _ in range(3)])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("present", NONE.values(), ids=NONE)
 @pytest.mark.parametrize("shape", [(2, 3, 68), (37, 5)], ids=str)
 def test_what_is_not_there_is_zero(cupy, rng, shape, present):
     check(cupy, rng, [cupy.asarray(sample(rng, shape)) for _ in range(3)], present)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(2, 3, 68), (37, 5)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"dtype": "float64"}], ids=str)
 def test_frozen_statistics(cupy, rng, shape, options):
@@ -81,6 +83,7 @@ def test_a_tangent_on_the_cpu_is_refused(cupy, rng):
         nbnorm.batch_norm_double_backward(dy.get(), None, None, dy, saved)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
 @pytest.mark.parametrize("shape", [OF_SHARDS["segments"], OF_SHARDS["a table"]], ids=str)
 def test_shards_equal_the_whole(cupy, rng, shape, use_running):

@@ -1,6 +1,6 @@
 """Kill processes that save states to one file; the file must always be one of these states, as a whole.
 
-At least 50, and as many more as it takes until 10 have met a save and 10 states were seen, which depends on the machine.
+At least 50, and as many more as it takes on this machine until 10 have met a save and 10 states were seen.
 """
 
 import os

@@ -30,6 +30,7 @@ def test_the_cost_of_a_call_for_the_host():
     assert [[time > 0 for time in of_shape] for of_shape in times] == [[True] * 3] * 3
 
 
+@pytest.mark.exhaustive("tests/cuda runs what it would time")
 def test_a_dry_run(tmp_path):
     pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
     saved = tmp_path / "results.json"

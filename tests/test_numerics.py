@@ -76,6 +76,7 @@ FORMS = {  # (N, C, 8, 8) -> segments of 64 values, rows of channels, segments o
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
+@pytest.mark.each_pair
 @every_form
 @pytest.mark.parametrize(
     ("name", "case_dtype"),
@@ -103,6 +104,7 @@ def test_the_contract_holds(name, case_dtype, form, rng):
         check_backward(dy, saved, state, running)
 
 
+@pytest.mark.each_pair
 @every_form
 @pytest.mark.parametrize(
     ("name", "dy_mean"),
@@ -165,6 +167,7 @@ def test_ten_million_values_in_a_channel(table, rng):
         assert_close(copies[0].reshape(part.shape), wanted)
 
 
+@pytest.mark.each_pair
 @needs_wide
 @every_form
 @pytest.mark.parametrize("ratio", [0, 1e2, 1e4, 1e6, 1e8])
@@ -179,6 +182,7 @@ AT = {"first": 0, "elsewhere": 1 / 3, "middle": 1 / 2, "last": 1}  # of the way 
 TABLE = {"table": lambda v: (np.tile(FORMS["channels last"](v)[0].reshape(-1, 3), (9, 1)), 1)}
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("form", FORMS | TABLE)
 @pytest.mark.parametrize("at", AT)
 @pytest.mark.parametrize("bad", BAD)

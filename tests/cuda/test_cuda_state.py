@@ -192,6 +192,7 @@ def test_a_state_is_saved_from_the_gpu_and_loaded_on_the_cpu(cupy, rng, tmp_path
     assert snapshot(loaded) == bits(state)
 
 
+@pytest.mark.each_value
 @pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")  # of the simulator: NumPy warns, a GPU does not
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("channel", [0, 10, 19])

@@ -82,6 +82,7 @@ def test_what_brings_numba_cuda_keeps_numpy_below_what_it_cannot_work_with():
     assert not any("<" in requirement for requirement in PROJECT["dependencies"])
 
 
+OF_NUMBA_CUDA = "ignore:The 'generic' unit:DeprecationWarning"  # its own, with NumPy 2.5, when it is imported
 WITHOUT_ROW_STACK = """
 import numpy as np
 vars(np).pop("row_stack", None)  # as in NumPy 2.5
@@ -102,7 +103,7 @@ def test_cuda_with_a_numpy_that_numba_cuda_cannot_work_with_is_an_import_error_w
     pytest.importorskip("numba_cuda", reason="NO NUMBA-CUDA: the extra `test` brings it for Linux")
     path = os.pathsep.join([str(ROOT), str(Path(fake_cupy.__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
-    command = [sys.executable, "-W", "error", "-c", WITHOUT_ROW_STACK]
+    command = [sys.executable, "-W", "error", "-W", OF_NUMBA_CUDA, "-c", WITHOUT_ROW_STACK]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, again, reported = done.stdout.splitlines()
@@ -113,6 +114,7 @@ def test_cuda_with_a_numpy_that_numba_cuda_cannot_work_with_is_an_import_error_w
     assert reported == f"NOT USABLE: {first}"
 
 
+@pytest.mark.filterwarnings(OF_NUMBA_CUDA)
 def test_only_a_numpy_without_row_stack_is_a_problem():
     """When this fails with NumPy 2.5 or newer, numba-cuda has learnt it, and the limits in pyproject.toml can go."""
     pytest.importorskip("numba_cuda", reason="NO NUMBA-CUDA: the extra `test` brings it for Linux")

@@ -114,7 +114,6 @@ def test_cuda_with_a_numpy_that_numba_cuda_cannot_work_with_is_an_import_error_w
     assert reported == f"NOT USABLE: {first}"
 
 
-@pytest.mark.filterwarnings(OF_NUMBA_CUDA)
 def test_only_a_numpy_without_row_stack_is_a_problem():
     """When this fails with NumPy 2.5 or newer, numba-cuda has learnt it, and the limits in pyproject.toml can go."""
     pytest.importorskip("numba_cuda", reason="NO NUMBA-CUDA: the extra `test` brings it for Linux")

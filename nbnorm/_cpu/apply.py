@@ -17,7 +17,7 @@ from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
-from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, routine
+from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, once, routine
 from nbnorm._cpu.vector_memory import (
     LINE,
     fence,
@@ -25,6 +25,7 @@ from nbnorm._cpu.vector_memory import (
     lanes,
     load_as,
     load_part_as,
+    matrix,
     prefetch,
     store,
     store_part,
@@ -34,7 +35,7 @@ from nbnorm._cpu.vector_memory import (
 from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
-START, WHOLE = np.intp(0), np.intp(FEW)
+NONE, START, WHOLE = np.intp(0), np.intp(0), np.intp(FEW)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 GROUP = 65_536  # values that are walked forwards before going back
 ABREAST = 4  # rows that share what is loaded of the tables
@@ -72,7 +73,7 @@ def few(x, dy, ddx, y, i, n, k, h, o, a, b, scale, shift):
 def run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
     """y[i:end]; coefficients are numbers, or tables read from position t on.
 
-    Streaming from memory, it asks for what lies `ahead` values further on; None where the CPU sees that coming.
+    Streaming from memory, it asks for what lies `ahead` values further on; 0 where the CPU sees that coming.
     """
     if streaming:
         n = min(end - i, until_line(y, i))
@@ -81,7 +82,7 @@ def run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead)
             i += n
             t += n
         while i + LANES <= end:
-            if ahead is not None:
+            if ahead > 0:
                 prefetch(x, i + ahead)
                 prefetch(dy, i + ahead)
                 prefetch(ddx, i + ahead)
@@ -110,7 +111,7 @@ def segment(x, dy, ddx, y, c, i, end, origins, coef, streaming):
     if ddx is not None:
         b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
     if streaming:
-        run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, None)
+        run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, NONE)
         return
     while i + LANES <= end:
         u, v, w = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
@@ -160,11 +161,11 @@ def apply_segments(x, dy, ddx, y, stats, coef, N, C, S, streaming, workers):
 
 @Kernel
 def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
-    """With the running statistics, `both` means and variances, which also fill stats, unless None; scratch (4 * C)."""
-    mean, coef = both[:C], scratch[: 4 * C].reshape(4, C)
-    finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
+    """With the running statistics, `both` of `finalize_running`, which fill stats too, unless None; scratch (4 * C)."""
+    coef = matrix(scratch, 0, 4, C)
+    finalize_running(both, gamma, beta, eps, stats, coef)
     for w in prange(workers):
-        segments(w, workers, x, None, None, y, mean, coef, N, C, S, streaming)
+        segments(w, workers, x, None, None, y, both, coef, N, C, S, streaming)
 
 
 # ---- columns
@@ -195,7 +196,7 @@ def rows_run(x, dy, ddx, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, 
             j += LANES
         i += ABREAST * stride
     for _ in range(rows % ABREAST):
-        run(x, dy, ddx, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, None)
+        run(x, dy, ddx, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
         i += stride
 
 
@@ -207,7 +208,7 @@ def line_start(i, size, edge, line):
     return min(i, size)
 
 
-@function
+@once
 def block(x, dy, ddx, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0.
 
@@ -236,17 +237,18 @@ def block(x, dy, ddx, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, a
         r1 = r
 
 
-@function
+@once
 def columns(w, workers, x, dy, ddx, y, origins, coef, tables, N, C, S, K, abreast, streaming):
     """What worker w does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
     pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
     first, last = share(w, workers, parts * pieces)
-    k, scale, shift, a, h = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3], tables[w, 4]
+    k, width = tables[w], tables.shape[1] // (5 if ddx is None else 7)
+    scale, shift, a, h = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
     b, o = a, h
     if ddx is not None:
-        b, o = tables[w, 5], tables[w, 6]
+        b, o = k[5 * width :], k[6 * width :]
     for task in range(last - 1, first - 1, -1):
         r0, r1 = share(task % pieces, pieces, rows)
         j = task // pieces * MAP_WIDTH
@@ -269,7 +271,7 @@ def columns(w, workers, x, dy, ddx, y, origins, coef, tables, N, C, S, K, abreas
 
 @Kernel
 def apply_columns(x, dy, ddx, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch, 7 with ddx."""
+    """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch, 7 with ddx."""
     for w in prange(workers):
         columns(w, workers, x, dy, ddx, y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
 
@@ -279,8 +281,8 @@ def running_columns(
     x, y, both, gamma, beta, eps, stats, scratch, N, C, S, K, abreast, streaming, workers
 ):  # fmt: skip
     """The same for columns; behind the 4 * C values of scratch are the tables."""
-    mean, coef, rest = both[:C], scratch[: 4 * C].reshape(4, C), scratch[4 * C :]
-    tables = rest.reshape(workers, 5, rest.size // (5 * workers))
-    finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
+    coef = matrix(scratch, 0, 4, C)
+    tables = matrix(scratch, 4 * C, workers, (scratch.size - 4 * C) // workers)
+    finalize_running(both, gamma, beta, eps, stats, coef)
     for w in prange(workers):
-        columns(w, workers, x, None, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)
+        columns(w, workers, x, None, None, y, both, coef, tables, N, C, S, K, abreast, streaming)

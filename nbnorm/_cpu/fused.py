@@ -10,12 +10,21 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from nbnorm._cpu.apply import START, STREAMING, chunk, rows_run, run
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel, finalize_channels
+from nbnorm._cpu.apply import NONE, START, STREAMING, chunk, rows_run, run
+from nbnorm._cpu.finalize import (
+    SCALE,
+    SHIFT,
+    A,
+    H,
+    finalize_channel,
+    finalize_channels,
+    read_parameters,
+    write_gradients,
+)
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.reduce import add_sums, channels_totals, chunk_sums, column_sums, origins, share, spread
-from nbnorm._cpu.vector import INLINED
-from nbnorm._cpu.vector_memory import fence, is_single
+from nbnorm._cpu.vector import INLINED, LANES, zeros
+from nbnorm._cpu.vector_memory import fence, is_single, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
 
 
@@ -36,6 +45,7 @@ def fused_segments(
     for w in prange(workers):
         first, last = share(w, workers, C)
         k = stats[ORIGIN]  # here, since a view counts references
+        read_parameters(gamma, beta, first, last, stats, sums)
         for c in range(first, last):
             origins(x, dy, True, stats, sums, c, c + 1, N, C, S)
             s, q = 0.0, 0.0
@@ -44,9 +54,10 @@ def fused_segments(
                 s += ds
                 q += dq
             sums[SUM, c], sums[PRODUCT, c] = s, q
-            finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, float(N * S), coef)
+            finalize_channel(dy, c, stats, sums, eps, float(N * S), coef)
             for t in range(chunks - 1, -1, -1):
                 chunk(x, dy, None, y, c, t, per, piece, N, C, S, k, coef, streaming)
+        write_gradients(dgamma, dbeta, first, last, sums)
         if streaming:
             fence()
 
@@ -74,12 +85,15 @@ def fused_columns(
                 spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
             for r in range(0, N, block):
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
-                acc[at : at + terms * width] = 0.0
+                for j in range(at, at + terms * width, LANES):
+                    store(acc, j, zeros())
                 column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, h, acc, at, width)
                 if at > 0:
                     add_sums(x, acc, at, width)
             channels_totals(x, acc, width, c0, c1, S, 1, sums)
-            finalize_channels(dy, c0, c1, stats, sums, gamma, beta, dgamma, dbeta, eps, float(N * S), coef)
+            read_parameters(gamma, beta, c0, c1, stats, sums)
+            finalize_channels(dy, c0, c1, stats, sums, eps, float(N * S), coef)
+            write_gradients(dgamma, dbeta, c0, c1, sums)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)
             if dy is not None or is_single(coef):
@@ -89,7 +103,7 @@ def fused_columns(
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i = n * K + c0 * S
-                    run(x, dy, None, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, None)
+                    run(x, dy, None, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, NONE)
             else:
                 rows_run(x, dy, None, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START)
         if streaming:

@@ -18,7 +18,7 @@ from numba import prange
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, routine
+from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, once, routine, zeros
 from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
@@ -148,7 +148,7 @@ def reduce_segments(x, dy, centred, stats, sums, parts, N, C, S, per, piece, chu
 # ---- columns
 
 
-@routine
+@function
 def spread(table, values, j, n, C, S):
     """table[:n] = what belongs to columns j : j + n, a value of each column's channel; columns repeat for ever.
 
@@ -220,7 +220,7 @@ def channel_totals(x, acc, width, c, C, S, tile):
     return totals(sums)
 
 
-@routine
+@once
 def channels_totals(x, acc, width, first, last, S, tile, sums):
     """The sums of channels first:last, whose columns begin at acc[0]."""
     C = last - first
@@ -256,7 +256,8 @@ def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, bloc
                 filled = panel
             at = b * terms * width + j
             for r in range(terms):
-                acc[at + r * width : at + r * width + cols] = 0.0
+                for i in range(at + r * width, at + r * width + cols, LANES):
+                    store(acc, i, zeros())
             column_sums(x, dy, b * block * K + j, n, K, cols, k, h, acc, at, width)
             if rest > j and b == blocks - 1:
                 column_sums(x, dy, rows * K + j, ONE_ROW, K, min(cols, rest - j), k, h, acc, at, width)

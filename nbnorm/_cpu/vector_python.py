@@ -72,6 +72,10 @@ def element(array: NDArray, i: int) -> float:
     return _widen(_inside(array, i, 1))[0]
 
 
+def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
+    return memory[at : at + rows * columns].reshape(rows, columns)
+
+
 def double(array: NDArray, i: int) -> float:
     return _inside(array, 2 * i, 2).view(np.float64)[0]
 

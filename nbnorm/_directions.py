@@ -14,15 +14,6 @@ from nbnorm._shards import FAILED
 from nbnorm.saved import Saved
 
 
-def refuse_what_is_not_built(saved: Saved) -> None:
-    """Where some values count more or less than once, all three sums have weights (docs/math.md): not built yet."""
-    if getattr(saved, "_w", None) is not None:
-        raise ValueError(
-            "the forward pass had where=, weights= or nan='omit', after which batch_norm_double_backward and "
-            "batch_norm_jvp are not built; they are without these"
-        )
-
-
 def like_x(name: str, array: NDArray, saved: Saved) -> NDArray:
     """`array` as kernels read it, on the device, with the shape and of the dtype of the forward pass's x."""
     kernels = kernels_for(name, array)

@@ -101,8 +101,59 @@ def enough_values(count: int, use_running: bool, shape: tuple[int, ...] | None) 
         raise ValueError(f"{purpose} needs at least 2 values per channel, got {count} ({where}); use {way_out}")
 
 
-def statistics(stats: BatchStats, shape: tuple[int, ...], momentum: float | None) -> float:
-    """The count of statistics that running ones of this shape can take."""
+def missing(value: object) -> None:
+    """One of the two."""
+    if value not in ("propagate", "omit"):
+        raise ValueError(f"nan is {_short(value)}; expected 'propagate' (a value like any other) or 'omit' (missing)")
+
+
+def mask(where: NDArray, x: NDArray) -> None:
+    """Which values of x count."""
+    if where.dtype != np.bool_:
+        raise TypeError(f"where has dtype {where.dtype!s:.60}; expected bool (where != 0 converts)")
+    _broadcasts("where", where, x)
+
+
+def weights(weights: NDArray, x: NDArray) -> None:
+    """How often values of x count."""
+    kind = weights.dtype
+    if kind == np.bool_:
+        raise TypeError("weights has dtype bool; pass it as where=, or weights.astype(np.float32)")
+    if (kind.kind not in "iuf" and kind.name != "bfloat16") or kind.itemsize > 8:
+        raise TypeError(f"weights has dtype {kind!s:.60}; expected real numbers of at most 64 bits, such as float32")
+    _broadcasts("weights", weights, x)
+    if weights.size:
+        least, most = weights.min(), weights.max()  # NaN if there is one
+        if not (least >= 0 and most < math.inf):
+            wrong = most if least >= 0 else least
+            raise ValueError(f"weights has values such as {float(wrong):g}; expected finite ones, not negative")
+
+
+def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:
+    padded = (1,) * (x.ndim - array.ndim) + array.shape
+    if array.ndim > x.ndim or any(n not in (1, whole) for n, whole in zip(padded, x.shape, strict=True)):
+        raise ValueError(
+            f"{name} has shape {_short(array.shape)}; expected one that broadcasts to that of x, {_short(x.shape)}"
+        )
+
+
+def enough_counted(channel: int | None, least: float, use_running: bool, shape: tuple[int, ...]) -> None:
+    """No channel is short of values that count; `channel` is the first one, in flat order."""
+    if channel is None:
+        return
+    index = tuple(int(i) for i in np.unravel_index(channel, shape))
+    shown = index[0] if len(index) == 1 else index
+    purpose, way_out = "training", "batch_norm_inference, or use_running=True with update_running=False"
+    if use_running:
+        purpose, way_out = "updating the running statistics", "update_running=False"
+    raise ValueError(
+        f"{purpose} needs values that count more than {least:g} times in all; those of channel {shown} do not; "
+        f"use {way_out}"
+    )
+
+
+def statistics(stats: BatchStats, shape: tuple[int, ...], momentum: float | None) -> float | None:
+    """The count of statistics that running ones of this shape can take; None when it has one for each channel."""
     for name, found in (("mean", stats.mean), ("m2", stats.m2)):
         if found.shape != shape:
             raise ValueError(f"stats.{name} has shape {_short(found.shape)}; expected {_short(shape)}, as the state")
@@ -110,6 +161,9 @@ def statistics(stats: BatchStats, shape: tuple[int, ...], momentum: float | None
             raise TypeError(f"stats.{name} has dtype {found.dtype}; expected float64")
     if (stats.m2 < 0).any():
         raise ValueError("stats.m2 has negative values; expected sums of squares")
+    if getattr(stats.count, "ndim", 0):
+        _counts(stats.count, shape, momentum)
+        return None
     count = float(stats.count)
     if not (count >= 0 and count.is_integer()):
         raise ValueError(f"stats.count is {count:g}; expected the number of values per channel")
@@ -118,6 +172,22 @@ def statistics(stats: BatchStats, shape: tuple[int, ...], momentum: float | None
             f"stats has {count:g} values per channel; a moving average needs at least 2, momentum=None takes any number"
         )
     return count
+
+
+def _counts(counts: NDArray, shape: tuple[int, ...], momentum: float | None) -> None:
+    """How often values of each channel count."""
+    if counts.shape != shape or not np.can_cast(counts.dtype, np.float64, "same_kind"):
+        raise ValueError(
+            f"stats.count is {counts.dtype} of shape {_short(counts.shape)}; "
+            f"expected float64 of shape () or {_short(shape)}"
+        )
+    if not ((counts >= 0) & (counts < math.inf)).all():
+        raise ValueError("stats.count has negative, infinite or NaN values; expected how often values count")
+    if momentum is not None and not (counts > 1).all():
+        raise ValueError(
+            f"stats has a channel whose values count {float(counts.min()):g} times in all; "
+            "a moving average needs more than 1, momentum=None takes any number"
+        )
 
 
 def messenger(sync: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbnorm import _device
-from nbnorm._foreign import counter, to_numpy
+from nbnorm._foreign import counter, counts_of_values, to_numpy
 
 
 def parameter(name: str) -> Any:
@@ -62,6 +62,18 @@ def _copy(state: Any, name: str, target: Any, value: Any, flag: str, put: Callab
         if name == "running_var" and (array < 0).any():
             raise ValueError(f"{name} has negative values; expected variances, 0 or more")
         put(array)
+
+
+def samples() -> Any:
+    """Values per channel in the running statistics; 0 without any."""
+
+    def get(state: Any) -> Any:
+        return 0 if state._running is None else state._running.num_samples()
+
+    def assign(state: Any, value: Any) -> None:
+        state._demand_running().set_samples(counts_of_values("num_samples", value, state.shape))
+
+    return property(get, assign, doc="Values per channel in the running statistics, an array where they differ.")
 
 
 def counted(place: int, name: str, doc: str) -> Any:

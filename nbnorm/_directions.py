@@ -14,6 +14,15 @@ from nbnorm._shards import FAILED
 from nbnorm.saved import Saved
 
 
+def refuse_what_is_not_built(saved: Saved) -> None:
+    """Where some values count more or less than once, all three sums have weights (docs/math.md): not built yet."""
+    if saved._w is not None or saved._is_counted:  # on this rank, or on another one
+        raise ValueError(
+            "the forward pass had where=, weights= or nan='omit', after which batch_norm_double_backward and "
+            "batch_norm_jvp are not built; they are without these"
+        )
+
+
 def like_x(name: str, array: NDArray, saved: Saved) -> NDArray:
     """`array` as kernels read it, on the device, with the shape and of the dtype of the forward pass's x."""
     kernels = kernels_for(name, array)

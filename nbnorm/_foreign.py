@@ -34,6 +34,22 @@ def to_numpy(name: str, value: Any) -> NDArray:
     return array
 
 
+def counts_of_values(name: str, value: Any, shape: tuple[int, ...] | None) -> int | NDArray[np.float64]:
+    """Values per channel: one whole number, or with a shape also an array of it, of finite numbers, 0 or more.
+
+    Raises
+    ------
+    ValueError
+        When it is anything else.
+    """
+    if shape is None or np.shape(value) != shape:
+        return counter(name, value)
+    array = to_numpy(name, value)
+    if array.dtype.kind not in "iuf" or not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError(f"{name} has values that are negative or not finite; expected how often values count")
+    return array.astype(np.float64)
+
+
 def counter(name: str, value: Any) -> int:
     """One whole number, 0 or more, in whatever form: a number, or an array of one, of integers or floats.
 

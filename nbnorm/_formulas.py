@@ -14,7 +14,8 @@ import numba
 formula: Any = numba.njit(inline="always")
 
 # Rows of a `stats` array (5, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std, gamma.
-ORIGIN, DEVIATION, M2, INV_STD, GAMMA = range(5)
+# A sixth one where not every value counts once: W, which is otherwise the same number for all.
+ORIGIN, DEVIATION, M2, INV_STD, GAMMA, COUNT = range(6)
 # Rows of a `sums` array (3, C): s and q, which become sum_dy and sum_dy_xmu, and h, the origin of dy.
 SUM, PRODUCT, DY_ORIGIN = range(3)
 # A fourth one in the sums of a shard: e, the sum of x - mean over the shard. PRODUCT is then sum(v*(x - mean)).
@@ -35,6 +36,12 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 def sample_index(c, part, N, C, S):
     """Where in an (N, C, S) array to look for a value from around part/8 of the way through channel c."""
     return ((N - 1) * part // 8 * C + c) * S + (S - 1) * part // 8
+
+
+@formula
+def next_place(m, size):
+    """Where among so many places to look next for a value that counts: a golden section further on, around."""
+    return (m + size * 618 // 1000 + 1) % size
 
 
 @formula

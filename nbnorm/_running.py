@@ -25,11 +25,12 @@ class Running:
     `both` is the flat array of which mean and var are views: one copy of it has the two as they are at one moment.
     `ddof`, 1.0 or 0.0, is what var subtracts from the number of values, as numpy.var does.
     `counters` has batches, values per channel, and the batches that were left out because of `skip_nonfinite`.
+    `samples`, unless None, has the values of each channel in the place of the counter: where they may differ.
     `uncounted` is true of statistics that were assigned or loaded without a number of values: pooling would forget
     them, and the host can know it without waiting for a GPU.
     """
 
-    __slots__ = ("both", "counters", "ddof", "mean", "skip_nonfinite", "uncounted", "var")
+    __slots__ = ("both", "counters", "ddof", "mean", "samples", "skip_nonfinite", "uncounted", "var")
 
     # For arrays of the CPU; kernels of a GPU run in the order of their stream. One for all states, held for
     # microseconds (but for the first commit, which compiles), so that a fork can wait for it: a child gets whole states
@@ -37,11 +38,12 @@ class Running:
     lock: ClassVar = threading.RLock()
 
     def __init__(
-        self, moments: NDArray, counters: NDArray, ddof: float, skip_nonfinite: bool = False, uncounted: bool = False
-    ) -> None:
+        self, moments: NDArray, counters: NDArray, ddof: float, skip_nonfinite: bool = False, uncounted: bool = False,
+        samples: NDArray | None = None,
+    ) -> None:  # fmt: skip
         """Of `moments`, shape (2, *channels): means and variances."""
         self.mean, self.var, self.both, self.counters = moments[0], moments[1], moments.reshape(-1), counters
-        self.ddof, self.skip_nonfinite, self.uncounted = ddof, skip_nonfinite, uncounted
+        self.ddof, self.skip_nonfinite, self.uncounted, self.samples = ddof, skip_nonfinite, uncounted, samples
 
     @classmethod
     def fresh(cls, shape: tuple[int, ...], xp: Any, ddof: float) -> Running:
@@ -55,43 +57,77 @@ class Running:
         arrays = (self.mean, ..., 0), (self.var, ..., 1), (self.counters, ..., 0)
         with self.lock, self._current():
             # One call without a line of Python in it: no signal arrives between the arrays.
-            deque(chain(starmap(setitem, arrays), starmap(setattr, [(self, "uncounted", False)])), maxlen=0)
+            flags = (self, "uncounted", False), (self, "samples", None)
+            deque(chain(starmap(setitem, arrays), starmap(setattr, flags)), maxlen=0)
 
     def copy(self) -> Running:
         """Everything as it is at one moment."""
         with self.lock, self._current():
-            return Running(self._moments().copy(), self.counters.copy(), *self._settings())
+            samples = None if self.samples is None else self.samples.copy()
+            return Running(self._moments().copy(), self.counters.copy(), *self._settings(), samples)
 
     def to(self, device: str) -> Running:
         """The same with its arrays on a device, copied if they are elsewhere."""
-        moments, counters = (_device.moved(array, device) for array in (self._moments(), self.counters))
-        return Running(moments, counters, *self._settings())
+        arrays = self._moments(), self.counters, self.samples
+        moments, counters, samples = (_device.moved(array, device) for array in arrays)
+        return Running(moments, counters, *self._settings(), samples)
 
-    def update(self, kernels: ModuleType, momentum: float | None, stats: BatchStats, count: float) -> None:
-        """Fold the statistics of a batch in and count it; training does so from those of its kernels."""
+    def update(self, kernels: ModuleType, momentum: float | None, stats: BatchStats, count: float | None) -> None:
+        """Fold the statistics of a batch in and count it; training does so from those of its kernels.
+
+        `count` is None when `stats` has one of each channel.
+        """
         with kernels.on_device_of(stats.mean):
-            kernels.commit(self, momentum, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1)), count)
+            each = None if count is not None else stats.count.reshape(-1)
+            kernels.commit(self, momentum, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1), each), count)
+
+    def count_each(self) -> NDArray:
+        """`samples`, which is there from now on. Who holds the lock calls it; nothing waits for a GPU."""
+        if self.samples is None:
+            each = _device.library(_device.of(self.both)).zeros(self.mean.shape)
+            each += self.counters[SAMPLES]
+            self.samples = each
+        return self.samples
 
     def assign(self, array: NDArray, values: NDArray) -> None:
         """Put values from elsewhere into mean or var."""
-        self.uncounted = self.uncounted or self.counter(SAMPLES) == 0
+        self.uncounted = self.uncounted or not np.any(_device.host(self.num_samples()))
         array[...] = values
 
     def counter(self, place: int) -> int:
         """Waits for a GPU."""
         return int(self.counters[place])
 
+    def num_samples(self) -> int | NDArray[np.float64]:
+        """One number where all channels have seen the same whole number of values. Waits for a GPU."""
+        with self.lock, self._current():
+            each = self.samples
+            if each is None:
+                return self.counter(SAMPLES)
+            values = _device.host(each)
+            alike = values.size > 0 and (values == values.flat[0]).all() and float(values.flat[0]).is_integer()
+            return int(values.flat[0]) if alike else each.copy()
+
     def set_counter(self, place: int, value: int) -> None:
         with self.lock, self._current():
             self.counters[place] = value
-        if place == SAMPLES:
+
+    def set_samples(self, value: int | NDArray[np.float64]) -> None:
+        with self.lock, self._current():
+            if isinstance(value, int):
+                self.counters[SAMPLES], self.samples = value, None
+            else:
+                self.count_each()[...] = _device.library(_device.of(self.both)).asarray(value)
             self.uncounted = False
 
-    def set_counters(self, batches: int, samples: int | None, skipped: int = 0) -> None:
+    def set_counters(self, batches: int, samples: int | NDArray[np.float64] | None, skipped: int = 0) -> None:
         """For statistics from elsewhere; samples is None where nobody has counted."""
-        self.counters[...] = batches, samples or 0, skipped
+        self.counters[...] = batches, 0, skipped
+        if samples is not None:
+            self.set_samples(samples)
+        none = samples is None or not np.any(samples)
         untouched = not self.mean.any() and (self.var == 1).all()
-        self.uncounted = not samples and not (untouched and (samples == 0 or batches == 0))
+        self.uncounted = none and not (untouched and (samples is not None or batches == 0))
 
     def demand_count(self) -> None:
         """What pooling needs."""
@@ -112,7 +148,7 @@ class Running:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, which would not keep mean and var views of one array."""
-        return Running, (self._moments(), self.counters, *self._settings())
+        return Running, (self._moments(), self.counters, *self._settings(), self.samples)
 
 
 def _after_fork_in_child() -> None:

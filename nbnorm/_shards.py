@@ -1,7 +1,8 @@
 """What the ranks of a batch in shards say to each other, and the errors that all of them raise together.
 
-Forward, two messages: (channels, values per channel), of fixed length so that also a rank whose arguments are wrong
-can send it, then k, d and m2 of each channel. Backward, one: s, p, h and e of each channel and a mark of success. So in
+Forward, two messages: (channels, values per channel, whether some do not count), of fixed length so that also a rank
+whose arguments are wrong can send it, then k, d and m2 of each channel, and the count if it is not that of the first
+message on some rank. Backward, one: s, p, h and e of each channel and a mark of success. So in
 forward mode, with t, Σ w(x − mean) and o for the first three; the double backward pass sends both and Σ vw.
 """
 
@@ -27,11 +28,13 @@ def announce(peers: Sync | None, failure: Callable[[], Any]) -> None:
 
 def failed_forward() -> NDArray[np.float64]:
     """The first message of a rank that cannot go on."""
-    return np.array([FAILED, 0.0])
+    return np.array([FAILED, 0.0, 0.0])
 
 
-def exchange_counts(sync: Sync, channels: int, count: int) -> NDArray[np.float64]:
-    """Values per channel of every rank.
+def exchange_counts(
+    sync: Sync, channels: int, count: int, is_counted: bool
+) -> tuple[NDArray[np.float64], bool]:  # fmt: skip
+    """Values per channel of every rank, (ranks, 1), and whether not all of them count on some rank.
 
     Raises
     ------
@@ -40,7 +43,7 @@ def exchange_counts(sync: Sync, channels: int, count: int) -> NDArray[np.float64
     ValueError
         When not all ranks have the same channels.
     """
-    said = exchange(sync, np.array([channels, count], np.float64), None)
+    said = exchange(sync, np.array([channels, count, is_counted], np.float64), None)
     _refuse_failed(said[:, 0] == FAILED)
     if np.any(said[:, 0] != said[0, 0]):
         other = int(np.argmax(said[:, 0] != said[0, 0]))
@@ -48,7 +51,7 @@ def exchange_counts(sync: Sync, channels: int, count: int) -> NDArray[np.float64
             f"rank 0 has {said[0, 0]:.0f} channels and rank {other} has {said[other, 0]:.0f}; "
             "expected the same on all ranks"
         )
-    return np.ascontiguousarray(said[:, 1])
+    return np.ascontiguousarray(said[:, 1:2]), bool(said[:, 2].any())
 
 
 def exchange(sync: Sync, packed: Any, ranks: int | None) -> Any:

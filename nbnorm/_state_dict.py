@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _device
-from nbnorm._foreign import counter, to_numpy
+from nbnorm._foreign import counter, counts_of_values, to_numpy
 from nbnorm._running import Running
 
 NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
@@ -30,9 +30,15 @@ def stored(own: dict[str, Any]) -> dict[str, NDArray]:
     if running is not None:
         found |= {"running_mean": running.mean, "running_var": running.var}
         found |= {key: running.counters[i, ...] for i, key in enumerate((*COUNTERS, SKIPPED_BATCHES))}
+        if running.samples is not None:
+            found[COUNTERS[1]] = running.samples
         if running.uncounted:
             del found["num_samples_tracked"]
     return {key: array for key, array in found.items() if array is not None}
+
+
+# Batches, values per channel (an array where they differ, None where nobody has counted), skipped batches
+Counters = tuple[int, int | NDArray[np.float64] | None, int]
 
 
 class Content(NamedTuple):
@@ -40,9 +46,7 @@ class Content(NamedTuple):
 
     arguments: dict[str, Any]  # of the constructor
     arrays: dict[str, NDArray]  # by the state's names
-    counters: tuple[
-        int, int | None, int
-    ]  # batches, values per channel (None where nobody has counted), skipped batches
+    counters: Counters
     device: str = "cpu"
 
 
@@ -84,15 +88,14 @@ def content(state_dict: Mapping[str, Any], prefix: str, num_features: int | tupl
         "track_running": "running_mean" in arrays,
         "dtype": "float64" if parameter is not None and parameter.dtype == np.float64 else "float32",
     }
-    return Content(arguments, arrays, counters(values), device)
+    return Content(arguments, arrays, counters(values, shape), device)
 
 
-def counters(values: Mapping[str, Any]) -> tuple[int, int | None, int]:
+def counters(values: Mapping[str, Any], shape: tuple[int, ...]) -> Counters:
     """Those of a dictionary or a file, which need not have all."""
-    batches, samples, skipped = (
-        counter(key, values[key]) if key in values else None for key in (*COUNTERS, SKIPPED_BATCHES)
-    )
-    return batches or 0, samples, skipped or 0
+    batches, skipped = (counter(key, values.get(key, 0)) for key in (COUNTERS[0], SKIPPED_BATCHES))
+    key = COUNTERS[1]
+    return batches, counts_of_values(key, values[key], shape) if key in values else None, skipped
 
 
 def _features(

@@ -120,9 +120,9 @@ def batch_norm_double_backward(
     count, shape = 1.0 if frozen else float(N * S), layout.shape
     with kernels.on_device_of(x):
         if peers is not None:
-            ranks = None if saved._counts is None else saved._counts.size
+            ranks = None if saved._counts is None else len(saved._counts)
             gathered = _shards.exchange_marked(peers, message, ranks)
-            counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts
+            counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts[:, 0]
             kernels.merge_double_sums(counts, gathered, sums)
             count = 1.0 if frozen else float(counts.sum())
         elif frozen:

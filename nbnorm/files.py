@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _npz, _safetensors
-from nbnorm._foreign import counter
+from nbnorm._foreign import counts_of_values
 from nbnorm._npz import Specs
 from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, unknown_names
 
@@ -141,7 +141,7 @@ def _check_own(specs: Specs, arguments: dict[str, Any]) -> None:
         if name not in expected or name not in _OPTIONAL:
             raise ValueError(f"{'lacks' if name in expected else 'has an unknown'} array {name!r:.40}")
     for name, spec in specs.items():
-        if expected[name] != spec:
+        if expected[name] != spec and not (name == COUNTERS[1] and spec == ("float64", shape)):  # one of each channel
             raise ValueError(f"has {name} of {_shown(spec)}; expected {_shown(expected[name])}")
 
 
@@ -157,7 +157,8 @@ def _check_layer(specs: Specs, num_features: int | tuple[int, ...] | None) -> No
     if num_features is None and len(shape) != 1:
         raise ValueError(f"has arrays of shape {shape!s:.24}; expected one dimension, or say num_features=")
     for name, spec in specs.items():
-        if name in COUNTERS and (prod(spec[1]) != 1 or spec[0] not in (*_INTEGERS, *_FLOATS)):
+        each = name == COUNTERS[1] and spec == ("float64", shape)
+        if name in COUNTERS and not each and (prod(spec[1]) != 1 or spec[0] not in (*_INTEGERS, *_FLOATS)):
             raise ValueError(f"has {name} of {_shown(spec)}; expected one whole number")
         if name not in COUNTERS and spec[0] not in _FLOATS:
             raise ValueError(f"has {name} of {_shown(spec)}; expected {', '.join(_FLOATS)}")
@@ -171,7 +172,7 @@ def _check_values(arrays: dict[str, NDArray]) -> None:
     """Numbers that a state can work with."""
     for name, array in arrays.items():
         if name in (*COUNTERS, SKIPPED_BATCHES):
-            counter(name, array)
+            counts_of_values(name, array, array.shape if name == COUNTERS[1] and array.ndim else None)
         elif not np.isfinite(array).all() or (name == "running_var" and np.any(array < 0)):
             raise ValueError(f"{name} has NaN, infinite or negative values, which no state file may have")
 

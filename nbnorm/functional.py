@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _shards
+from nbnorm import _arguments, _device, _shards
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import M2
+from nbnorm._formulas import COUNT, M2
 from nbnorm._layout import Axis, layout_of
+from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.saved import Saved
 from nbnorm.state import BatchNormState
@@ -22,6 +25,9 @@ def batch_norm_training(
     axis: Axis = 1,
     use_running: bool = False,
     update_running: bool = True,
+    where: NDArray | None = None,
+    weights: NDArray | None = None,
+    nan: Literal["propagate", "omit"] = "propagate",
     sync: Sync | None = None,
     out: NDArray | None = None,
 ) -> tuple[NDArray, Saved]:
@@ -42,6 +48,13 @@ def batch_norm_training(
         Normalize with the running statistics, as they are before this batch, instead of the batch's.
     update_running : bool
         Fold the batch into the running statistics, when the state has them.
+    where : bool array that broadcasts to x, optional
+        Which values count, as in ``numpy.mean(x, where=where)``: (N, 1, H, W) for padded images, (N, 1, L) for
+        sequences of different lengths, (N, 1) for rows. All of y is computed.
+    weights : real array that broadcasts to x, optional
+        How often a value counts, 0 or more: with 2 as if it were there twice.
+    nan : "propagate" or "omit"
+        Whether a NaN of x makes its channel NaN, or is a missing value: one that does not count.
     sync : callable, optional
         x is this process's shard of the batch, which may be empty, and `sync` reaches the others (`nbnorm.parallel`,
         such as ``nbnorm.parallel.mpi.sync(comm)``): the statistics are those of the whole batch.
@@ -61,7 +74,9 @@ def batch_norm_training(
     TypeError
         When an argument is of the wrong kind or dtype.
     ValueError
-        When shapes do not fit, `out` cannot take the result, or a channel has fewer than 2 values.
+        When shapes do not fit, `out` cannot take the result, a weight is negative or not finite, or a channel has fewer
+        than 2 values; of those that count as `where`, `weights` and `nan` say it needs some, and more than one where
+        a moving average takes their variance.
         A call that raises has changed nothing.
     RuntimeError
         When another rank of `sync` has raised an error.
@@ -71,6 +86,11 @@ def batch_norm_training(
     Sums in float64, y too (on the CPU in float32 for 16-bit x), and rounded at the end. x is read once from memory
     where the values of a channel fit a cache, twice otherwise; strided x is copied once. Every number of threads gives
     the same bits.
+
+    `where` and `weights` are read where they are, and must not change before the backward pass either; copied, once and
+    without the axes along which they are constant, are weights that are not float32 or float64, and arrays of which
+    neither rows nor columns have one stride in the memory order of x. The running variance takes
+    sum(weights*(x - mean)**2)/(sum(weights) - 1).
 
     With `sync`, x is read twice and two small messages are exchanged, whatever the size of the batch. All ranks then
     have the same running statistics to the bit, if they had before.
@@ -98,9 +118,10 @@ def batch_norm_training(
         kernels, x, axes = _checked(x, state, axis)
         layout = layout_of(x, axes)
         N, C, S = layout.shape
+        w = counted(kernels, layout, x, where, weights, nan)
         update, momentum = state._running if update_running else None, state.momentum
         needs_variance = not use_running or (update is not None and momentum is not None)
-        if needs_variance and peers is None:
+        if needs_variance and peers is None and w is None:
             _arguments.enough_values(N * S, use_running, x.shape)
         if out is not None:
             _arguments.output(kernels, out, x, {"x": x}, allowed=())
@@ -111,40 +132,55 @@ def batch_norm_training(
         with kernels.on_device_of(x):
             xp = kernels.xp
             y = xp.empty_like(x) if out is None else out
-            make = xp.empty if x.size else xp.zeros
-            stats = batch = kernels.kept(make((5, C)))
+            make, rows = xp.empty if x.size else xp.zeros, 5 if w is None and peers is None else 6
+            stats = batch = kernels.kept(make((rows, C)))
             flat, target = kernels.read(layout, x), kernels.write(layout, y)
+            least = 0.0 if update is None or momentum is None else 1.0
+            if w is not None and peers is None and (not use_running or update is not None):
+                short = kernels.short_channel(flat, layout.shape, w, least)
+                _arguments.enough_counted(short, least, use_running, state.shape)
             saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels, sync)
+            saved._w, saved._where, saved._weights, saved._nan = w, where, weights, nan
             if peers is not None or (use_running and update is not None):
-                batch = kernels.kept(make((5, C)))
+                batch = kernels.kept(make((rows, C)))
                 if x.size:
-                    kernels.batch_statistics(flat, layout.shape, batch)
+                    kernels.batch_statistics(flat, layout.shape, batch, w)
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
         _shards.announce(peers, _shards.failed_forward)
         raise
 
-    count = N * S
+    count = float(N * S) if w is None else None
     with kernels.on_device_of(x):
         if peers is not None:
-            counts = _shards.exchange_counts(peers, C, count)
-            count = int(counts.sum())
-            if needs_variance:
-                _arguments.enough_values(count, use_running, None)
-            gathered = _shards.exchange(peers, batch[: M2 + 1].reshape(-1), counts.size)
+            counts, is_counted = _shards.exchange_counts(peers, C, N * S, w is not None)
+            message = batch[: M2 + 1]
+            if is_counted:
+                if w is None:
+                    batch[COUNT] = N * S
+                message = xp.concatenate([message, batch[COUNT:]])
+            elif needs_variance:
+                _arguments.enough_values(int(counts.sum()), use_running, None)
+            gathered = _shards.exchange(peers, message.reshape(-1), len(counts))
+            count = float(counts.sum())
+            if is_counted:
+                counts, count = np.ascontiguousarray(_device.host(gathered[:, 3 * C :])), None
+                if not use_running or update is not None:
+                    short = np.flatnonzero(counts.sum(0) <= least)
+                    _arguments.enough_counted(int(short[0]) if short.size else None, least, use_running, state.shape)
             if not use_running:
                 saved._counts, saved._own, batch = counts, batch, stats
             kernels.merge_statistics(counts, gathered, batch)
         if not use_running or update is not None:
-            saved._batch, saved._count = batch, float(count)
+            saved._batch, saved._count = batch, count
         if running is not None:
             kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, running, stats)
         elif peers is not None:
-            kernels.normalize(flat, target, layout.shape, state.gamma, state.beta, state.eps, float(count), stats)
+            kernels.normalize(flat, target, layout.shape, state.gamma, state.beta, state.eps, count, stats)
         elif x.size:
-            kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats)
+            kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats, w)
         kernels.finish(layout, target, y)
         if update is not None:
-            kernels.commit(update, momentum, batch, float(count))
+            kernels.commit(update, momentum, batch, count)
     return y, saved
 
 

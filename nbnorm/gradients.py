@@ -27,7 +27,9 @@ def batch_norm_backward(
 
     dbeta = sum(dy), dgamma = inv_std*sum(dy*(x - mean)), and
     dx = gamma*inv_std*(dy - dbeta/n - (x - mean)*inv_std*dgamma/n) with n values per channel; where the forward used
-    the running statistics these are constants, and dx = gamma*inv_std*dy.
+    the running statistics these are constants, and dx = gamma*inv_std*dy. Where values count w times, n is sum(w) and
+    the last two terms are multiplied by w: a value that does not count still acts on the others through its y. Where
+    such a value is not finite it is missing: its dy is ignored, its dx is 0.
 
     Parameters
     ----------
@@ -103,25 +105,26 @@ def batch_norm_backward(
                 message, total = kernels.scratch(4 * C + 1), kernels.scratch(4 * C).reshape(4, C)
                 message[-1] = _shards.WELL
                 sums = message[:-1].reshape(4, C)
-                kernels.gradient_sums(given, flat, layout.shape, stats, saved._own, sums)
+                own_count = None if saved._is_counted else float(N * S)
+                kernels.gradient_sums(given, flat, layout.shape, stats, saved._own, sums, own_count, saved._w)
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
         _shards.announce(peers, saved._failed_backward)
         raise
 
     with kernels.on_device_of(x):
         if peers is not None:
-            ranks = None if saved._counts is None else saved._counts.size
+            ranks = None if saved._counts is None else len(saved._counts)
             gathered = _shards.exchange_marked(peers, message, ranks)
-            counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts
-            count = float(counts.sum())
+            counts = np.zeros((len(gathered), 1)) if saved._counts is None else saved._counts
+            count = None if saved._is_counted else float(counts.sum())
             kernels.merge_gradient_sums(counts, gathered, total)
-            part = (total, count) if param_grads == "global" else (sums, float(N * S))
-            kernels.parameter_gradients(*part, stats, dgamma, dbeta)
-            kernels.apply_gradients(
-                given, flat, target, layout.shape, stats, None if saved.use_running else total, count
-            )
+            own = stats if param_grads == "global" or saved._own is None else saved._own
+            part, of_part = (total, count) if param_grads == "global" else (sums, own_count)
+            kernels.parameter_gradients(part, of_part, stats, own, dgamma, dbeta)
+            whole = None if saved.use_running else total
+            kernels.apply_gradients(given, flat, target, layout.shape, stats, whole, count, saved._w)
         elif x.size:
             backward = kernels.running_backward if saved.use_running else kernels.backward
-            backward(given, flat, target, layout.shape, stats, dgamma, dbeta)
+            backward(given, flat, target, layout.shape, stats, dgamma, dbeta, saved._w)
         kernels.finish(layout, target, dx)
     return Gradients(dx, dgamma, dbeta)

@@ -86,7 +86,7 @@ def batch_norm_jvp(
             sums = kernels.kept(kernels.xp.zeros((4, C)))
             if dx is not None and not saved.use_running:
                 own = stats if saved._own is None else saved._own
-                kernels.gradient_sums(given, saved._flat, layout.shape, stats, own, sums)
+                kernels.gradient_sums(given, saved._flat, layout.shape, stats, own, sums, float(N * S), None)
             if peers is not None:
                 message = kernels.scratch(4 * C + 1)
                 message[:-1], message[-1] = sums.reshape(-1), _shards.WELL
@@ -98,7 +98,7 @@ def batch_norm_jvp(
     with kernels.on_device_of(x):
         if peers is not None:
             counts = np.asarray(saved._counts)
-            gathered = _shards.exchange_marked(peers, message, counts.size)
+            gathered = _shards.exchange_marked(peers, message, len(counts))
             count = float(counts.sum())
             kernels.merge_gradient_sums(counts, gathered, sums)
         if x.size:

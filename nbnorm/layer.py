@@ -180,16 +180,19 @@ class BatchNorm:
         """
         return self.state.state_dict()
 
-    def __call__(self, x: NDArray, *, sync: Sync | None = None, out: NDArray | None = None) -> NDArray:
+    def __call__(
+        self, x: NDArray, *, where: NDArray | None = None, weights: NDArray | None = None,
+        nan: Literal["propagate", "omit"] = "propagate", sync: Sync | None = None, out: NDArray | None = None,
+    ) -> NDArray:  # fmt: skip
         """Normalize x, and keep it for `backward`.
 
         Parameters
         ----------
         x : array, shape (N, C, ...)
             As for `batch_norm_training`.
-        sync, out : optional
-            As for `batch_norm_training`. In evaluation mode without `sync`, `out` may be x itself: then there is
-            nothing left for `backward`.
+        where, weights, nan, sync, out : optional
+            As for `batch_norm_training`. In evaluation mode only `backward` asks which values are missing, and
+            without `sync` `out` may be x itself: then there is nothing left for `backward`.
 
         Returns
         -------
@@ -201,11 +204,13 @@ class BatchNorm:
             As `batch_norm_training` and `batch_norm_inference`. The layer is then as it was.
         """
         last: Saved | NDArray | None
-        if self.training or sync is not None:
+        counting = where is not None or weights is not None or nan != "propagate"
+        if self.training or sync is not None or counting:
             keep = self.frozen or not self.training
             y, last = batch_norm_training(
-                x, self.state, axis=self.axis, use_running=keep, update_running=not keep, sync=sync, out=out
-            )
+                x, self.state, axis=self.axis, use_running=keep, update_running=not keep,
+                where=where, weights=weights, nan=nan, sync=sync, out=out,
+            )  # fmt: skip
         else:
             y = batch_norm_inference(x, self.state, axis=self.axis, out=out)
             last = None if out is not None and kernels_for("x", x).xp.may_share_memory(out, x) else x
@@ -258,7 +263,7 @@ class BatchNorm:
         state = self.state
         used: list[Any] = [last, state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
         if isinstance(last, Saved):
-            used = [last._flat]
+            used = [last._flat, last._where, last._weights]
         return [_device.host(array).tobytes() for array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from nbnorm import _device
 from nbnorm._batch_stats import BatchStats
+from nbnorm._counted import Counted, compact
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import DEVIATION, GAMMA, INV_STD, M2, ORIGIN
+from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN
 from nbnorm._layout import Axis, Layout
 from nbnorm._shards import FAILED
+from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.state import BatchNormState
 
@@ -34,8 +36,8 @@ class Saved:
     stats : BatchStats
         Of the batch, with `sync` of the whole one, as `BatchNormState.update` and `merge_stats` take them. A ValueError
         where the forward pass had no need of them (``use_running=True, update_running=False``).
-    count : float64 array, shape ()
-        `stats.count`, the number of values per channel.
+    count : float64 array, shape () or num_features
+        `stats.count`, the number of values per channel: of each, where `where`, `weights` or ``nan="omit"`` were given.
     axis : int or tuple of int
         The channel axis.
     use_running : bool
@@ -59,8 +61,9 @@ class Saved:
     >>> other.update(saved.stats)
     """
 
-    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_kernels", "_layout", "_own", "_shape", "_stats",
-                 "_with_beta", "_with_gamma", "axis", "sync", "use_running", "x")  # fmt: skip
+    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_kernels", "_layout", "_nan", "_own", "_shape",
+                 "_stats", "_w", "_weights", "_where", "_with_beta", "_with_gamma", "axis", "sync", "use_running",
+                 "x")  # fmt: skip
 
     def __init__(
         self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
@@ -70,7 +73,11 @@ class Saved:
         self._flat, self._layout, self._stats, self._kernels = flat, layout, stats, kernels
         self._shape, self._dtype = state.shape, state.dtype
         self._batch: NDArray | None = None  # statistics of the whole batch, rows as in _stats; None when not computed
-        self._count = 0.0  # its values per channel
+        self._count: float | None = 0.0  # its values per channel; None when the batch has those of each channel
+        self._w: Counted | None = None  # which values count, and what that refers to
+        self._where: NDArray | None = None
+        self._weights: NDArray | None = None
+        self._nan = "propagate"
         self._counts: NDArray[np.float64] | None = None  # of a batch in shards: values per channel of every rank
         self._own: NDArray | None = None  # and the statistics of this shard, when not the running ones were used
         self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
@@ -83,7 +90,8 @@ class Saved:
     @property
     def var(self) -> NDArray[np.float64]:
         with self._kernels.on_device_of(self._stats):
-            var = self._stats[M2].copy() if self.use_running else self._stats[M2] / self._count
+            count = self._stats[COUNT] if self._count is None else self._count
+            var = self._stats[M2].copy() if self.use_running else self._stats[M2] / count
             return var.reshape(self._shape)
 
     @property
@@ -106,8 +114,16 @@ class Saved:
             )
         with self._kernels.on_device_of(batch):
             mean, m2 = batch[ORIGIN] + batch[DEVIATION], batch[M2].copy()
-            count = self._kernels.xp.full((), self._count)
+            if self._count is None:
+                count = batch[COUNT].copy().reshape(self._shape)
+            else:
+                count = self._kernels.xp.full((), self._count)
             return BatchStats(count, mean.reshape(self._shape), m2.reshape(self._shape))
+
+    @property
+    def _is_counted(self) -> bool:
+        """Whether dx needs a count of each channel."""
+        return self._count is None and not self.use_running
 
     @property
     def count(self) -> NDArray[np.float64]:
@@ -123,20 +139,27 @@ class Saved:
 
     def __getstate__(self) -> dict[str, Any]:
         """x in the order in which it lies in memory, which pickles of arrays forget."""
-        own = {name: getattr(self, name) for name in Saved.__slots__ if name not in ("_flat", "_kernels")}
+        own = {name: getattr(self, name) for name in Saved.__slots__ if name not in ("_flat", "_kernels", "_w")}
+        for name in ("_where", "_weights"):
+            if own[name] is not None:
+                padded = own[name][(None,) * (self.x.ndim - own[name].ndim)]
+                own[name] = compact(padded).transpose(self._layout.order)
         return {**own, "x": self.x.transpose(self._layout.order), "device": self._kernels.device(self.x)}
 
     def __setstate__(self, own: dict[str, Any]) -> None:
         device = own.pop("device")
         with _device.current(device):  # CuPy unpickles onto the device that is current
-            for name in ("x", "_stats", "_batch", "_own"):
+            for name in ("x", "_where", "_weights", "_stats", "_batch", "_own"):
                 if own[name] is not None:
                     own[name] = _device.library(device).asarray(own[name])
             for name, value in own.items():
                 setattr(self, name, value)
-            self.x = self.x.transpose(np.argsort(self._layout.order).tolist())
+            for name in ("x", "_where", "_weights"):
+                if own[name] is not None:
+                    setattr(self, name, own[name].transpose(np.argsort(self._layout.order).tolist()))
             self._kernels = kernels_for("saved.x", self.x)
             self._flat = self._kernels.read(self._layout, self.x)
+            self._w = counted(self._kernels, self._layout, self.x, self._where, self._weights, self._nan)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Saved:
         memo[id(self.sync)] = self.sync  # what carries messages is not data

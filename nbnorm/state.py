@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nbnorm import _arguments, _device, _names, _state_dict, files
-from nbnorm._attributes import counted, parameter, statistic
+from nbnorm._attributes import counted, parameter, samples, statistic
 from nbnorm._batch_stats import BatchStats
 from nbnorm._conventions import CONVENTIONS
 from nbnorm._dispatch import kernels_for
@@ -237,7 +237,7 @@ class BatchNormState:
     running_mean, running_var = statistic("running_mean"), statistic("running_var")
 
     num_batches = counted(BATCHES, "num_batches", "Batches in the running statistics.")
-    num_samples = counted(SAMPLES, "num_samples", "Values per channel in the running statistics.")
+    num_samples = samples()
 
     @property
     def num_skipped(self) -> int:
@@ -524,7 +524,9 @@ class BatchNormState:
             if num_features not in (None, arguments["num_features"]):
                 raise ValueError(f"has num_features={arguments['num_features']!s:.30}, not {num_features!s:.30}")
             named = {name: arrays[key] for name, key in NAMES.items() if key in arrays}
-            return cls._made_of(Content(arguments, named, _state_dict.counters(arrays)), num_samples)
+            features = arguments["num_features"]
+            counters = _state_dict.counters(arrays, features if isinstance(features, tuple) else (features,))
+            return cls._made_of(Content(arguments, named, counters), num_samples)
 
     @classmethod
     def _made_of(cls, content: Content, num_samples: int | None) -> BatchNormState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,21 @@ from numpy.typing import NDArray
 from nbnorm import _arguments, _device
 from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import DEVIATION, M2, ORIGIN, merge
+from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN, merge
 from nbnorm._layout import Axis, layout_of
+from nbnorm._which import counted
 
 _merge = getattr(merge, "py_func", merge)  # with NUMBA_DISABLE_JIT it is a plain function itself
 
 
-def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:
+def batch_stats(
+    x: NDArray,
+    *,
+    axis: Axis = 1,
+    where: NDArray | None = None,
+    weights: NDArray | None = None,
+    nan: Literal["propagate", "omit"] = "propagate",
+) -> BatchStats:
     """Count, mean and sum of squared deviations of each channel.
 
     Parameters
@@ -25,16 +33,19 @@ def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:
         At least 2-D; float16, bfloat16, float32 or float64; any memory layout.
     axis : int or tuple of int
         The channel axis of x.
+    where, weights, nan
+        Which values count, and how often, as in `batch_norm_training`.
 
     Returns
     -------
     BatchStats
-        Of an empty batch: count 0, mean 0, m2 0.
+        Of an empty batch, and of a channel in which no value counts: count 0, mean 0, m2 0. Where `where`, `weights` or
+        ``nan="omit"`` are given, `count` has the shape of the channels: the sum of the weights.
 
     Raises
     ------
     TypeError, ValueError
-        When x is of the wrong kind or dtype, or `axis` does not fit it.
+        When x is of the wrong kind or dtype, or `axis`, `where` or `weights` do not fit it.
 
     Notes
     -----
@@ -50,6 +61,8 @@ def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:
     >>> import numpy as np, nbnorm
     >>> nbnorm.batch_stats(np.array([[1.0, 5.0], [3.0, 5.0]]))
     BatchStats(count=array(2.), mean=array([2., 5.]), m2=array([2., 0.]))
+    >>> nbnorm.batch_stats(np.array([[1.0, np.nan], [3.0, 5.0]]), nan="omit")
+    BatchStats(count=array([2., 1.]), mean=array([2., 5.]), m2=array([2., 0.]))
     """
     kernels = kernels_for("x", x)
     x = kernels.values("x", x)
@@ -59,11 +72,13 @@ def batch_stats(x: NDArray, *, axis: Axis = 1) -> BatchStats:
     shape = tuple(x.shape[i] for i in axes)
     with kernels.on_device_of(x):
         xp = kernels.xp
-        stats = xp.empty((5, C)) if x.size else xp.zeros((5, C))
+        w = counted(kernels, layout, x, where, weights, nan)
+        stats = (xp.empty if x.size else xp.zeros)((5 if w is None else 6, C))
         if x.size:
-            kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats)
+            kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats, w)
         mean = stats[ORIGIN] + stats[DEVIATION]
-        return BatchStats(xp.full((), float(N * S)), mean.reshape(shape), stats[M2].reshape(shape))
+        count = xp.full((), float(N * S)) if w is None else stats[COUNT].reshape(shape)
+        return BatchStats(count, mean.reshape(shape), stats[M2].reshape(shape))
 
 
 def merge_stats(*stats: BatchStats) -> BatchStats:
@@ -112,7 +127,7 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
         stats = tuple(BatchStats(*(np.array(part, np.float64) for part in one)) for one in stats)
     total: tuple[Any, ...] = stats[0]
     for i, one in enumerate(stats):
-        if one.mean.shape != stats[0].mean.shape or one.m2.shape != stats[0].mean.shape:
+        if {one.mean.shape, one.m2.shape, one.count.shape} - {()} != {stats[0].mean.shape}:
             raise ValueError(f"argument {i} has channels of shape {one.mean.shape}, argument 0 {stats[0].mean.shape}")
     with _device.current(device):
         for one in stats[1:]:

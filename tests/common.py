@@ -35,7 +35,10 @@ def random_state(rng, num_features, **options):
 def snapshot(state):
     """Every byte of a state that a call could change."""
     arrays = (state.gamma, state.beta, state.running_mean, state.running_var)
-    return [None if a is None else a.tobytes() for a in arrays] + [state.num_batches, state.num_samples]
+    return [None if a is None else a.tobytes() for a in arrays] + [
+        state.num_batches,
+        np.asarray(state.num_samples).tolist(),
+    ]
 
 
 def same_bits(a, b):

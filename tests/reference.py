@@ -115,16 +115,76 @@ def frozen_backward(dy, x, mean, var, gamma=None, eps=1e-5, axis=1):
     return Backward(like(dx, x, axis), (g * x_hat).sum(-1), g.sum(-1))
 
 
-def formula(x, gamma, beta, eps, statistics=None):
+def counts(x, where=None, weights=None, omit=False):
+    """How often each value of x counts, long double in the shape of x."""
+    x = np.asarray(x)
+    w = np.ones(x.shape, Wide)
+    if where is not None:
+        w = w * np.broadcast_to(where, x.shape)
+    if weights is not None:
+        w = w * np.broadcast_to(weights, x.shape).astype(Wide)
+    return np.where(np.isnan(x.astype(np.float64)), 0, w) if omit else w
+
+
+def absent(x, w):
+    """Where x has no value: not a number that could be moved, and one that does not count."""
+    return (w == 0) & ~np.isfinite(x.astype(Wide))
+
+
+def weighted_centred(x, w, axis):
+    """x - mean of all, and mean, sum(w*(x - mean)**2) and sum(w) of each channel; mean and m2 are 0 where that is."""
+    v, w = by_channel(x, axis), by_channel(w, axis)
+    count = w.sum(-1, keepdims=True)
+    share = w / np.where(count == 0, 1, count)
+
+    def average(values):
+        return (share * np.where(w > 0, values, 0)).sum(-1, keepdims=True)
+
+    mean = average(v)
+    rest = average(v - mean)
+    c = (v - mean) - rest
+    return c, (mean + rest)[..., 0], (w * np.where(w > 0, c, 0) ** 2).sum(-1), count[..., 0]
+
+
+def weighted_stats(x, w, axis=1):
+    """Count, mean and m2."""
+    _, mean, m2, count = weighted_centred(x, w, axis)
+    return count, mean, m2
+
+
+def weighted_training(x, w, gamma=None, beta=None, eps=1e-5, axis=1):
+    """`training` with values that count w times."""
+    c, mean, m2, count = weighted_centred(x, w, axis)
+    x_hat = c / np.sqrt(m2 / count + Wide(eps))[..., None]
+    y = parameter(gamma, 1, mean.shape) * x_hat + parameter(beta, 0, mean.shape)
+    return Forward(like(y, x, axis), mean, m2 / count, count)
+
+
+def weighted_backward(dy, x, w, gamma=None, eps=1e-5, axis=1):
+    """Gradients of `weighted_training`, by the chain rule through variance and mean."""
+    c, _, m2, count = weighted_centred(x, w, axis)
+    gone = by_channel(absent(x, w).astype(Wide), axis) > 0
+    c, g, share = np.where(gone, 0, c), np.where(gone, 0, by_channel(dy, axis)), by_channel(w, axis) / count[..., None]
+    inv_std = 1 / np.sqrt((m2 / count)[..., None] + Wide(eps))
+    of_y = g * parameter(gamma, 1, m2.shape)
+    of_var = -(of_y * c).sum(-1, keepdims=True) * inv_std**3 / 2
+    of_mean = -of_y.sum(-1, keepdims=True) * inv_std
+    dx = np.where(gone, 0, of_y * inv_std + share * (of_mean + 2 * c * of_var))
+    return Backward(like(dx, x, axis), (g * c * inv_std).sum(-1), g.sum(-1))
+
+
+def formula(x, gamma, beta, eps, statistics=None, w=None):
     """The textbook formula for x (N, C, S) in the arithmetic of its arguments; works for complex ones too."""
     if statistics is None:
-        mean = x.mean((0, 2), keepdims=True)
-        statistics = mean, ((x - mean) ** 2).mean((0, 2), keepdims=True)
+        w = np.ones(x.shape) if w is None else w
+        total = w.sum((0, 2), keepdims=True)
+        mean = (w * x).sum((0, 2), keepdims=True) / total
+        statistics = mean, (w * (x - mean) ** 2).sum((0, 2), keepdims=True) / total
     mean, var = statistics
     return gamma[None, :, None] * (x - mean) / np.sqrt(var + eps) + beta[None, :, None]
 
 
-def complex_step(x, dy, gamma, beta, eps, statistics=None):
+def complex_step(x, dy, gamma, beta, eps, statistics=None, w=None):
     """Gradients of sum(dy * formula(x, gamma, beta)) for x (N, C, S), float64.
 
     The imaginary part of f(a + ih)/h is f'(a) without a difference, so a tiny h truncates nothing.
@@ -136,7 +196,7 @@ def complex_step(x, dy, gamma, beta, eps, statistics=None):
         result = np.empty(arguments[which].shape)
         for i in np.ndindex(result.shape):
             arguments[which][i] += 1j * h
-            result[i] = (dy * formula(*arguments, eps, statistics)).sum().imag / h
+            result[i] = (dy * formula(*arguments, eps, statistics, w)).sum().imag / h
             arguments[which][i] = arguments[which][i].real
         return result
 

@@ -19,6 +19,7 @@ from nbnorm._cpu.memory import (
     on_device_of,
     read,
     scratch,
+    span,
     values,
     write,
     xp,
@@ -38,6 +39,7 @@ from nbnorm._cpu.stages import (
     commit,
     running_backward,
     running_forward,
+    short_channel,
     training_forward,
 )
 
@@ -70,6 +72,8 @@ __all__ = [
     "running_forward",
     "scratch",
     "shard_gamma",
+    "short_channel",
+    "span",
     "training_forward",
     "values",
     "write",

@@ -13,10 +13,11 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from nbnorm._cpu.counted import counted_image, lanes_that_count, lanes_that_count_part
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
-from nbnorm._cpu.reduce import chunk_bounds, share, spread
+from nbnorm._cpu.reduce import START, chunk_bounds, share, spread
 from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, routine
 from nbnorm._cpu.vector_memory import (
     LINE,
@@ -34,7 +35,7 @@ from nbnorm._cpu.vector_memory import (
 from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
-START, WHOLE = np.intp(0), np.intp(FEW)
+WHOLE = np.intp(FEW)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 GROUP = 65_536  # values that are walked forwards before going back
 ABREAST = 4  # rows that share what is loaded of the tables
@@ -53,97 +54,129 @@ def image(x, dy, ddx, k, h, o, a, b, scale, shift, t):
 
 
 @routine
-def part(x, dy, ddx, y, i, n, k, h, o, a, b, scale, shift, t):
+def whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t, place):
+    """The map of LANES values from x[i] on, which lie at `place` (counted.py)."""
+    u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
+    if w is None:
+        result = image(u, v, z, k, h, o, a, b, scale, shift, t)
+    else:
+        m, factor = lanes_that_count(w, u, place)
+        result = counted_image(
+            u, v, m, factor, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t)
+        )  # fmt: skip
+    return result
+
+
+@routine
+def beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t, place):
+    """The same of vectors of which the first n lanes are there."""
+    if w is None:
+        result = image(u, v, z, k, h, o, a, b, scale, shift, t)
+    else:
+        m, factor = lanes_that_count_part(w, u, place, n)
+        result = counted_image(
+            u, v, m, factor, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t)
+        )  # fmt: skip
+    return result
+
+
+@routine
+def part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t, place):
     """y[i : i + n], n <= LANES."""
     u, v = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
-    w = load_part_as(scale, ddx, i, n, LANES)
-    store_part(y, i, n, image(u, v, w, k, h, o, a, b, scale, shift, t), LANES)
+    z = load_part_as(scale, ddx, i, n, LANES)
+    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t, place), LANES)
 
 
 @routine
-def few(x, dy, ddx, y, i, n, k, h, o, a, b, scale, shift):
+def few(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, place):
     """y[i : i + n], n <= FEW."""
     u, v = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
-    w = load_part_as(scale, ddx, i, n, FEW)
-    store_part(y, i, n, image(u, v, w, k, h, o, a, b, scale, shift, START), FEW)
+    z = load_part_as(scale, ddx, i, n, FEW)
+    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, START, place), FEW)
 
 
 @routine
-def run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
-    """y[i:end]; coefficients are numbers, or tables read from position t on.
+def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, place, streaming, ahead):
+    """y[i:end], which lies at `place`; coefficients are numbers, or tables read from position t on.
 
     Streaming from memory, it asks for what lies `ahead` values further on; None where the CPU sees that coming.
     """
+    sample, c, s = place
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            part(x, dy, ddx, y, i, n, k, h, o, a, b, scale, shift, t)
+            part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t, place)
             i += n
             t += n
+            s += n
         while i + LANES <= end:
             if ahead is not None:
                 prefetch(x, i + ahead)
                 prefetch(dy, i + ahead)
                 prefetch(ddx, i + ahead)
-            u, v, w = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
-            stream(y, i, image(u, v, w, k, h, o, a, b, scale, shift, t))
+            stream(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t, (sample, c, s)))
             i += LANES
             t += LANES
+            s += LANES
     else:
         while i + LANES <= end:
-            u, v, w = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
-            store(y, i, image(u, v, w, k, h, o, a, b, scale, shift, t))
+            store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t, (sample, c, s)))
             i += LANES
             t += LANES
+            s += LANES
     if i < end:
-        part(x, dy, ddx, y, i, end - i, k, h, o, a, b, scale, shift, t)
+        part(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift, t, (sample, c, s))
 
 
 # ---- segments
 
 
 @routine
-def segment(x, dy, ddx, y, c, i, end, origins, coef, streaming):
-    """A run of values of channel c."""
+def segment(x, dy, ddx, w, y, n, c, s, i, end, origins, coef, streaming):
+    """A run of values of channel c, from s on in sample n."""
     k, h, a, scale, shift = origins[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     b, o = a, h
     if ddx is not None:
         b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
     if streaming:
-        run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, None)
+        run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, START, (n, c, s), STREAMING, None)
         return
     while i + LANES <= end:
-        u, v, w = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
-        store(y, i, image(u, v, w, k, h, o, a, b, scale, shift, START))
+        store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, START, (n, c, s)))
         i += LANES
+        s += LANES
     while i + FEW <= end:
-        few(x, dy, ddx, y, i, WHOLE, k, h, o, a, b, scale, shift)
+        few(x, dy, ddx, w, y, i, WHOLE, k, h, o, a, b, scale, shift, (n, c, s))
         i += FEW
+        s += FEW
     if i < end:
-        few(x, dy, ddx, y, i, end - i, k, h, o, a, b, scale, shift)
+        few(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift, (n, c, s))
 
 
 @function
-def chunk(x, dy, ddx, y, c, t, per, piece, N, C, S, origins, coef, streaming):
+def chunk(x, dy, ddx, w, y, c, t, per, piece, N, C, S, origins, coef, streaming):
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):
         b = (n * C + c) * S
-        segment(x, dy, ddx, y, c, b + i0, b + i1, origins, coef, streaming)
+        segment(x, dy, ddx, w, y, n, c, i0, b + i0, b + i1, origins, coef, streaming)
 
 
 @function
-def segments(w, workers, x, dy, ddx, y, origins, coef, N, C, S, streaming):
-    """What worker w does."""
+def segments(worker, workers, x, dy, ddx, w, y, origins, coef, N, C, S, streaming):
+    """What one worker does."""
     pieces = (S + CHUNK - 1) // CHUNK
     group = GROUP // max(1, min(S, CHUNK))
-    first, last = share(w, workers, N * C * pieces)
+    first, last = share(worker, workers, N * C * pieces)
     while last > first:
         start = max(first, last - group)
         # Counted on from here: a division for each segment would take as long as a vector.
         b, p = start // pieces, start % pieces
         c = b % C
         for _ in range(start, last):
-            segment(x, dy, ddx, y, c, b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK), origins, coef, streaming)
+            i, end = b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK)
+            n = 0 if w is None else b // C
+            segment(x, dy, ddx, w, y, n, c, p * CHUNK, i, end, origins, coef, streaming)
             p += 1
             if p == pieces:
                 b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
@@ -153,9 +186,9 @@ def segments(w, workers, x, dy, ddx, y, origins, coef, N, C, S, streaming):
 
 
 @Kernel
-def apply_segments(x, dy, ddx, y, stats, coef, N, C, S, streaming, workers):
-    for w in prange(workers):
-        segments(w, workers, x, dy, ddx, y, stats[ORIGIN], coef, N, C, S, streaming)
+def apply_segments(x, dy, ddx, w, y, stats, coef, N, C, S, streaming, workers):
+    for worker in prange(workers):
+        segments(worker, workers, x, dy, ddx, w, y, stats[ORIGIN], coef, N, C, S, streaming)
 
 
 @Kernel
@@ -163,24 +196,27 @@ def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, stre
     """With the running statistics, `both` means and variances, which also fill stats, unless None; scratch (4 * C)."""
     mean, coef = both[:C], scratch[: 4 * C].reshape(4, C)
     finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
-    for w in prange(workers):
-        segments(w, workers, x, None, None, y, mean, coef, N, C, S, streaming)
+    for worker in prange(workers):
+        segments(worker, workers, x, None, None, None, y, mean, coef, N, C, S, streaming)
 
 
 # ---- columns
 
 
 @routine
-def rows_image(x, dy, ddx, y, i, rows, stride, k, h, o, a, b, scale, shift):
+def rows_image(x, dy, ddx, w, y, i, rows, stride, k, h, o, a, b, scale, shift, place, step):
     for r in range(rows):
         at = i + r * stride
-        u, v, w = load_as(scale, x, at), load_as(scale, dy, at), load_as(scale, ddx, at)
-        store(y, at, image(u, v, w, k, h, o, a, b, scale, shift, START))
+        of_row = place[0] + r * step, place[1], place[2]
+        store(y, at, whole(x, dy, ddx, w, at, k, h, o, a, b, scale, shift, START, of_row))
 
 
 @function
-def rows_run(x, dy, ddx, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
-    """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows."""
+def rows_run(x, dy, ddx, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t, n, s, per_row):
+    """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows.
+
+    y[i] is in column s of the row that begins with sample n; a row is `per_row` samples.
+    """
     for _ in range(rows // ABREAST):
         j = 0
         while j < cols:
@@ -188,15 +224,21 @@ def rows_run(x, dy, ddx, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, 
             av, bv = lanes(a, t + j), lanes(b, t + j)
             scale_v, shift_v = lanes(scale, t + j), lanes(shift, t + j)
             if j + LANES <= cols:
-                rows_image(x, dy, ddx, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
+                place = n, START, s + j
+                rows_image(
+                    x, dy, ddx, w, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v, place, per_row
+                )  # fmt: skip
             else:
                 for r in range(ABREAST):
-                    part(x, dy, ddx, y, i + r * stride + j, cols - j, kv, hv, ov, av, bv, scale_v, shift_v, START)
+                    place, at = (n + r * per_row, START, s + j), i + r * stride + j
+                    part(x, dy, ddx, w, y, at, cols - j, kv, hv, ov, av, bv, scale_v, shift_v, START, place)
             j += LANES
         i += ABREAST * stride
+        n += ABREAST * per_row
     for _ in range(rows % ABREAST):
-        run(x, dy, ddx, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, None)
+        run(x, dy, ddx, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, (n, START, s), ORDINARY, None)
         i += stride
+        n += per_row
 
 
 @routine
@@ -208,8 +250,8 @@ def line_start(i, size, edge, line):
 
 
 @function
-def block(x, dy, ddx, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
-    """Columns j0:j1 of rows r0:r1; the tables begin at column j0.
+def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, per_row, k, h, o, a, b, scale, shift, abreast, streaming):
+    """Columns j0:j1 of rows r0:r1 of `per_row` samples; the tables begin at column j0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
@@ -219,34 +261,39 @@ def block(x, dy, ddx, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, a
     # Numbers for line_start, not y: in the serial twin Numba counted references to it with an atomic instruction a row,
     # which waited until streaming stores had arrived in memory.
     edge = until_line(y, 0)
-    line = LINE // y.itemsize if streaming else 1
+    line = LINE // y.itemsize if streaming and w is None else 1  # the values of a row count in a way of their own
     while r1 > r0:
         r = max(r0, r1 - group)
         for j in range(j0, j1, panel):
             stop = min(j1, j + panel)
             m = r
             if abreast:
-                whole = min(r1, size // K) - r  # the last row of all may be shorter
-                rows_run(x, dy, ddx, y, r * K + j, whole, K, stop - j, k, h, o, a, b, scale, shift, j - j0)
-                m += whole
+                full = min(r1, size // K) - r  # the last row of all may be shorter
+                rows_run(
+                    x, dy, ddx, w, y, r * K + j, full, K, stop - j, k, h, o, a, b, scale, shift, j - j0, r * per_row, j,
+                    per_row,
+                )  # fmt: skip
+                m += full
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)
-                run(x, dy, ddx, y, i, end, k, h, o, a, b, scale, shift, i - m * K - j0, streaming, ahead)
+                t, place = i - m * K - j0, (m * per_row, START, i - m * K)
+                run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, place, streaming, ahead)
                 m += 1
         r1 = r
 
 
 @function
-def columns(w, workers, x, dy, ddx, y, origins, coef, tables, N, C, S, K, abreast, streaming):
-    """What worker w does."""
+def columns(worker, workers, x, dy, ddx, w, y, origins, coef, tables, N, C, S, K, abreast, streaming):
+    """What one worker does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
     pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
-    first, last = share(w, workers, parts * pieces)
-    k, scale, shift, a, h = tables[w, 0], tables[w, 1], tables[w, 2], tables[w, 3], tables[w, 4]
+    first, last = share(worker, workers, parts * pieces)
+    own = tables[worker]
+    k, scale, shift, a, h = own[0], own[1], own[2], own[3], own[4]
     b, o = a, h
     if ddx is not None:
-        b, o = tables[w, 5], tables[w, 6]
+        b, o = own[5], own[6]
     for task in range(last - 1, first - 1, -1):
         r0, r1 = share(task % pieces, pieces, rows)
         j = task // pieces * MAP_WIDTH
@@ -262,16 +309,18 @@ def columns(w, workers, x, dy, ddx, y, origins, coef, tables, N, C, S, K, abreas
         if ddx is not None:
             spread(b, coef[B], j, n, C, S)
             spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
-        block(x, dy, ddx, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming)
+        block(
+            x, dy, ddx, w, y, r0, r1, j, j1, K, size, K // (C * S), k, h, o, a, b, scale, shift, abreast, streaming,
+        )  # fmt: skip
     if streaming:
         fence()
 
 
 @Kernel
-def apply_columns(x, dy, ddx, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
+def apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
     """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch, 7 with ddx."""
-    for w in prange(workers):
-        columns(w, workers, x, dy, ddx, y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
+    for worker in prange(workers):
+        columns(worker, workers, x, dy, ddx, w, y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
 
 
 @Kernel
@@ -282,5 +331,5 @@ def running_columns(
     mean, coef, rest = both[:C], scratch[: 4 * C].reshape(4, C), scratch[4 * C :]
     tables = rest.reshape(workers, 5, rest.size // (5 * workers))
     finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
-    for w in prange(workers):
-        columns(w, workers, x, None, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)
+    for worker in prange(workers):
+        columns(worker, workers, x, None, None, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)

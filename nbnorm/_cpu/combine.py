@@ -1,14 +1,17 @@
 """Combine: what the shards of a batch know of each channel, put together. O(ranks * C), float64.
 
-`gathered` has a row of every rank, with the rows of its array behind each other; `leader` is a rank with the most
-values, whose origin becomes everyone's. Sums run in the order of the ranks: every rank finds the same bits.
+`gathered` has a row of every rank, with the rows of its array behind each other, `counts` (ranks, 1 or C) their values
+per channel. The origin of a rank with the most values becomes everyone's. Sums run in the order of the ranks: every
+rank finds the same bits.
 """
 
 from __future__ import annotations
 
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, parameter_gradients
+from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, count_of, parameter_gradients
 from nbnorm._cpu.launch import Compiled
+from nbnorm._cpu.vector import function
 from nbnorm._formulas import (
+    COUNT,
     DEVIATION,
     DY_ORIGIN,
     GAMMA,
@@ -26,17 +29,30 @@ from nbnorm._formulas import (
 )
 
 
+@function
+def leader(counts, i):
+    """The first rank with the most values."""
+    result = 0
+    for r in range(1, counts.shape[0]):
+        if counts[r, i] > counts[result, i]:
+            result = r
+    return result
+
+
 @Compiled
-def merge_shards(counts, gathered, stats, leader):
-    """Origin, d and m2 of all shards together: Eq. 16 and 8."""
+def merge_shards(counts, gathered, stats):
+    """Origin, d and m2 of all shards together, Eq. 16 and 8; and the count, where stats has a place for it."""
     C = stats.shape[1]
     for c in range(C):
-        k = gathered[leader, ORIGIN * C + c]
+        i = c % counts.shape[1]
+        k = gathered[leader(counts, i), ORIGIN * C + c]
         count, d, m2 = 0.0, 0.0, 0.0
-        for r in range(counts.size):
+        for r in range(counts.shape[0]):
             its_d = moved(gathered[r, ORIGIN * C + c], gathered[r, DEVIATION * C + c], k)
-            count, d, m2 = pool(count, d, m2, counts[r], its_d, gathered[r, M2 * C + c])
+            count, d, m2 = pool(count, d, m2, counts[r, i], its_d, gathered[r, M2 * C + c])
         stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = k, d, m2
+        if stats.shape[0] > COUNT:
+            stats[COUNT, c] = count
 
 
 @Compiled
@@ -46,20 +62,21 @@ def centre_sums(stats, own, count, sums):
         k, d = stats[ORIGIN, c], stats[DEVIATION, c]
         sums[PRODUCT, c] = centred_product(sums[SUM, c], sums[PRODUCT, c], d)
         if own is not None:
-            sums[OFFSET, c] = count * (moved(own[ORIGIN, c], own[DEVIATION, c], k) - d)
+            sums[OFFSET, c] = count_of(count, c, own) * (moved(own[ORIGIN, c], own[DEVIATION, c], k) - d)
 
 
 @Compiled
-def add_shards(counts, gathered, sums, leader):
+def add_shards(counts, gathered, sums):
     """The sums of all shards together, Eq. 18; their e is 0."""
     C = sums.shape[1]
     for c in range(C):
-        h = gathered[leader, DY_ORIGIN * C + c]
+        i = c % counts.shape[1]
+        h = gathered[leader(counts, i), DY_ORIGIN * C + c]
         s, p = 0.0, 0.0
-        for r in range(counts.size):
+        for r in range(counts.shape[0]):
             row = gathered[r]
             its_s, its_p = moved_sums(
-                row[SUM * C + c], row[PRODUCT * C + c], row[OFFSET * C + c], row[DY_ORIGIN * C + c], h, counts[r]
+                row[SUM * C + c], row[PRODUCT * C + c], row[OFFSET * C + c], row[DY_ORIGIN * C + c], h, counts[r, i]
             )
             s += its_s
             p += its_p
@@ -67,11 +84,12 @@ def add_shards(counts, gathered, sums, leader):
 
 
 @Compiled
-def whole_gradients(sums, stats, dgamma, dbeta, count):
-    """dgamma and dbeta of the shard or the batch whose sums these are."""
+def whole_gradients(sums, stats, own, dgamma, dbeta, count):
+    """dgamma and dbeta of the shard or the batch whose sums these are, and whose stats `own`."""
     C = sums.shape[1]
     for c in range(C):
-        sum_dy, sum_dy_xmu = moved_sums(sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[DY_ORIGIN, c], 0.0, count)
+        n, h = count_of(count, c, own), sums[DY_ORIGIN, c]
+        sum_dy, sum_dy_xmu = moved_sums(sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], h, 0.0, n)
         parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, stats[INV_STD, c])
 
 
@@ -79,7 +97,8 @@ def whole_gradients(sums, stats, dgamma, dbeta, count):
 def finalize_sums(sums, stats, coef, count):
     """Eq. 12, from the sums of the whole batch."""
     for c in range(sums.shape[1]):
+        n = count_of(count, c, stats)
         coef[A, c], coef[SCALE, c], coef[SHIFT, c] = gradient_map(
-            sums[SUM, c], sums[PRODUCT, c], stats[DEVIATION, c], count, stats[GAMMA, c], stats[INV_STD, c]
+            sums[SUM, c], sums[PRODUCT, c], stats[DEVIATION, c], n, stats[GAMMA, c], stats[INV_STD, c]
         )
         coef[H, c] = sums[DY_ORIGIN, c]

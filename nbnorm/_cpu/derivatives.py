@@ -20,7 +20,7 @@ from nbnorm._cpu.finalize_derivatives import (
     shard_dgamma,
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
-from nbnorm._cpu.stages import _apply, _count, _parameter, _reduce, fits_cache
+from nbnorm._cpu.stages import _apply, _values, _parameter, _reduce, fits_cache
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, PRODUCT
 
@@ -34,7 +34,7 @@ def apply_tangent(
     """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
     coef = np.empty((4, shape[1]))
     finalize_tangent(stats, sums, directions, count, coef)
-    _apply(x, ddx, ddy, shape, stats, coef)
+    _apply(x, ddx, None, ddy, shape, stats, coef)
 
 
 def double_sums(
@@ -46,13 +46,13 @@ def double_sums(
         return
     centred, pair = own is not None, np.zeros((3, shape[1]))
     if centred:
-        _reduce(x, dy, True, shape, stats, sums[:OFFSET])
-        centre_sums(stats, own, _count(shape), sums)
+        _reduce(x, dy, None, True, shape, stats, sums[:OFFSET])
+        centre_sums(stats, own, _values(shape), sums)
         if ddx is not None:
-            _reduce(x, ddx, True, shape, stats, sums[DDX:CROSS])
-            centre_sums(stats, None, _count(shape), sums[DDX:])
+            _reduce(x, ddx, None, True, shape, stats, sums[DDX:CROSS])
+            centre_sums(stats, None, _values(shape), sums[DDX:])
     if ddx is not None:
-        _reduce(dy, ddx, centred, shape, sums[DY_ORIGIN:], pair)
+        _reduce(dy, ddx, None, centred, shape, sums[DY_ORIGIN:], pair)
         sums[CROSS] = pair[PRODUCT]
 
 
@@ -73,7 +73,7 @@ def apply_second(
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
     coef = np.empty((6, shape[1]))
     finalize_second(stats, sums, directions, _parameter(dgamma), count, coef)
-    _apply(x, dy, dx, shape, stats, coef, ddx)
+    _apply(x, dy, None, dx, shape, stats, coef, ddx)
 
 
 def apply_frozen_second(
@@ -83,7 +83,7 @@ def apply_frozen_second(
     frozen_dgamma(sums, stats, _parameter(dgamma))
     coef = np.zeros((4, shape[1]))
     coef[SCALE] = directions[OF_GAMMA] * stats[INV_STD]
-    _apply(dy, None, dx, shape, np.zeros((5, shape[1])), coef)
+    _apply(dy, None, None, dx, shape, np.zeros((5, shape[1])), coef)
 
 
 def double_backward(
@@ -92,7 +92,7 @@ def double_backward(
 ) -> None:  # fmt: skip
     """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
     N, C, S = shape
-    sums, count = np.empty((8, C)), _count(shape)
+    sums, count = np.empty((8, C)), _values(shape)
     workers = workers_for(8 * x.size)
     if ddx is not None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
         fused_double_segments(

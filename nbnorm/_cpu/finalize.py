@@ -18,6 +18,7 @@ from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import INLINED, function, routine
 from nbnorm._cpu.vector_memory import double, is_single, set_double
 from nbnorm._formulas import (
+    COUNT,
     DEVIATION,
     DY_ORIGIN,
     GAMMA,
@@ -71,6 +72,24 @@ def parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, inv_std):
     set_parameter(dbeta, c, C, sum_dy)
 
 
+@routine
+def count_of(count, c, stats):
+    """W of channel c: `count`, or where that is None what reduce found."""
+    result = count
+    if count is None:
+        result = stats[COUNT, c]
+    return result
+
+
+@routine
+def divisor_of(count, c, stats):
+    """The same, and 1 for 0: every sum is 0 then."""
+    result = count
+    if count is None:
+        result = stats[COUNT, c] + (stats[COUNT, c] == 0.0)
+    return result
+
+
 def set_map(coef, c, k, scale, shift, varies):
     """y = scale*(x - k) + shift in coef; `varies` is false for a channel that is known to be constant."""
     if is_single(coef):
@@ -100,18 +119,19 @@ def finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, count,
     The other pair is None: Numba does not compile what stands under a test that None has failed.
     """
     C = stats.shape[1]
+    n = divisor_of(count, c, stats)
     if gamma is not None:
-        d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], count)
-        inv_std, g = inverse_std(m2 / count, eps), parameter(gamma, c, C, 1.0)
+        d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], n)
+        inv_std, g = inverse_std(m2 / n, eps), parameter(gamma, c, C, 1.0)
         stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c], stats[GAMMA, c] = d, m2, inv_std, g
         scale, shift = normalizing_map(d, inv_std, g, parameter(beta, c, C, 0.0))
         set_map(coef, c, stats[ORIGIN, c], scale, shift, m2 > 0.0)
     if dy is not None:
         s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
         sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
-        a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, stats[GAMMA, c], stats[INV_STD, c])
+        a, scale, shift = gradient_map(s, sum_dy_xmu, d, n, stats[GAMMA, c], stats[INV_STD, c])
         coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
-        parameter_gradients(dgamma, dbeta, c, C, whole_sum(s, h, count), sum_dy_xmu, stats[INV_STD, c])
+        parameter_gradients(dgamma, dbeta, c, C, whole_sum(s, h, n), sum_dy_xmu, stats[INV_STD, c])
 
 
 @function
@@ -131,7 +151,7 @@ def finalize_given(stats, gamma, beta, eps, count, coef):
     """For stats whose d and m2 are known."""
     C = stats.shape[1]
     for c in range(C):
-        inv_std, g = inverse_std(stats[M2, c] / count, eps), parameter(gamma, c, C, 1.0)
+        inv_std, g = inverse_std(stats[M2, c] / divisor_of(count, c, stats), eps), parameter(gamma, c, C, 1.0)
         stats[INV_STD, c], stats[GAMMA, c] = inv_std, g
         scale, shift = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, C, 0.0))
         set_map(coef, c, stats[ORIGIN, c], scale, shift, stats[M2, c] > 0.0)
@@ -159,34 +179,57 @@ def is_finite(stats):
     return True
 
 
+@routine
+def samples_of(counters, samples, c):
+    """How many values of channel c are in the running statistics."""
+    result = float(counters[SAMPLES])
+    if samples is not None:
+        result = samples[c]
+    return result
+
+
+@routine
+def count_batch(counters, count):
+    counters[BATCHES] += 1
+    if count is not None:
+        counters[SAMPLES] += int(count)
+
+
 @function
-def fold_running(stats, count, momentum, ddof, both, counters):
-    """Eq. 9; `both` has the means and behind them the variances."""
+def fold_running(stats, count, momentum, ddof, both, counters, samples):
+    """Eq. 9; `both` has the means and behind them the variances.
+
+    `samples` are counters of each channel, or None; `count` is None when stats has counts of each channel.
+    """
     C = stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
         mean[c] = moving_average(mean[c], stats[ORIGIN, c] + stats[DEVIATION, c], momentum)
-        var[c] = moving_average(var[c], stats[M2, c] / (count - ddof), momentum)
-    counters[BATCHES] += 1
-    counters[SAMPLES] += int(count)
+        n = count_of(count, c, stats)
+        var[c] = moving_average(var[c], stats[M2, c] / (n - ddof), momentum)
+        if samples is not None:
+            samples[c] += n
+    count_batch(counters, count)
 
 
 @function
-def fold_pooled(stats, count, ddof, both, counters):
+def fold_pooled(stats, count, ddof, both, counters, samples):
     """The same with exact pooling of everything seen, Eq. 8.
 
     The variance stays as it is while there are no more values than ddof.
     """
-    seen, C = float(counters[SAMPLES]), stats.shape[1]
+    C = stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
+        seen, n = samples_of(counters, samples, c), count_of(count, c, stats)
         new = stats[ORIGIN, c] + stats[DEVIATION, c]
         old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
-        total, mean[c], m2 = pool(seen, mean[c], old_m2, count, new, stats[M2, c])
-        if total > ddof and count > 0.0:
+        total, mean[c], m2 = pool(seen, mean[c], old_m2, n, new, stats[M2, c])
+        if total > ddof and n > 0.0:
             var[c] = m2 / (total - ddof)
-    counters[BATCHES] += 1
-    counters[SAMPLES] += int(count)
+        if samples is not None:
+            samples[c] += n
+    count_batch(counters, count)
 
 
 # The commits: fold a batch into the running statistics and count it. One call that cannot fail: a signal arrives before
@@ -194,21 +237,21 @@ def fold_pooled(stats, count, ddof, both, counters):
 
 
 @Compiled
-def commit_running(stats, count, momentum, ddof, both, counters):
-    fold_running(stats, count, momentum, ddof, both, counters)
+def commit_running(stats, count, momentum, ddof, both, counters, samples):
+    fold_running(stats, count, momentum, ddof, both, counters, samples)
 
 
 @Compiled
-def commit_pooled(stats, count, ddof, both, counters):
-    fold_pooled(stats, count, ddof, both, counters)
+def commit_pooled(stats, count, ddof, both, counters, samples):
+    fold_pooled(stats, count, ddof, both, counters, samples)
 
 
 @Compiled
-def commit_finite(stats, count, momentum, ddof, both, counters):
+def commit_finite(stats, count, momentum, ddof, both, counters, samples):
     """Either of them, for a batch that is finite; another one is only counted. Apart, so that others do not pay."""
     if not is_finite(stats):
         counters[SKIPPED] += 1
     elif momentum == POOLED:
-        fold_pooled(stats, count, ddof, both, counters)
+        fold_pooled(stats, count, ddof, both, counters, samples)
     else:
-        fold_running(stats, count, momentum, ddof, both, counters)
+        fold_running(stats, count, momentum, ddof, both, counters, samples)

@@ -10,13 +10,24 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from nbnorm._cpu.apply import START, STREAMING, chunk, rows_run, run
+from nbnorm._cpu.apply import STREAMING, chunk, rows_run, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel, finalize_channels
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import add_sums, channels_totals, chunk_sums, column_sums, origins, share, spread
+from nbnorm._cpu.reduce import (
+    ONE_ROW,
+    START,
+    add_sums,
+    channels_totals,
+    chunk_sums,
+    column_sums,
+    keep_sums,
+    origins,
+    share,
+    spread,
+)
 from nbnorm._cpu.vector import INLINED
 from nbnorm._cpu.vector_memory import fence, is_single
-from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM
+from nbnorm._formulas import DY_ORIGIN, ORIGIN
 
 
 def like(coef, table):
@@ -31,55 +42,60 @@ def _(coef, table):
 
 @Kernel
 def fused_segments(
-    x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, N, C, S, per, piece, chunks, streaming, workers
+    x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, per, piece, chunks, streaming,
+    workers,
 ):  # fmt: skip
-    for w in prange(workers):
-        first, last = share(w, workers, C)
+    of_map = None if dy is None else w  # the map of the forward pass is that of every value
+    for worker in prange(workers):
+        first, last = share(worker, workers, C)
         k = stats[ORIGIN]  # here, since a view counts references
         for c in range(first, last):
-            origins(x, dy, True, stats, sums, c, c + 1, N, C, S)
-            s, q = 0.0, 0.0
+            origins(x, dy, w, True, stats, sums, c, c + 1, N, C, S)
+            s, q, n = 0.0, 0.0, 0.0
             for t in range(chunks):
-                ds, dq = chunk_sums(x, dy, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c])
+                ds, dq, dn = chunk_sums(x, dy, w, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c])
                 s += ds
                 q += dq
-            sums[SUM, c], sums[PRODUCT, c] = s, q
-            finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, float(N * S), coef)
+                n += dn
+            keep_sums(dy, w, c, s, q, n, stats, sums)
+            finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
             for t in range(chunks - 1, -1, -1):
-                chunk(x, dy, None, y, c, t, per, piece, N, C, S, k, coef, streaming)
+                chunk(x, dy, None, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)
         if streaming:
             fence()
 
 
 @Kernel
 def fused_columns(
-    x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, scratch, terms, width, channels, N, C, S, block,
-    streaming, workers,
+    x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, scratch, terms, width, channels, N, C, S,
+    block, streaming, workers,
 ):  # fmt: skip
     """Blocks of `channels` channels; scratch (workers, (2 * terms + 5) * width), the sums and tables of a block."""
+    of_map = None if dy is None else w
     K = C * S
     blocks = (C + channels - 1) // channels
-    for w in prange(workers):
-        first, last = share(w, workers, blocks)
-        acc = scratch[w]
-        k = scratch[w, 2 * terms * width :]
-        tables = like(coef, scratch[w, (2 * terms + 1) * width :])
+    for worker in prange(workers):
+        first, last = share(worker, workers, blocks)
+        acc = scratch[worker]
+        k = scratch[worker, 2 * terms * width :]
+        tables = like(coef, scratch[worker, (2 * terms + 1) * width :])
         scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :]
         for b in range(first, last):
             c0, c1 = b * channels, min(C, (b + 1) * channels)
             cols = (c1 - c0) * S
-            origins(x, dy, True, stats, sums, c0, c1, N, C, S)
+            origins(x, dy, w, True, stats, sums, c0, c1, N, C, S)
             spread(k, stats[ORIGIN], c0 * S, cols, C, S)
             if dy is not None:
                 spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
             for r in range(0, N, block):
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
                 acc[at : at + terms * width] = 0.0
-                column_sums(x, dy, r * K + c0 * S, min(block, N - r), K, cols, k, h, acc, at, width)
+                i = r * K + c0 * S
+                column_sums(x, dy, w, i, min(block, N - r), K, cols, k, h, acc, at, width, r, c0 * S, ONE_ROW)
                 if at > 0:
-                    add_sums(x, acc, at, width)
-            channels_totals(x, acc, width, c0, c1, S, 1, sums)
-            finalize_channels(dy, c0, c1, stats, sums, gamma, beta, dgamma, dbeta, eps, float(N * S), coef)
+                    add_sums(x, dy, w, acc, at, width)
+            channels_totals(x, dy, w, acc, width, c0, c1, S, 1, stats, sums)
+            finalize_channels(dy, c0, c1, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)
             if dy is not None or is_single(coef):
@@ -89,8 +105,12 @@ def fused_columns(
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i = n * K + c0 * S
-                    run(x, dy, None, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, None)
+                    place = n, START, c0 * S
+                    run(x, dy, None, of_map, y, i, i + cols, k, h, h, a, a, scale, shift, START, place, STREAMING, None)
             else:
-                rows_run(x, dy, None, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START)
+                rows_run(
+                    x, dy, None, of_map, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START, START, c0 * S,
+                    ONE_ROW,
+                )  # fmt: skip
         if streaming:
             fence()

@@ -68,6 +68,17 @@ def write(layout: Layout, array: NDArray) -> NDArray:
     return flat if flat.itemsize != 2 else _raw(flat)
 
 
+def span(array: NDArray) -> tuple[NDArray, int]:
+    """All memory from the first to the last address of `array`, flat, and the place of its first element there."""
+    if not array.size:
+        return np.empty(0, array.dtype), 0
+    last = [(length - 1) * stride // array.itemsize for length, stride in zip(array.shape, array.strides, strict=True)]
+    first = -sum(min(0, reach) for reach in last)
+    lowest = array[tuple(slice(None, None, -1) if reach < 0 else slice(None) for reach in last)]
+    flat = np.lib.stride_tricks.as_strided(lowest, (1 + sum(map(abs, last)),), (array.itemsize,))
+    return flat if flat.flags.writeable else _as_if_writable(flat), first
+
+
 def scratch(size: int) -> NDArray[np.float64]:
     """Room for float64 values that nobody needs after the call."""
     return np.empty(size)

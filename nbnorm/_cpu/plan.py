@@ -67,17 +67,18 @@ def segments(N: int, S: int) -> Segments:
 
 
 @lru_cache(1024)
-def columns(N: int, C: int, S: int) -> Columns:
+def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
+    """`together`: whether rows may lie side by side."""
     base = C * S
     whole = LANES // gcd(base, LANES)  # rows until columns fill whole vectors
     tile = whole if whole * base <= 1024 else 1
-    tile = max(1, min(N, tile * max(1, SHORT // (tile * base))))
+    tile = max(1, min(N, tile * max(1, SHORT // (tile * base)))) if together else 1
     K = base * tile
     rows = -(-N // tile)
     # Partial sums take 16 K bytes a block; wide rows get long blocks, so that they stay below 1 % of x.
     block = max(64 if K <= PANEL else 1024, BLOCK // min(K, PANEL), -(-rows // 128))
     # Apply prefers runs of a whole panel, unless the tables would cost more than the map.
-    map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 128) // K)
+    map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 128) // K) if together else 1
     channels = C if N * base <= SMALL else min(C, L2_BYTES // (4 * N * S))
     if tile > 1 or channels * S < min(128, base):
         channels = 0
@@ -90,12 +91,12 @@ def streams(nbytes: int) -> bool:
 
 
 @lru_cache(1024)
-def mapping(tensors: int, itemsize: int, N: int, C: int, S: int) -> Map:
+def mapping(tensors: int, itemsize: int, N: int, C: int, S: int, in_rows: bool = True, together: bool = True) -> Map:
     """For a map that reads and writes so many tensors. Its values are the same either way."""
     traffic = tensors * itemsize * N * C * S
     streaming = streams(traffic)
-    if S >= SHORT or (S > LANES and not streaming) or traffic == 0:
+    if not in_rows or S >= SHORT or (S > LANES and not streaming) or traffic == 0:
         return Map(0, 0, False, streaming)
-    K = columns(N, C, S).map_K
+    K = columns(N, C, S, together).map_K
     collide = K * itemsize % PAGE == 0  # rows would share the few places of one address in the first-level cache
     return Map(K, min(K, MAP_WIDTH) + 3 * LANES, not (streaming or collide), streaming)

@@ -15,17 +15,35 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from nbnorm._cpu.counted import add_counted, counted_origin, lanes_that_count, lanes_that_count_part
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
-from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
+from nbnorm._cpu.sums import (
+    add,
+    add_count,
+    column_count,
+    column_totals,
+    join,
+    load_count,
+    load_count_part,
+    load_sums,
+    load_sums_part,
+    no_count,
+    no_sums,
+    store_count,
+    store_sums,
+    total_count,
+    totals,
+)
 from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, routine
+from nbnorm._cpu.vector_mask import below
 from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
-from nbnorm._formulas import DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
+from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
-ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW = np.intp(8), np.intp(4), np.intp(1)
+ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, START = np.intp(8), np.intp(4), np.intp(1), np.intp(0)
 
 
 @routine
@@ -51,57 +69,89 @@ def origin(x, c, N, C, S):
 
 
 @routine
-def origins(x, dy, centred, stats, sums, first, last, N, C, S):
+def origins(x, dy, w, centred, stats, sums, first, last, N, C, S):
     """The origin of x in stats or, when the sums are to be `centred`, of dy in sums, for channels first:last.
 
     Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
     """
     for c in range(first, last):
         if dy is None:
-            stats[ORIGIN, np.uintp(c)] = origin(x, c, N, C, S)
+            stats[ORIGIN, np.uintp(c)] = channel_origin(x, x, w, c, N, C, S)
         elif centred:
-            sums[DY_ORIGIN, np.uintp(c)] = origin(dy, c, N, C, S)
+            sums[DY_ORIGIN, np.uintp(c)] = channel_origin(dy, x, w, c, N, C, S)
 
 
 @routine
-def rows_sums(x, dy, i, rows, stride, k, h, sums):
+def channel_origin(array, x, w, c, N, C, S):
+    """Of x or dy."""
+    return origin(array, c, N, C, S) if w is None else counted_origin(array, x, w, c, N, C, S)
+
+
+@routine
+def rows_sums(x, dy, w, i, rows, stride, k, h, sums, count, place, step):
+    """The sums and the count (or None), and `rows` vectors more, which lie `step` samples apart."""
     for r in range(rows):
-        u = minus(load(x, i + r * stride), k)
-        sums = add(sums, u if dy is None else minus(load(dy, i + r * stride), h), u)
-    return sums
+        v, g = load(x, i + r * stride), load(dy, i + r * stride)
+        u = minus(v, k)
+        if w is None:
+            sums = add(sums, u if dy is None else minus(g, h), u)
+        else:
+            m, factor = lanes_that_count(w, v, (place[0] + r * step, place[1], place[2]))
+            sums, count = add_counted(sums, count, v, g, u, m, factor, None, h)
+    return sums, count
 
 
 @routine
-def rows_sums_part(x, dy, i, rows, stride, n, k, h, sums):
+def rows_sums_part(x, dy, w, i, rows, stride, n, k, h, sums, count, place, step):
     """The same for the first n lanes; the others add 0, whatever k and h hold there."""
     for r in range(rows):
-        u = keep(load_part(x, i + r * stride, n, LANES) - k, n, LANES)
-        sums = add(sums, u if dy is None else keep(load_part(dy, i + r * stride, n, LANES) - h, n, LANES), u)
-    return sums
+        v, g = load_part(x, i + r * stride, n, LANES), load_part(dy, i + r * stride, n, LANES)
+        if w is None:
+            u = keep(v - k, n, LANES)
+            sums = add(sums, u if dy is None else keep(g - h, n, LANES), u)
+        else:
+            m, factor = lanes_that_count_part(w, v, (place[0] + r * step, place[1], place[2]), n)
+            sums, count = add_counted(sums, count, v, g, v - k, m, factor, below(n), h)
+    return sums, count
 
 
 @routine
-def rows_sums_few(x, dy, i, rows, stride, n, k, h, sums):
+def rows_sums_few(x, dy, w, i, rows, stride, n, k, h, sums, count, place, step):
     """`rows_sums_part` for n <= FEW."""
     for r in range(rows):
-        u = keep(load_part(x, i + r * stride, n, FEW) - k, n, FEW)
-        sums = add(sums, u if dy is None else keep(load_part(dy, i + r * stride, n, FEW) - h, n, FEW), u)
-    return sums
+        v, g = load_part(x, i + r * stride, n, FEW), load_part(dy, i + r * stride, n, FEW)
+        if w is None:
+            u = keep(v - k, n, FEW)
+            sums = add(sums, u if dy is None else keep(g - h, n, FEW), u)
+        else:
+            m, factor = lanes_that_count_part(w, v, (place[0] + r * step, place[1], place[2]), n)
+            sums, count = add_counted(sums, count, v, g, v - k, m, factor, below(n), h)
+    return sums, count
+
+
+@routine
+def keep_sums(dy, w, c, s, q, count, stats, sums):
+    """What was found of channel c; the count only where it is not known."""
+    sums[SUM, c], sums[PRODUCT, c] = s, q
+    if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if dy is None:
+            stats[COUNT, c] = count
 
 
 # ---- segments
 
 
 @routine
-def span_sums(x, dy, i, end, rows, stride, k, h, sums):
+def span_sums(x, dy, w, i, end, rows, stride, k, h, sums, count, n, c, s):
     while i + LANES <= end:
-        sums = rows_sums(x, dy, i, rows, stride, k, h, sums)
+        sums, count = rows_sums(x, dy, w, i, rows, stride, k, h, sums, count, (n, c, s), ONE_ROW)
         i += LANES
+        s += LANES
     if i + FEW < end:
-        sums = rows_sums_part(x, dy, i, rows, stride, end - i, k, h, sums)
+        sums, count = rows_sums_part(x, dy, w, i, rows, stride, end - i, k, h, sums, count, (n, c, s), ONE_ROW)
     elif i < end:
-        sums = rows_sums_few(x, dy, i, rows, stride, end - i, k, h, sums)
-    return sums
+        sums, count = rows_sums_few(x, dy, w, i, rows, stride, end - i, k, h, sums, count, (n, c, s), ONE_ROW)
+    return sums, count
 
 
 @routine
@@ -113,36 +163,39 @@ def chunk_bounds(t, per, piece, N, S):
 
 
 @function
-def chunk_sums(x, dy, c, t, per, piece, N, C, S, k, h):
+def chunk_sums(x, dy, w, c, t, per, piece, N, C, S, k, h):
+    """Three numbers: s, q and the count, 0 where it is known."""
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
-    kv, hv, sums = lanes(k, 0), lanes(h, 0), no_sums(x)
+    kv, hv, sums, count = lanes(k, 0), lanes(h, 0), no_sums(x), no_count(dy, w)
     while n < n1:
         b = (n * C + c) * S
         if n + rows <= n1:
-            sums = span_sums(x, dy, b + i0, b + i1, rows, C * S, kv, hv, sums)
+            sums, count = span_sums(x, dy, w, b + i0, b + i1, rows, C * S, kv, hv, sums, count, n, c, i0)
             n += rows
         else:
-            sums = span_sums(x, dy, b + i0, b + i1, ONE_ROW, C * S, kv, hv, sums)
+            sums, count = span_sums(x, dy, w, b + i0, b + i1, ONE_ROW, C * S, kv, hv, sums, count, n, c, i0)
             n += 1
-    return totals(sums)
+    s, q = totals(sums)
+    return s, q, total_count(count)
 
 
 @Kernel
-def reduce_segments(x, dy, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
-    """sums (3, C), and stats[ORIGIN] when dy is None; parts (C * chunks, 2) is scratch."""
-    origins(x, dy, centred, stats, sums, 0, C, N, C, S)
-    for w in prange(workers):
-        first, last = share(w, workers, C * chunks)
+def reduce_segments(x, dy, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
+    """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is; parts (C * chunks, 3) scratch."""
+    origins(x, dy, w, centred, stats, sums, 0, C, N, C, S)
+    for worker in prange(workers):
+        first, last = share(worker, workers, C * chunks)
         for j in range(first, last):
             c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
-            parts[j, 0], parts[j, 1] = chunk_sums(x, dy, c, j % chunks, per, piece, N, C, S, k, h)
+            parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(x, dy, w, c, j % chunks, per, piece, N, C, S, k, h)
     for c in range(C):
-        s, q = 0.0, 0.0
+        s, q, count = 0.0, 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
             s += parts[j, 0]
             q += parts[j, 1]
-        sums[SUM, c], sums[PRODUCT, c] = s, q
+            count += parts[j, 2]
+        keep_sums(dy, w, c, s, q, count, stats, sums)
 
 
 # ---- columns
@@ -177,8 +230,11 @@ def spread(table, values, j, n, C, S):
 
 
 @function
-def column_sums(x, dy, i, rows, stride, cols, k, h, acc, at, width):
-    """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins."""
+def column_sums(x, dy, w, i, rows, stride, cols, k, h, acc, at, width, n0, s, per_row):
+    """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins.
+
+    A row is `per_row` samples, the first one begins with sample n0; column s of it lies at x[i].
+    """
     step = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
     ahead = max(step * stride, AHEAD)
     for r in range(0, rows, step):
@@ -186,65 +242,81 @@ def column_sums(x, dy, i, rows, stride, cols, k, h, acc, at, width):
         j = 0
         while j + LANES <= cols:
             kv, hv, sums = load(k, j), load(h, j), load_sums(x, acc, at + j, width)
+            count, place = load_count(sums, dy, w, acc, at + j, width), (n0 + r * per_row, START, s + j)
             if n == step:
                 for q in range(step):
                     prefetch(x, start + j + q * stride + ahead)
                     prefetch(dy, start + j + q * stride + ahead)
-                sums = rows_sums(x, dy, start + j, step, stride, kv, hv, sums)
+                sums, count = rows_sums(x, dy, w, start + j, step, stride, kv, hv, sums, count, place, per_row)
             else:
-                sums = rows_sums(x, dy, start + j, n, stride, kv, hv, sums)
+                sums, count = rows_sums(x, dy, w, start + j, n, stride, kv, hv, sums, count, place, per_row)
             store_sums(acc, at + j, width, sums)
+            store_count(sums, acc, at + j, width, count)
             j += LANES
         if j < cols:
             kv, hv, sums = load(k, j), load(h, j), load_sums(x, acc, at + j, width)
-            sums = rows_sums_part(x, dy, start + j, n, stride, cols - j, kv, hv, sums)
+            count, place = load_count(sums, dy, w, acc, at + j, width), (n0 + r * per_row, START, s + j)
+            sums, count = rows_sums_part(
+                x, dy, w, start + j, n, stride, cols - j, kv, hv, sums, count, place, per_row
+            )  # fmt: skip
             store_sums(acc, at + j, width, sums)
+            store_count(sums, acc, at + j, width, count)
 
 
 @function
-def add_sums(x, acc, at, width):
-    """acc[:] += acc[at:], the sums of `width` columns."""
+def add_sums(x, dy, w, acc, at, width):
+    """acc[:] += acc[at:], the sums and the counts of `width` columns."""
     for j in range(0, width, LANES):
-        store_sums(acc, j, width, join(load_sums(x, acc, j, width), load_sums(x, acc, at + j, width)))
+        sums = join(load_sums(x, acc, j, width), load_sums(x, acc, at + j, width))
+        store_sums(acc, j, width, sums)
+        of_one = load_count(sums, dy, w, acc, at + j, width)
+        store_count(sums, acc, j, width, add_count(load_count(sums, dy, w, acc, j, width), of_one))
 
 
 @routine
-def channel_totals(x, acc, width, c, C, S, tile):
-    """Two numbers: the sums of the columns of channel c, S neighbours in each of `tile` copies, together."""
-    sums = no_sums(x)
+def channel_totals(x, dy, w, acc, width, c, C, S, tile):
+    """s, q and the count of all columns of channel c, S neighbours in each of `tile` copies."""
+    sums, count = no_sums(x), no_count(dy, w)
     for t in range(tile):
         j, end = (t * C + c) * S, (t * C + c + 1) * S
         while j < end:
-            sums = join(sums, load_sums_part(x, acc, j, width, min(LANES, end - j)))
+            n = min(LANES, end - j)
+            sums = join(sums, load_sums_part(x, acc, j, width, n))
+            count = add_count(count, load_count_part(sums, dy, w, acc, j, width, n))
             j += LANES
-    return totals(sums)
+    s, q = totals(sums)
+    return s, q, total_count(count)
 
 
 @routine
-def channels_totals(x, acc, width, first, last, S, tile, sums):
-    """The sums of channels first:last, whose columns begin at acc[0]."""
+def channels_totals(x, dy, w, acc, width, first, last, S, tile, stats, sums):
+    """The sums of channels first:last, whose columns begin at acc[0], and their counts where they are not known."""
     C = last - first
     if S * tile == 1:
         for c in range(C):
             at = np.uintp(first + c)  # for an index that may be negative LLVM would take channel by channel
-            sums[SUM, at], sums[PRODUCT, at] = column_totals(x, acc, c, width)
+            s, q = column_totals(x, acc, c, width)
+            keep_sums(dy, w, at, s, q, column_count(x, dy, w, acc, c, width), stats, sums)
     else:
         for c in range(C):
-            sums[SUM, first + c], sums[PRODUCT, first + c] = channel_totals(x, acc, width, c, C, S, tile)
+            s, q, count = channel_totals(x, dy, w, acc, width, c, C, S, tile)
+            keep_sums(dy, w, first + c, s, q, count, stats, sums)
 
 
 @Kernel
-def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers):
-    """sums (3, C), and stats[ORIGIN] when dy is None.
+def reduce_columns(
+    x, dy, w, centred, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers
+):  # fmt: skip
+    """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is.
 
-    acc (blocks * terms * width) and tables (workers, 2, PANEL + LANES) are scratch; terms is the length of the sums.
+    acc (blocks * terms * width) and tables (workers, 2, PANEL + LANES) are scratch; terms counts sums and counts.
     """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
-    origins(x, dy, centred, stats, sums, 0, C, N, C, S)
-    for w in prange(workers):
-        first, last = share(w, workers, (width + PANEL - 1) // PANEL * blocks)
-        k, h, filled = tables[w, 0], tables[w, 1], -1
+    origins(x, dy, w, centred, stats, sums, 0, C, N, C, S)
+    for worker in prange(workers):
+        first, last = share(worker, workers, (width + PANEL - 1) // PANEL * blocks)
+        k, h, filled = tables[worker, 0], tables[worker, 1], -1
         for task in range(first, last):
             panel, b = task // blocks, task % blocks
             j = panel * PANEL
@@ -257,9 +329,11 @@ def reduce_columns(x, dy, centred, stats, sums, acc, tables, N, C, S, tile, bloc
             at = b * terms * width + j
             for r in range(terms):
                 acc[at + r * width : at + r * width + cols] = 0.0
-            column_sums(x, dy, b * block * K + j, n, K, cols, k, h, acc, at, width)
+            n0 = b * block * tile
+            column_sums(x, dy, w, b * block * K + j, n, K, cols, k, h, acc, at, width, n0, j, tile)
             if rest > j and b == blocks - 1:
-                column_sums(x, dy, rows * K + j, ONE_ROW, K, min(cols, rest - j), k, h, acc, at, width)
+                n0 = rows * tile
+                column_sums(x, dy, w, rows * K + j, ONE_ROW, K, min(cols, rest - j), k, h, acc, at, width, n0, j, tile)
     for b in range(1, blocks):
-        add_sums(x, acc, b * terms * width, width)
-    channels_totals(x, acc, width, 0, C, S, tile, sums)
+        add_sums(x, dy, w, acc, b * terms * width, width)
+    channels_totals(x, dy, w, acc, width, 0, C, S, tile, stats, sums)

@@ -1,6 +1,7 @@
 """The stages of a batch that is one shard of several: between them its caller exchanges small arrays with the others.
 
-As in stages.py; sums is (4, C). Shards may be empty.
+As in stages.py; sums is (4, C), counts (ranks, 1), or (ranks, C) of values of which some do not count; then the `count`
+of a function is None, and a sixth row of stats has it. Shards may be empty.
 """
 
 from __future__ import annotations
@@ -8,61 +9,71 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm._counted import Counted
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
 from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _parameter, _reduce
-from nbnorm._formulas import DEVIATION, M2, OFFSET, ORIGIN
+from nbnorm._formulas import COUNT, DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
 Shape = tuple[int, int, int]
 
 
-def rows(mean: Array, m2: Array) -> Array:
-    """stats with a mean that is all origin, for `commit`."""
-    stats = np.empty((5, mean.size))
+def rows(mean: Array, m2: Array, count: Array | None) -> Array:
+    """stats with a mean that is all origin, for `commit`; count is None when all channels have the same."""
+    stats = np.empty((5 if count is None else 6, mean.size))
     stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
+    if count is not None:
+        stats[COUNT] = count
     return stats
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
     """stats of the whole batch, but for inv_std and gamma, from those of each rank."""
-    merge_shards(counts, gathered, stats, int(counts.argmax()))
+    merge_shards(counts, gathered, stats)
 
 
 def normalize(
-    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float, stats: Array
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float | None,
+    stats: Array,
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
     coef = np.empty((4, shape[1]), OF_MAP[x.itemsize])
     finalize_given(stats, _parameter(gamma), _parameter(beta), eps, count, coef)
-    _apply(x, None, y, shape, stats, coef)
+    _apply(x, None, None, y, shape, stats, coef)
 
 
-def gradient_sums(dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array) -> None:
+def gradient_sums(
+    dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array, count: float | None,
+    w: Counted | None,
+) -> None:  # fmt: skip
     """What the backward pass has to know of this shard; own is its stats, None with running statistics."""
     sums[...] = 0
     if x.size:
-        _reduce(x, dy, own is not None, shape, stats, sums[:OFFSET])
-        centre_sums(stats, own, float(shape[0] * shape[2]), sums)
+        _reduce(x, dy, w, own is not None, shape, stats, sums[:OFFSET])
+        centre_sums(stats, own, count, sums)
 
 
 def merge_gradient_sums(counts: Array, gathered: Array, sums: Array) -> None:
     """sums of the whole batch from those of each rank."""
-    add_shards(counts, gathered, sums, int(counts.argmax()))
+    add_shards(counts, gathered, sums)
 
 
-def parameter_gradients(sums: Array, count: float, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
-    """dgamma and dbeta, where they are not None, of the shard or the batch whose sums these are."""
-    whole_gradients(sums, stats, _parameter(dgamma), _parameter(dbeta), count)
+def parameter_gradients(
+    sums: Array, count: float | None, stats: Array, own: Array, dgamma: Array | None, dbeta: Array | None
+) -> None:  # fmt: skip
+    """dgamma and dbeta, where not None, of the shard or the batch whose sums these are and whose stats `own`."""
+    whole_gradients(sums, stats, own, _parameter(dgamma), _parameter(dbeta), count)
 
 
 def apply_gradients(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array | None, count: float
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array | None, count: float | None,
+    w: Counted | None,
 ) -> None:  # fmt: skip
     """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
     if sums is None:
-        _apply_frozen(dy, dx, shape, stats)
+        _apply_frozen(dy, x, w, dx, shape, stats)
         return
     coef = np.empty((4, shape[1]))
     finalize_sums(sums, stats, coef, count)
-    _apply(x, dy, dx, shape, stats, coef)
+    _apply(x, dy, w, dx, shape, stats, coef)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm._counted import Counted, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments, running_columns, running_segments
-from nbnorm._cpu.finalize import POOLED, SCALE, commit_finite, commit_pooled, commit_running, finalize
+from nbnorm._cpu.counted import first_short
+from nbnorm._cpu.finalize import POOLED, SCALE, A, commit_finite, commit_pooled, commit_running, finalize
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.threads import workers_for
@@ -28,18 +30,26 @@ ABSENT = np.empty(0, np.float32)
 
 
 def training_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
+    w: Counted | None = None,
 ) -> None:  # fmt: skip
     """y and stats from x: reduce, finalize, apply."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(x, None, y, shape, stats, sums, _parameter(gamma), _parameter(beta), None, None, eps)
+    _fused_or_split(x, None, w, y, shape, stats, sums, _parameter(gamma), _parameter(beta), None, None, eps)
 
 
-def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
+def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
     sums = np.zeros((3, shape[1]))
-    _reduce(x, None, True, shape, stats, sums)
-    finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape), np.empty((4, shape[1])))
+    _reduce(x, None, w, True, shape, stats, sums)
+    finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), np.empty((4, shape[1])))
+
+
+def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:
+    """The first channel whose values do not count more than `least` times in all."""
+    answer = np.empty(1, np.int64)
+    first_short(x, w, least, *shape, answer)
+    return None if answer[0] == shape[1] else int(answer[0])
 
 
 def running_forward(
@@ -62,36 +72,39 @@ def running_forward(
 
 
 def backward(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None,
+    w: Counted | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(x, dy, dx, shape, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0)
+    _fused_or_split(x, dy, w, dx, shape, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0)
 
 
 def running_backward(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None,
+    w: Counted | None = None,
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     sums = np.zeros((3, shape[1]))
-    _reduce(x, dy, False, shape, stats, sums)
-    # Before dx, which may lie over dy, is written: then nothing is left that could fail.
-    finalize(
-        dy, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0, _count(shape), np.empty((4, shape[1]))
-    )
-    _apply_frozen(dy, dx, shape, stats)
+    _reduce(x, dy, w, False, shape, stats, sums)
+    # Before dx, which may lie over dy, is written: then nothing is left that could fail. The count is not needed.
+    count, coef = _values(shape), np.empty((4, shape[1]))
+    finalize(dy, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0, count, coef)
+    _apply_frozen(dy, x, w, dx, shape, stats)
 
 
-def commit(running: Running, momentum: float | None, stats: Array, count: float) -> None:
+def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     with running.lock:
         ddof, both, counters = running.ddof, running.both, running.counters
+        samples = running.samples if count is not None else running.count_each()
+        samples = samples if samples is None else samples.reshape(-1)
         if running.skip_nonfinite:
-            commit_finite(stats, count, POOLED if momentum is None else momentum, ddof, both, counters)
+            commit_finite(stats, count, POOLED if momentum is None else momentum, ddof, both, counters, samples)
         elif momentum is None:
-            commit_pooled(stats, count, ddof, both, counters)
+            commit_pooled(stats, count, ddof, both, counters, samples)
         else:
-            commit_running(stats, count, momentum, ddof, both, counters)
+            commit_running(stats, count, momentum, ddof, both, counters, samples)
 
 
 def _parameter(values: Array | None) -> Array:
@@ -104,12 +117,17 @@ def _parameter(values: Array | None) -> Array:
     return values if values.ndim == 1 else values.reshape(-1)
 
 
-def _terms(x: Array) -> int:
-    """Sums that reduce keeps of each column: two, and for float64 data what they lose."""
-    return 4 if x.itemsize == 8 else 2
+def _terms(x: Array, dy: Array | None, w: Counted | None) -> int:
+    """Numbers that reduce keeps of each column: two sums, for float64 data what they lose, and an unknown count."""
+    return (4 if x.itemsize == 8 else 2) + (w is not None and dy is None)
 
 
-def _count(shape: Shape) -> float:
+def _count(shape: Shape, w: Counted | None) -> float | None:
+    """Values per channel; None when they are counted."""
+    return _values(shape) if w is None else None
+
+
+def _values(shape: Shape) -> float:
     return float(shape[0] * shape[2])
 
 
@@ -121,7 +139,7 @@ def fits_cache(shape: Shape, itemsize: int, workers: int) -> bool:
 
 
 def _fused_or_split(
-    x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, sums: Array,
+    x: Array, dy: Array | None, w: Counted | None, y: Array, shape: Shape, stats: Array, sums: Array,
     gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None, eps: float,
 ) -> None:  # fmt: skip
     """y and stats from x, gamma and beta; with dy an array dx, dgamma and dbeta. The other pair is None."""
@@ -130,60 +148,71 @@ def _fused_or_split(
     inputs = 1 if dy is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
-    if S >= plan.SHORT:
+    count = _count(shape, w)
+    if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):
             fused_segments(
-                x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, N, C, S, *cut, streaming, workers
+                x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, *cut, streaming,
+                workers,
             )  # fmt: skip
             return
     else:
-        cols = plan.columns(N, C, S)
+        cols = plan.columns(N, C, S, throughout(w, C, S))
         if cols.channels:
             channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
             width = plan.up(channels * S, plan.LANES) + plan.LANES  # a vector reaches beyond its columns
-            terms = _terms(x)
+            terms = _terms(x, dy, w)
             scratch = np.empty((workers, (2 * terms + 5) * width))
             fused_columns(
-                x, dy, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, scratch, terms, width, channels, N, C, S,
-                cols.block, streaming, workers,
+                x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, scratch, terms, width, channels,
+                N, C, S, cols.block, streaming, workers,
             )  # fmt: skip
             return
-    _reduce(x, dy, True, shape, stats, sums)
-    finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, _count(shape), coef)
-    _apply(x, dy, y, shape, stats, coef)
+    _reduce(x, dy, w, True, shape, stats, sums)
+    finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
+    _apply(x, dy, w, y, shape, stats, coef)
 
 
-def _reduce(x: Array, dy: Array | None, centred: bool, shape: Shape, stats: Array, sums: Array) -> None:
+def _reduce(
+    x: Array, dy: Array | None, w: Counted | None, centred: bool, shape: Shape, stats: Array, sums: Array
+) -> None:  # fmt: skip
     N, C, S = shape
     workers = workers_for((1 if dy is None else 2) * x.size)
-    if S >= plan.SHORT:
+    if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
-        reduce_segments(x, dy, centred, stats, sums, np.empty((C * cut.chunks, 2)), N, C, S, *cut, workers)
+        reduce_segments(x, dy, w, centred, stats, sums, np.empty((C * cut.chunks, 3)), N, C, S, *cut, workers)
     else:
-        cols = plan.columns(N, C, S)
-        terms = _terms(x)
+        cols = plan.columns(N, C, S, throughout(w, C, S))
+        terms = _terms(x, dy, w)
         acc, tables = np.empty(cols.blocks * terms * cols.width), np.empty((workers, 2, plan.PANEL + plan.LANES))
         reduce_columns(
-            x, dy, centred, stats, sums, acc, tables, N, C, S,
+            x, dy, w, centred, stats, sums, acc, tables, N, C, S,
             cols.tile, cols.block, cols.blocks, terms, cols.width, workers,
         )  # fmt: skip
 
 
-def _apply_frozen(dy: Array, dx: Array, shape: Shape, stats: Array) -> None:
+def _apply_frozen(dy: Array, x: Array, w: Counted | None, dx: Array, shape: Shape, stats: Array) -> None:
+    """x is read only where some of its values may not be there."""
     coef = np.zeros((4, shape[1]))
-    coef[SCALE] = stats[GAMMA] * stats[INV_STD]
-    _apply(dy, None, dx, shape, np.zeros((5, shape[1])), coef)
+    coef[SCALE if w is None else A] = stats[GAMMA] * stats[INV_STD]
+    if w is None:
+        _apply(dy, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+    else:
+        _apply(x, dy, w, dx, shape, stats, coef)
 
 
 def _apply(
-    x: Array, dy: Array | None, y: Array, shape: Shape, stats: Array, coef: Array, ddx: Array | None = None
+    x: Array, dy: Array | None, w: Counted | None, y: Array, shape: Shape, stats: Array, coef: Array,
+    ddx: Array | None = None,
 ) -> None:  # fmt: skip
+    """The map of each channel; w is only asked for backwards."""
     N, C, S = shape
-    tensors = 2 if dy is None else 3 if ddx is None else 4
-    workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
+    tensors, w = (2, None) if dy is None else (3 if ddx is None else 4, w)
+    runs = in_rows(w, S), throughout(w, C, S)
+    workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, *runs)
     if cut.K:
         tables = np.empty((workers, 5 if ddx is None else 7, cut.width), coef.dtype)
-        apply_columns(x, dy, ddx, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)
+        apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)
     else:
-        apply_segments(x, dy, ddx, y, stats, coef, N, C, S, cut.streaming, workers)
+        apply_segments(x, dy, ddx, w, y, stats, coef, N, C, S, cut.streaming, workers)

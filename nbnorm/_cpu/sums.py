@@ -114,3 +114,84 @@ def store_sums(memory, at, width, sums):
     """A row of memory for each, `width` apart."""
     for r in range(len(sums)):
         store(memory, at + r * width, sums[r])
+
+
+# ---- the count: a vector, and a row of memory behind the sums; None where it is known (w is None, or dy an array)
+
+
+def _known(dy, w):
+    return w is types.none or dy is not types.none
+
+
+def no_count(dy, w):
+    """Where the count begins of a pass over x, and dy or None, with values that count by w or None."""
+    return None if w is None or dy is not None else zeros()
+
+
+@overload(no_count, jit_options=INLINED)
+def _(dy, w):
+    return (lambda dy, w: None) if _known(dy, w) else (lambda dy, w: zeros())
+
+
+def add_count(count, w):
+    """And one more vector."""
+    return None if count is None else count + w
+
+
+@overload(add_count, jit_options=INLINED)
+def _(count, w):
+    return (lambda count, w: None) if count is types.none else (lambda count, w: count + w)
+
+
+def total_count(count):
+    """The lanes together; 0 of None."""
+    return 0.0 if count is None else fold(count)
+
+
+@overload(total_count, jit_options=INLINED)
+def _(count):
+    return (lambda count: 0.0) if count is types.none else (lambda count: fold(count))
+
+
+@routine
+def store_count(sums, memory, at, width, count):
+    if count is not None:
+        store(memory, at + len(sums) * width, count)
+
+
+def load_count(sums, dy, w, memory, at, width):
+    """The count that `store_count` left in memory behind sums like these."""
+    return None if w is None or dy is not None else load(memory, at + len(sums) * width)
+
+
+@overload(load_count, jit_options=INLINED)
+def _(sums, dy, w, memory, at, width):
+    if _known(dy, w):
+        return lambda sums, dy, w, memory, at, width: None
+    return lambda sums, dy, w, memory, at, width: load(memory, at + len(sums) * width)
+
+
+def load_count_part(sums, dy, w, memory, at, width, n):
+    """The same of the first n lanes, 0 in the others."""
+    return None if w is None or dy is not None else load_part(memory, at + len(sums) * width, n, LANES)
+
+
+@overload(load_count_part, jit_options=INLINED)
+def _(sums, dy, w, memory, at, width, n):
+    if _known(dy, w):
+        return lambda sums, dy, w, memory, at, width, n: None
+    return lambda sums, dy, w, memory, at, width, n: load_part(memory, at + len(sums) * width, n, LANES)
+
+
+def column_count(x, dy, w, memory, at, width):
+    """The count of one column; 0 where it is known."""
+    return 0.0 if w is None or dy is not None else memory[at + (4 if x.itemsize == 8 else 2) * width]
+
+
+@overload(column_count, jit_options=INLINED)
+def _(x, dy, w, memory, at, width):
+    if _known(dy, w):
+        return lambda x, dy, w, memory, at, width: 0.0
+    if x.dtype == types.float64:
+        return lambda x, dy, w, memory, at, width: memory[at + 4 * width]
+    return lambda x, dy, w, memory, at, width: memory[at + 2 * width]

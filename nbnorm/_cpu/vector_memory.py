@@ -98,7 +98,7 @@ def load_as(typingctx, k, array, i):
 
 
 def _masked(builder, verb, kind, result, arguments):
-    element = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[kind.element]
+    element = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16", I8: "i8"}[kind.element]
     name = f"llvm.masked.{verb}.v{kind.count}{element}.p0"
     function_type = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)

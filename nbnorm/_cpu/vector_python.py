@@ -133,3 +133,62 @@ def until_line(array: NDArray, i: int) -> int:
 
 def lanes(values: NDArray | float, i: int) -> Vector:
     return np.full(LANES, values) if np.ndim(values) == 0 else _inside(values, i, LANES)  # type: ignore[arg-type]
+
+
+# ---- masks (vector_mask.py), bool arrays
+
+
+Mask = NDArray[np.bool_]
+
+
+def below(n: int) -> Mask:
+    return np.arange(LANES) < n
+
+
+def finite(v: Vector) -> Mask:
+    return np.isfinite(v)
+
+
+def present(v: Vector, omit: bool) -> Mask:
+    return ~(np.isnan(v) & omit)
+
+
+def positive(v: Vector | None) -> Mask | None:
+    return None if v is None else v > 0
+
+
+def joined(a: Mask | None, b: Mask | None) -> Mask | None:
+    return b if a is None else a if b is None else a & b
+
+
+def either(a: Mask, b: Mask) -> Mask:
+    return a | b
+
+
+def kept(m: Mask, v: Vector) -> Vector:
+    return np.where(m, v, 0)
+
+
+def often(m: Mask, factor: Vector | None) -> Vector:
+    return np.where(m, 1.0 if factor is None else factor, 0.0)
+
+
+def factors_part(array: NDArray | None, i: int, step: int, n: int) -> Vector | None:
+    assert 1 <= n <= LANES
+    if array is None:
+        return None
+    assert 0 <= min(i, i + (n - 1) * step) <= max(i, i + (n - 1) * step) < array.size
+    return np.concatenate([array[i + step * np.arange(n)].astype(np.float64), np.zeros(LANES - n)])
+
+
+def factors(array: NDArray | None, i: int, step: int) -> Vector | None:
+    return factors_part(array, i, step, LANES)
+
+
+def holds_part(array: NDArray | None, i: int, step: int, n: int) -> Mask | None:
+    found = factors_part(array, i, step, n)
+    return None if found is None else found != 0
+
+
+def holds(array: NDArray | None, i: int, step: int) -> Mask | None:
+    return holds_part(array, i, step, LANES)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._cuda.counted import counted_image, keep_places, times, times_in_row, times_in_segment
 from nbnorm._cuda.finalize import (
     ORIGIN_OF_DDX,
     ORIGIN_OF_X,
@@ -27,7 +28,7 @@ from nbnorm._cuda.finalize import (
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, TABLES
 from nbnorm._cuda.reduce import following
-from nbnorm._cuda.vector import element, lanes, load, load_table, put, routine, store
+from nbnorm._cuda.vector import element, lanes, load, load_table, places_for, put, routine, store
 from nbnorm._formulas import affine, affine_of_three, affine_of_two
 
 
@@ -52,7 +53,18 @@ def recall(x, at, room, j):
 
 
 @routine
-def map_segments(x, dy, ddx, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o):
+def segment_image(x, dy, ddx, w, packs, n, c, i, k, scale, shift, a, h, b, o):
+    """`image` of pack i of segment n of channel c."""
+    if w is None:
+        result = image(x, dy, ddx, k, scale, shift, a, h, b, o)
+    else:
+        m = times_in_segment(w, x, packs, n, c, i * lanes(packs))
+        result = counted_image(x, dy, m, k, scale, shift, a, h)
+    return result
+
+
+@routine
+def map_segments(x, dy, ddx, w, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o):
     """Part p of channel c, cut as in segment_sums."""
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
@@ -71,18 +83,20 @@ def map_segments(x, dy, ddx, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, s
             j += 4 * T
     else:
         while j + T < end:
-            a0, n, i = following(n, i, dn, di, c, C, SV)
-            a1, n, i = following(n, i, dn, di, c, C, SV)
+            n0, i0 = n, i
+            a0, n1, i1 = following(n0, i0, dn, di, c, C, SV)
+            a1, n, i = following(n1, i1, dn, di, c, C, SV)
             x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
             dy0, dy1 = recall(dy, a0, dy_room, j), recall(dy, a1, dy_room, j + T)
             ddx0, ddx1 = load(ddx, a0), load(ddx, a1)
-            store(y, a0, image(x0, dy0, ddx0, k, scale, shift, a, h, b, o))
-            store(y, a1, image(x1, dy1, ddx1, k, scale, shift, a, h, b, o))
+            store(y, a0, segment_image(x0, dy0, ddx0, w, x, n0, c, i0, k, scale, shift, a, h, b, o))
+            store(y, a1, segment_image(x1, dy1, ddx1, w, x, n1, c, i1, k, scale, shift, a, h, b, o))
             j += 2 * T
     while j < end:
-        a0, n, i = following(n, i, dn, di, c, C, SV)
+        n0, i0 = n, i
+        a0, n, i = following(n0, i0, dn, di, c, C, SV)
         x0, dy0 = recall(x, a0, x_room, j), recall(dy, a0, dy_room, j)
-        store(y, a0, image(x0, dy0, load(ddx, a0), k, scale, shift, a, h, b, o))
+        store(y, a0, segment_image(x0, dy0, load(ddx, a0), w, x, n0, c, i0, k, scale, shift, a, h, b, o))
         j += T
 
 
@@ -93,7 +107,7 @@ def normalize_segments(x, y, parts, stats, gamma, beta, N, C, S, SV, per, P, cou
     shared = cuda.shared.array(PAIRS, float64)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     k, scale, shift = finalize_forward(s, q, c, C, p == 0 and t == 0, stats, gamma, beta, eps, count)
-    map_segments(x, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
+    map_segments(x, None, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
 
 @Kernel
@@ -105,7 +119,7 @@ def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, 
     k, scale, shift, a, h = finalize_backward(
         s, q, c, C, p == 0 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
     )
-    map_segments(x, dy, None, dx, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)
+    map_segments(x, dy, None, None, dx, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)
 
 
 @Kernel
@@ -113,11 +127,11 @@ def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, e
     """Block (c, p) with the running statistics."""
     c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
-    map_segments(x, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
+    map_segments(x, None, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
 
 @Kernel
-def apply_segments(x, dy, ddx, y, coef, N, C, S, SV, per, P):
+def apply_segments(x, dy, ddx, w, y, coef, N, C, S, SV, per, P):
     """Block (c, p) with coefficients that are known."""
     c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
@@ -127,15 +141,26 @@ def apply_segments(x, dy, ddx, y, coef, N, C, S, SV, per, P):
     b, o = 0.0, 0.0
     if ddx is not None:
         b, o = coef[B * C + c], coef[ORIGIN_OF_DDX * C + c]
-    map_segments(x, dy, ddx, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o)
+    map_segments(x, dy, ddx, w, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o)
 
 
 # ---- columns
 
 
 @routine
-def map_columns(x, dy, ddx, y, tables, g, p, t, T, N, base, K, tile, across, down, per, P):
-    """Block (g, p), cut as in reduce_columns. `tables` has the coefficients of its columns; base is C*S."""
+def row_image(x, dy, ddx, w, packs, n, j, places, k, scale, shift, a, h, b, o):
+    """`image` of the pack in column j of a block and in the row that begins with sample n."""
+    if w is None:
+        result = image(x, dy, ddx, k, scale, shift, a, h, b, o)
+    else:
+        m = times_in_row(w, x, packs, n, j, places)
+        result = counted_image(x, dy, m, k, scale, shift, a, h)
+    return result
+
+
+@routine
+def map_columns(x, dy, ddx, w, y, tables, places, g, p, t, T, N, C, S, K, tile, across, down, per, P):
+    """Block (g, p), cut as in reduce_columns. `tables` has the coefficients of its columns, `places` those in masks."""
     L = lanes(x)
     KV, rows = K // L, N // tile
     first, width = g * across * L, across * L
@@ -152,6 +177,7 @@ def map_columns(x, dy, ddx, y, tables, g, p, t, T, N, base, K, tile, across, dow
             b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
         at, step = (p * per + below) * KV + g * across + beside, down * KV
         end = min(rows, (p + 1) * per) * KV
+        n, dn = (p * per + below) * tile, down * tile  # the sample that a row begins with
         if dy is None:
             while at + 3 * step < end:
                 x0, x1, x2, x3 = load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
@@ -164,13 +190,16 @@ def map_columns(x, dy, ddx, y, tables, g, p, t, T, N, base, K, tile, across, dow
             while at + step < end:
                 x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)
                 ddx0, ddx1 = load(ddx, at), load(ddx, at + step)
-                store(y, at, image(x0, dy0, ddx0, k, scale, shift, a, h, b, o))
-                store(y, at + step, image(x1, dy1, ddx1, k, scale, shift, a, h, b, o))
+                store(y, at, row_image(x0, dy0, ddx0, w, x, n, i, places, k, scale, shift, a, h, b, o))
+                store(y, at + step, row_image(x1, dy1, ddx1, w, x, n + dn, i, places, k, scale, shift, a, h, b, o))
                 at += 2 * step
+                n += 2 * dn
         while at < end:
-            store(y, at, image(load(x, at), load(dy, at), load(ddx, at), k, scale, shift, a, h, b, o))
+            x0, dy0, ddx0 = load(x, at), load(dy, at), load(ddx, at)
+            store(y, at, row_image(x0, dy0, ddx0, w, x, n, i, places, k, scale, shift, a, h, b, o))
             at += step
-    rest = N % tile * base if p == P - 1 else 0  # of the row that is not whole
+            n += dn
+    rest = N % tile * C * S if p == P - 1 else 0  # of the row that is not whole
     for j in range(first + t, min(K, first + width, rest), T):
         i, at = j - first, rows * K + j
         k, scale, shift = tables[i], tables[SCALE * width + i], tables[SHIFT * width + i]
@@ -178,25 +207,31 @@ def map_columns(x, dy, ddx, y, tables, g, p, t, T, N, base, K, tile, across, dow
             put(y, at, image(element(x, at), None, None, k, scale, shift, 0.0, 0.0, 0.0, 0.0))
         else:
             a, h = tables[A * width + i], tables[H * width + i]
-            if ddx is None:
-                put(y, at, image(element(x, at), element(dy, at), None, k, scale, shift, a, h, 0.0, 0.0))
-            else:
+            v, g, z, b, o = element(x, at), element(dy, at), element(ddx, at), 0.0, 0.0
+            if ddx is not None:
                 b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
-                put(y, at, image(element(x, at), element(dy, at), element(ddx, at), k, scale, shift, a, h, b, o))
+            if w is None:
+                put(y, at, image(v, g, z, k, scale, shift, a, h, b, o))
+            else:
+                m = times(w, x, at, rows * tile + j // (C * S), j // S % C, j % S)
+                put(y, at, counted_image(v, g, m, k, scale, shift, a, h))
 
 
 @Kernel
-def apply_columns(x, dy, ddx, y, coef, N, C, S, K, tile, across, down, per, P):
+def apply_columns(x, dy, ddx, w, y, coef, N, C, S, K, tile, across, down, per, P):
     """Block (b, p) with coefficients that are known."""
     b, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
+    places = places_for(w)
     width, used = across * lanes(x), 3 if dy is None else 5 if ddx is None else 7
     for j in range(t, min(width, K - b * width), T):
         c = (b * width + j) // S % C
         for row in range(used):
             tables[row * width + j] = coef[row * C + c]
+        if w is not None:
+            keep_places(w, places, j, (b * width + j) // (C * S), c, (b * width + j) % S)
     cuda.syncthreads()
-    map_columns(x, dy, ddx, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)
+    map_columns(x, dy, ddx, w, y, tables, places, b, p, t, T, N, C, S, K, tile, across, down, per, P)
 
 
 @Kernel
@@ -211,4 +246,4 @@ def running_columns(x, y, stats, gamma, beta, mean, var, N, C, S, K, tile, acros
         k, scale, shift = running_coefficients(column // S % C, C, first, stats, gamma, beta, mean, var, eps)
         tables[ORIGIN_OF_X * width + j], tables[SCALE * width + j], tables[SHIFT * width + j] = k, scale, shift
     cuda.syncthreads()
-    map_columns(x, None, None, y, tables, b, p, t, T, N, C * S, K, tile, across, down, per, P)
+    map_columns(x, None, None, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)

@@ -1,18 +1,20 @@
 """Combine: what the shards of a batch know of each channel, put together. O(ranks * C), float64.
 
-`gathered` has a row of every rank, `row` numbers long, with the rows of its array behind each other; `leader` is a rank
-with the most values, whose origin becomes everyone's. Sums run in the order of the ranks: every rank finds the same
-bits. A thread works on one channel.
+`gathered` has a row of every rank, `row` numbers long, with the rows of its array behind each other, `counts` (ranks,
+width) their values per channel, width 1 or C. The origin of a rank with the most values becomes everyone's. Sums run in
+the order of the ranks: every rank finds the same bits. A thread works on one channel.
 """
 
 from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._cuda.finalize import ORIGIN_OF_X, SCALE, SHIFT, A, H, channel_sums, parameter
+from nbnorm._cuda.finalize import ORIGIN_OF_X, SCALE, SHIFT, A, H, channel_sums, count_of, divisor_of, parameter
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
+from nbnorm._cuda.vector import routine
 from nbnorm._formulas import (
+    COUNT,
     DEVIATION,
     DY_ORIGIN,
     GAMMA,
@@ -32,19 +34,31 @@ from nbnorm._formulas import (
 )
 
 
+@routine
+def leader(counts, i, width, ranks):
+    """The first rank with the most values."""
+    result = 0
+    for r in range(1, ranks):
+        if counts[r * width + i] > counts[result * width + i]:
+            result = r
+    return result
+
+
 @Kernel
-def merge_shards(counts, gathered, stats, C, ranks, leader):
-    """Origin, d and m2 of all shards together: Eq. 16 and 8."""
+def merge_shards(counts, gathered, stats, C, ranks, width, row, counting):
+    """Origin, d and m2 of all shards together, Eq. 16 and 8; and the count, where stats has a place for it."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        row = 3 * C
-        k = gathered[leader * row + ORIGIN * C + c]
+        i = c % width
+        k = gathered[leader(counts, i, width, ranks) * row + ORIGIN * C + c]
         count, d, m2 = 0.0, 0.0, 0.0
         for r in range(ranks):
             at = r * row + c
             its_d = moved(gathered[at + ORIGIN * C], gathered[at + DEVIATION * C], k)
-            count, d, m2 = pool(count, d, m2, counts[r], its_d, gathered[at + M2 * C])
+            count, d, m2 = pool(count, d, m2, counts[r * width + i], its_d, gathered[at + M2 * C])
         stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[M2 * C + c] = k, d, m2
+        if counting:
+            stats[COUNT * C + c] = count
 
 
 @Kernel
@@ -52,7 +66,7 @@ def finalize_given(stats, gamma, beta, coef, C, count, eps):
     """Eq. 5 and 6, for stats whose d and m2 are known."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        inv_std, scale = inverse_std(stats[M2 * C + c] / count, eps), parameter(gamma, c, 1.0)
+        inv_std, scale = inverse_std(stats[M2 * C + c] / divisor_of(count, c, C, stats), eps), parameter(gamma, c, 1.0)
         stats[INV_STD * C + c], stats[GAMMA * C + c] = inv_std, scale
         scale, shift = normalizing_map(stats[DEVIATION * C + c], inv_std, scale, parameter(beta, c, 0.0))
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
@@ -68,24 +82,24 @@ def shard_sums(parts, stats, own, sums, C, run, copies, at_h, count):
         k, d = stats[ORIGIN * C + c], stats[DEVIATION * C + c]
         e = 0.0
         if own is not None:
-            e = count * (moved(own[ORIGIN * C + c], own[DEVIATION * C + c], k) - d)
+            e = count_of(count, c, C, own) * (moved(own[ORIGIN * C + c], own[DEVIATION * C + c], k) - d)
         sums[SUM * C + c], sums[PRODUCT * C + c] = s, centred_product(s, q, d)
         sums[DY_ORIGIN * C + c], sums[OFFSET * C + c] = parts[at_h + c], e
 
 
 @Kernel
-def add_shards(counts, gathered, sums, C, ranks, leader):
+def add_shards(counts, gathered, sums, C, ranks, width):
     """The sums of all shards together, Eq. 18; their e is 0."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        row = 4 * C + 1
-        h = gathered[leader * row + DY_ORIGIN * C + c]
+        row, i = 4 * C + 1, c % width
+        h = gathered[leader(counts, i, width, ranks) * row + DY_ORIGIN * C + c]
         s, p = 0.0, 0.0
         for r in range(ranks):
             at = r * row + c
             its_s, its_p = moved_sums(
                 gathered[at + SUM * C], gathered[at + PRODUCT * C], gathered[at + OFFSET * C],
-                gathered[at + DY_ORIGIN * C], h, counts[r],
+                gathered[at + DY_ORIGIN * C], h, counts[r * width + i],
             )  # fmt: skip
             s += its_s
             p += its_p
@@ -94,13 +108,14 @@ def add_shards(counts, gathered, sums, C, ranks, leader):
 
 
 @Kernel
-def whole_gradients(sums, stats, dgamma, dbeta, C, count):
-    """dgamma and dbeta of the shard or the batch whose sums these are."""
+def whole_gradients(sums, stats, own, dgamma, dbeta, C, count):
+    """dgamma and dbeta of the shard or the batch whose sums these are, and whose stats `own`."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
+        n, h = count_of(count, c, C, own), sums[DY_ORIGIN * C + c]
         sum_dy, sum_dy_xmu = moved_sums(
-            sums[SUM * C + c], sums[PRODUCT * C + c], sums[OFFSET * C + c], sums[DY_ORIGIN * C + c], 0.0, count
-        )
+            sums[SUM * C + c], sums[PRODUCT * C + c], sums[OFFSET * C + c], h, 0.0, n
+        )  # fmt: skip
         if dgamma is not None:
             dgamma[c] = sum_dy_xmu * stats[INV_STD * C + c]
         if dbeta is not None:
@@ -108,16 +123,23 @@ def whole_gradients(sums, stats, dgamma, dbeta, C, count):
 
 
 @Kernel
-def finalize_sums(sums, stats, coef, C, count):
-    """Eq. 12 from the sums of the whole batch; without them the map of dy alone, gamma*inv_std*dy."""
+def finalize_sums(sums, stats, coef, C, absent, count):
+    """Eq. 12 from the sums of the whole batch; without them gamma*inv_std*dy, of dy alone or also of `absent` x."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
         gamma, inv_std = stats[GAMMA * C + c], stats[INV_STD * C + c]
         if sums is None:
-            coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = 0.0, gamma * inv_std, 0.0
+            scale, a = (0.0, gamma * inv_std) if absent else (gamma * inv_std, 0.0)
+            coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = 0.0, scale, 0.0
+            coef[A * C + c], coef[H * C + c] = a, 0.0
         else:
             a, scale, shift = gradient_map(
-                sums[SUM * C + c], sums[PRODUCT * C + c], stats[DEVIATION * C + c], count, gamma, inv_std
+                sums[SUM * C + c],
+                sums[PRODUCT * C + c],
+                stats[DEVIATION * C + c],
+                count_of(count, c, C, stats),
+                gamma,
+                inv_std,
             )
             coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
             coef[A * C + c], coef[H * C + c] = a, sums[DY_ORIGIN * C + c]

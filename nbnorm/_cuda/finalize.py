@@ -20,6 +20,7 @@ from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.reduce import block_sums
 from nbnorm._cuda.vector import routine
 from nbnorm._formulas import (
+    COUNT,
     DEVIATION,
     GAMMA,
     INV_STD,
@@ -39,6 +40,8 @@ from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 ORIGIN_OF_X, SCALE, SHIFT, A, H, B, ORIGIN_OF_DDX = range(7)  # rows of coef
 ROWS, ROWS_OF_THREE = 5, 7
 POOLED = -1.0  # the momentum of exact pooling
+UNKNOWN = -1.0  # the count of a batch that has one for each channel
+TRAINED, FROZEN, ABSENT = range(3)  # statistics of the batch; constants; constants, and some of x not there
 
 
 @routine
@@ -103,6 +106,32 @@ def running_coefficients(c, C, first, stats, gamma, beta, mean, var, eps):
     return k, scale, shift
 
 
+@routine
+def count_of(count, c, C, stats):
+    """W of channel c: `count`, or where that is UNKNOWN what reduce found."""
+    return stats[COUNT * C + c] if count == UNKNOWN else count
+
+
+@routine
+def divisor_of(count, c, C, stats):
+    """The same, and 1 for 0: every sum is 0 then."""
+    n = count_of(count, c, C, stats)
+    return 1.0 if n == 0.0 else n
+
+
+@Kernel
+def count_channels(parts, stats, C, run, copies, at):
+    """Block c: stats[COUNT] of channel c from the parts at parts[at:]."""
+    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(PAIRS, float64)
+    count = 0.0
+    for j in range(t, copies * run, T):
+        count += parts[at + (j // run * C + c) * run + j % run]
+    count, _ = block_sums(count, 0.0, shared, t, T)
+    if t == 0:
+        stats[COUNT * C + c] = count
+
+
 @Kernel
 def finalize(parts, stats, gamma, beta, coef, C, run, copies, count, eps):
     """Block c: channel c of a forward pass."""
@@ -110,30 +139,37 @@ def finalize(parts, stats, gamma, beta, coef, C, run, copies, count, eps):
     shared = cuda.shared.array(PAIRS, float64)
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     if t == 0:
-        k, scale, shift = finalize_forward(s, q, c, C, True, stats, gamma, beta, eps, count)
+        n = divisor_of(count, c, C, stats)
+        k, scale, shift = finalize_forward(s, q, c, C, True, stats, gamma, beta, eps, n)
         if coef is not None:
             coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
 
 
 @Kernel
 def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, frozen, count):
-    """Block c: channel c of a backward pass. With frozen statistics the map is that of dy alone, gamma*inv_std*dy."""
+    """Block c: channel c of a backward pass. With frozen statistics dx is gamma*inv_std*dy: FROZEN that as a map of dy
+    alone, ABSENT as one of dy and x, which may have no value.
+    """
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     if t == 0:
-        k, scale, shift, a, h = finalize_backward(s, q, c, C, True, parts[at_h + c], stats, dgamma, dbeta, count)
-        if frozen:
+        n = divisor_of(count, c, C, stats)
+        k, scale, shift, a, h = finalize_backward(s, q, c, C, True, parts[at_h + c], stats, dgamma, dbeta, n)
+        if frozen == FROZEN:
             k, scale, shift = 0.0, a, 0.0
+        elif frozen == ABSENT:
+            scale, shift = 0.0, 0.0
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
         coef[A * C + c], coef[H * C + c] = a, h
 
 
 @Kernel
-def commit_batch(stats, mean, var, counters, C, skip_nonfinite, count, momentum, ddof):
+def commit_batch(stats, mean, var, counters, samples, C, skip_nonfinite, count, momentum, ddof):
     """The one block: fold a batch into the running statistics, Eq. 9 or 8, and count it.
 
-    Pooled variances stay as they are while there are no more values than ddof.
+    Pooled variances stay as they are while there are no more values than ddof. `samples` are counters of each channel,
+    or None.
     """
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     seen, bad = float(counters[SAMPLES]), 0
@@ -146,17 +182,22 @@ def commit_batch(stats, mean, var, counters, C, skip_nonfinite, count, momentum,
     if not bad:
         for c in range(t, C, T):
             new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
+            n = count_of(count, c, C, stats)
+            if samples is not None:
+                seen = samples[c]
+                samples[c] = seen + n
             if momentum == POOLED:
                 old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
-                total, mean[c], m2 = pool(seen, mean[c], old_m2, count, new, m2)
-                if total > ddof and count > 0.0:
+                total, mean[c], m2 = pool(seen, mean[c], old_m2, n, new, m2)
+                if total > ddof and n > 0.0:
                     var[c] = m2 / (total - ddof)
             else:
                 mean[c] = moving_average(mean[c], new, momentum)
-                var[c] = moving_average(var[c], m2 / (count - ddof), momentum)
+                var[c] = moving_average(var[c], m2 / (n - ddof), momentum)
     if t == 0:
         if bad:
             counters[SKIPPED] += 1
         else:
             counters[BATCHES] += 1
-            counters[SAMPLES] += int(count)
+            if count != UNKNOWN:
+                counters[SAMPLES] += int(count)

@@ -22,13 +22,13 @@ def fused_segments(x, y, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
     """Block c: a training forward of channel c."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, x_room = cuda.shared.array(PAIRS, float64), room(x, 0)
-    k, h = origins(x, None, 1, c, N, C, S, stats)
+    k, h = origins(x, None, None, 1, c, N, C, S, stats)
     if t == 0:
         stats[ORIGIN * C + c] = k
-    s, q = segment_sums(x, None, x_room, None, c, 0, t, T, N, C, SV, per, k, h)
+    s, q, _ = segment_sums(x, None, None, x_room, None, c, 0, t, T, N, C, SV, per, k, h)
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
-    map_segments(x, None, None, y, x_room, None, c, 0, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
+    map_segments(x, None, None, None, y, x_room, None, c, 0, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
 
 @Kernel
@@ -36,8 +36,8 @@ def fused_gradient_segments(x, dy, dx, stats, dgamma, dbeta, N, C, S, SV, per, P
     """Block c: a backward pass of channel c."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, x_room, dy_room = cuda.shared.array(PAIRS, float64), room(x, 0), room(dy, per)
-    k, h = origins(x, dy, 1, c, N, C, S, stats)
-    s, q = segment_sums(x, dy, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, h)
+    k, h = origins(x, dy, None, 1, c, N, C, S, stats)
+    s, q, _ = segment_sums(x, dy, None, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, h)
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
-    map_segments(x, dy, None, dx, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)
+    map_segments(x, dy, None, None, dx, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)

@@ -11,11 +11,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numba
 from numba import cuda as numba_cuda
 
+from nbnorm._counted import Counted
 from nbnorm._kernel_cache import only_own_entries
 
 _settings: Any = numba.config
@@ -42,7 +44,9 @@ else:
 
     cuda = numba_cuda
 
-Kind = tuple[str, int] | str | None  # of an array argument: (dtype, lanes) of packs, dtype of plain values, absent
+# Of an array argument: (dtype, lanes) of packs, dtype of plain values, absent; of a Counted those of its two arrays.
+Kind = tuple[str, int] | str | tuple["Kind", "Kind", str] | None
+COUNTED = "counted"
 
 
 class Kernel:
@@ -71,7 +75,10 @@ class Kernel:
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
-            start = self.ready[key] = _starter(compiled)
+            start = _starter(compiled)
+            if any(isinstance(value, tuple) for value in values):
+                start = _flattening(start)
+            self.ready[key] = start
         start(cupy_cuda.get_current_stream().ptr, grid, block, room, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
@@ -92,6 +99,15 @@ def _starter(compiled: Any) -> Callable[..., None]:
     return lambda stream, grid, block, room, *values: launch(
         _stream_of(stream), _configuration(grid, block, room), kernel, *values
     )
+
+
+def _flattening(start: Callable[..., None]) -> Callable[..., None]:
+    """The same for values of which one is a tuple: a compiled kernel has a parameter for each of its numbers."""
+
+    def flat(stream: Any, grid: Any, block: int, room: int, *values: Any) -> None:
+        start(stream, grid, block, room, *chain(*(v if isinstance(v, tuple) else (v,) for v in values)))
+
+    return flat
 
 
 @lru_cache(256)
@@ -146,6 +162,9 @@ def _pointer_type(kind: Kind) -> Any:
         return types.none
     if isinstance(kind, str):
         return types.CPointer(getattr(types, kind))
+    if len(kind) == 3:
+        place, (where, weights) = [types.int64] * 4, map(_pointer_type, kind[:2])
+        return types.NamedTuple([where, *place, weights, *place, types.int64], Counted)
     dtype, lanes = kind
     return types.CPointer(Pack(getattr(types, dtype), lanes))
 
@@ -181,6 +200,13 @@ def pointer(array: Any) -> Any:
     return 0 if array is None else array.data.ptr
 
 
+def counted(w: Counted | None) -> Any:
+    """The same of a Counted."""
+    return (
+        pointer(None) if w is None else w._replace(where=pointer(w.where), weights=pointer(w.weights), omit=int(w.omit))  # type: ignore[arg-type]  # of kernels a number
+    )
+
+
 def _flat(array: Any) -> Any:
     import numpy as np
 
@@ -192,6 +218,7 @@ def _flat(array: Any) -> Any:
 
 def _simulated(kinds: tuple[Kind, ...], values: tuple) -> list:
     arrays = [
-        Packs(value, kind[1]) if isinstance(kind, tuple) else value for kind, value in zip(kinds, values, strict=False)
+        Packs(value, kind[1]) if isinstance(kind, tuple) and len(kind) == 2 else value
+        for kind, value in zip(kinds, values, strict=False)
     ]
     return [*arrays, *values[len(kinds) :]]

@@ -76,6 +76,16 @@ def finish(layout: Layout, target: Any, array: Any) -> None:
         ordered[...] = target.reshape(ordered.shape)
 
 
+def span(array: Any) -> tuple[Any, int]:
+    """All memory from the first to the last address of `array`, flat, and the place of its first element there."""
+    if not array.size:
+        return xp.empty(0, array.dtype), 0
+    last = [(length - 1) * stride // array.itemsize for length, stride in zip(array.shape, array.strides, strict=True)]
+    lowest = array[tuple(slice(None, None, -1) if reach < 0 else slice(None) for reach in last)]
+    flat = xp.lib.stride_tricks.as_strided(lowest, (1 + sum(map(abs, last)),), (array.itemsize,))
+    return kept(flat), -sum(min(0, reach) for reach in last)
+
+
 def scratch(size: int) -> Any:
     """Room for float64 values that nobody needs once the call's kernels have run."""
     return kept(xp.empty(size))

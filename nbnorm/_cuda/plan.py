@@ -22,6 +22,7 @@ ONE_LAUNCH = False  # whether fused.py is used: off until it has been measured f
 PAIRS = 2 * THREADS  # two sums of every thread
 WIDTH = 8 * WARP  # one number for every column of a block; a pack has at most 8 values
 TABLES = 7 * WIDTH
+PLACES = 2 * WIDTH  # int64: those of every column of a block in a mask and in weights
 VALUES = 8 * THREADS  # one for every lane of every thread
 
 # Bytes beside the sums: every GPU gives a block 48 KiB without being asked, and some need one of them themselves.

@@ -7,16 +7,26 @@ Every block leaves the two sums of each of its columns in `parts`; a channel of 
 of every sum follows from the cut of plan.py: a thread's packs front to back, lanes and threads in a tree, parts in
 a tree (finalize.py). Sums are float64; for float64 data too, because each of thousands of lanes adds few values.
 
-`parts` is flat: pairs (s, q) of (column, part), then h of each channel.
+`parts` is flat: pairs (s, q) of (column, part), then h of each channel; where not every value counts once (`w` is not
+None) a forward pass has behind them the count of each (column, part).
 """
 
 from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._cuda.counted import (
+    add_counted,
+    counted_origin,
+    counted_terms,
+    keep_places,
+    times,
+    times_in_row,
+    times_in_segment,
+)
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
-from nbnorm._cuda.vector import element, fold, lanes, load, load_table, routine, store, store_table, zeros
+from nbnorm._cuda.vector import element, fold, lanes, load, load_table, places_for, routine, store, store_table, zeros
 from nbnorm._formulas import ORIGIN, accumulate, ninther, sample_index
 
 
@@ -36,18 +46,24 @@ def origin(x, c, N, C, S):
 
 
 @routine
-def origins(x, dy, centred, c, N, C, S, stats):
+def channel_origin(array, x, w, c, N, C, S):
+    """Of x or dy."""
+    return origin(array, c, N, C, S) if w is None else counted_origin(array, x, w, c, N, C, S)
+
+
+@routine
+def origins(x, dy, w, centred, c, N, C, S, stats):
     """k and h of channel c; k is found in the forward pass and taken from it in the backward pass.
 
     Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
     """
     k, h = 0.0, 0.0
     if dy is None:
-        k = origin(x, c, N, C, S)
+        k = channel_origin(x, x, w, c, N, C, S)
     else:
         k = stats[ORIGIN * C + c]
         if centred:
-            h = origin(dy, c, N, C, S)
+            h = channel_origin(dy, x, w, c, N, C, S)
     return k, h
 
 
@@ -102,72 +118,105 @@ def following(n, i, dn, di, c, C, SV):
 
 
 @routine
-def add_and_keep(s, q, x, dy, k, h, x_room, dy_room, j):
-    """`add`; what has a room (fused.py) is kept there, as pack j."""
+def add_and_keep(s, q, count, x, dy, w, packs, n, c, i, k, h, x_room, dy_room, j):
+    """`add`, of pack i of segment n of channel c; what has a room (fused.py) is kept there, as pack j."""
     if x_room is not None:
         store(x_room, j, x)
     if dy_room is not None:
         store(dy_room, j, dy)
-    return add(s, q, x, dy, k, h)
+    if w is None:
+        s, q = add(s, q, x, dy, k, h)
+    else:
+        m = times_in_segment(w, x, packs, n, c, i * lanes(packs))
+        s, q, count = add_counted(s, q, count, x, dy, m, k, h)
+    return s, q, count
 
 
 @routine
-def segment_sums(x, dy, x_room, dy_room, c, p, t, T, N, C, SV, per, k, h):
-    """Packs p*per to (p + 1)*per of channel c: the sums of thread t."""
-    s, q = zeros(x), zeros(x)
+def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, SV, per, k, h):
+    """Packs p*per to (p + 1)*per of channel c: the sums and the count, 0 where it is known, of thread t."""
+    s, q, count = zeros(x), zeros(x), zeros(x)
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
     if dy is None:
         while j + 3 * T < end:  # four packs are on their way before the first is needed
-            a0, n, i = following(n, i, dn, di, c, C, SV)
-            a1, n, i = following(n, i, dn, di, c, C, SV)
-            a2, n, i = following(n, i, dn, di, c, C, SV)
-            a3, n, i = following(n, i, dn, di, c, C, SV)
+            n0, i0 = n, i
+            a0, n1, i1 = following(n0, i0, dn, di, c, C, SV)
+            a1, n2, i2 = following(n1, i1, dn, di, c, C, SV)
+            a2, n3, i3 = following(n2, i2, dn, di, c, C, SV)
+            a3, n, i = following(n3, i3, dn, di, c, C, SV)
             x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
-            s, q = add_and_keep(s, q, x0, None, k, h, x_room, None, j)
-            s, q = add_and_keep(s, q, x1, None, k, h, x_room, None, j + T)
-            s, q = add_and_keep(s, q, x2, None, k, h, x_room, None, j + 2 * T)
-            s, q = add_and_keep(s, q, x3, None, k, h, x_room, None, j + 3 * T)
+            s, q, count = add_and_keep(s, q, count, x0, None, w, x, n0, c, i0, k, h, x_room, None, j)
+            s, q, count = add_and_keep(s, q, count, x1, None, w, x, n1, c, i1, k, h, x_room, None, j + T)
+            s, q, count = add_and_keep(s, q, count, x2, None, w, x, n2, c, i2, k, h, x_room, None, j + 2 * T)
+            s, q, count = add_and_keep(s, q, count, x3, None, w, x, n3, c, i3, k, h, x_room, None, j + 3 * T)
             j += 4 * T
     else:
         while j + T < end:
-            a0, n, i = following(n, i, dn, di, c, C, SV)
-            a1, n, i = following(n, i, dn, di, c, C, SV)
+            n0, i0 = n, i
+            a0, n1, i1 = following(n0, i0, dn, di, c, C, SV)
+            a1, n, i = following(n1, i1, dn, di, c, C, SV)
             x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
-            s, q = add_and_keep(s, q, x0, dy0, k, h, x_room, dy_room, j)
-            s, q = add_and_keep(s, q, x1, dy1, k, h, x_room, dy_room, j + T)
+            s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, i0, k, h, x_room, dy_room, j)
+            s, q, count = add_and_keep(s, q, count, x1, dy1, w, x, n1, c, i1, k, h, x_room, dy_room, j + T)
             j += 2 * T
     while j < end:
-        a0, n, i = following(n, i, dn, di, c, C, SV)
-        s, q = add_and_keep(s, q, load(x, a0), load(dy, a0), k, h, x_room, dy_room, j)
+        n0, i0 = n, i
+        a0, n, i = following(n0, i0, dn, di, c, C, SV)
+        x0, dy0 = load(x, a0), load(dy, a0)
+        s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, i0, k, h, x_room, dy_room, j)
         j += T
-    return fold(s), fold(q)
+    return fold(s), fold(q), fold(count)
 
 
 @Kernel
-def reduce_segments(x, dy, stats, parts, N, C, S, SV, per, P, centred):
+def reduce_segments(x, dy, w, stats, parts, N, C, S, SV, per, P, centred):
     """Block (c, p): part p of channel c."""
     c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    k, h = origins(x, dy, centred, c, N, C, S, stats)
-    s, q = segment_sums(x, dy, None, None, c, p, t, T, N, C, SV, per, k, h)
+    k, h = origins(x, dy, w, centred, c, N, C, S, stats)
+    s, q, count = segment_sums(x, dy, w, None, None, c, p, t, T, N, C, SV, per, k, h)
     total_s, total_q = block_sums(s, q, shared, t, T)
     if t == 0:
         parts[2 * (c * P + p)] = total_s
         parts[2 * (c * P + p) + 1] = total_q
         if p == 0:
             keep_origins(dy, c, k, h, C, stats, parts, 2 * C * P)
+    if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if dy is None:
+            cuda.syncthreads()
+            total, _ = block_sums(count, 0.0, shared, t, T)
+            if t == 0:
+                parts[2 * C * P + C + c * P + p] = total
 
 
 # ---- columns
 
 
 @routine
-def rest_terms(x, dy, i, k, h):
-    """The terms of value i, in the row that is not whole."""
-    u = element(x, i) - k
-    v = u if dy is None else element(dy, i) - h
-    return accumulate(0.0, 0.0, v, u)
+def rest_terms(x, dy, w, i, n, c, s, k, h):
+    """The terms and the count of value i, (n, c, s), in the row that is not whole."""
+    value, g = element(x, i), element(dy, i)
+    often = 0.0
+    if w is None:
+        u = value - k
+        v = u if dy is None else g - h
+    else:
+        often = times(w, x, i, n, c, s)
+        v, u = counted_terms(value, g, often, k, h)
+    total_s, total_q = accumulate(0.0, 0.0, v, u)
+    return total_s, total_q, often
+
+
+@routine
+def add_in_row(s, q, count, x, dy, w, packs, n, j, places, k, h):
+    """`add`, of the pack in column j of a block and in the row that begins with sample n."""
+    if w is None:
+        s, q = add(s, q, x, dy, k, h)
+    else:
+        m = times_in_row(w, x, packs, n, j, places)
+        s, q, count = add_counted(s, q, count, x, dy, m, k, h)
+    return s, q, count
 
 
 @routine
@@ -179,46 +228,53 @@ def column_sum(table, j, width, down):
 
 
 @Kernel
-def reduce_columns(x, dy, stats, parts, N, C, S, K, tile, across, down, per, P, centred):
+def reduce_columns(x, dy, w, stats, parts, N, C, S, K, tile, across, down, per, P, centred):
     """Block (b, p): `across` packs side by side, rows p*per to (p + 1)*per."""
     b, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k_table = cuda.shared.array(WIDTH, float64)
     h_table = cuda.shared.array(WIDTH, float64)
     table = cuda.shared.array(VALUES, float64)
+    places = places_for(w)
     L = lanes(x)
     KV, rows = K // L, N // tile
     first, width = b * across * L, across * L  # columns of this block
     last = min(K, first + width)
     for j in range(first + t, last, T):
         c = j // S % C
-        k, h = origins(x, dy, centred, c, N, C, S, stats)
+        k, h = origins(x, dy, w, centred, c, N, C, S, stats)
         k_table[j - first], h_table[j - first] = k, h
+        if w is not None:
+            keep_places(w, places, j - first, j // (C * S), c, j % S)
         if p == 0 and j < C * S and j % S == 0:
             keep_origins(dy, c, k, h, C, stats, parts, 2 * K * P)
     cuda.syncthreads()
     beside, below = t % across, t // across
-    s, q = zeros(x), zeros(x)
+    s, q, count = zeros(x), zeros(x), zeros(x)
     if b * across + beside < KV and below < down:
         k, h = load_table(k_table, beside * L, x), load_table(h_table, beside * L, x)
         a, step = (p * per + below) * KV + b * across + beside, down * KV
         end = min(rows, (p + 1) * per) * KV
+        n, dn, j = (p * per + below) * tile, down * tile, beside * L  # the sample that a row begins with
         if dy is None:
             while a + 3 * step < end:
                 x0, x1, x2, x3 = load(x, a), load(x, a + step), load(x, a + 2 * step), load(x, a + 3 * step)
-                s, q = add(s, q, x0, None, k, h)
-                s, q = add(s, q, x1, None, k, h)
-                s, q = add(s, q, x2, None, k, h)
-                s, q = add(s, q, x3, None, k, h)
+                s, q, count = add_in_row(s, q, count, x0, None, w, x, n, j, places, k, h)
+                s, q, count = add_in_row(s, q, count, x1, None, w, x, n + dn, j, places, k, h)
+                s, q, count = add_in_row(s, q, count, x2, None, w, x, n + 2 * dn, j, places, k, h)
+                s, q, count = add_in_row(s, q, count, x3, None, w, x, n + 3 * dn, j, places, k, h)
                 a += 4 * step
+                n += 4 * dn
         else:
             while a + step < end:
                 x0, x1, dy0, dy1 = load(x, a), load(x, a + step), load(dy, a), load(dy, a + step)
-                s, q = add(s, q, x0, dy0, k, h)
-                s, q = add(s, q, x1, dy1, k, h)
+                s, q, count = add_in_row(s, q, count, x0, dy0, w, x, n, j, places, k, h)
+                s, q, count = add_in_row(s, q, count, x1, dy1, w, x, n + dn, j, places, k, h)
                 a += 2 * step
+                n += 2 * dn
         while a < end:
-            s, q = add(s, q, load(x, a), load(dy, a), k, h)
+            s, q, count = add_in_row(s, q, count, load(x, a), load(dy, a), w, x, n, j, places, k, h)
             a += step
+            n += dn
     rest = N % tile * C * S if p == P - 1 else 0
     for sums in range(2):
         if below < down:
@@ -227,6 +283,17 @@ def reduce_columns(x, dy, stats, parts, N, C, S, K, tile, across, down, per, P, 
         for j in range(first + t, last, T):
             total = column_sum(table, j - first, width, down)
             if j < rest:
-                total += rest_terms(x, dy, rows * K + j, k_table[j - first], h_table[j - first])[sums]
+                n, c = rows * tile + j // (C * S), j // S % C
+                total += rest_terms(x, dy, w, rows * K + j, n, c, j % S, k_table[j - first], h_table[j - first])[sums]
             parts[2 * (j * P + p) + sums] = total
         cuda.syncthreads()
+    if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if dy is None:
+            if below < down:
+                store_table(table, below * width + beside * L, count)
+            cuda.syncthreads()
+            for j in range(first + t, last, T):
+                total = column_sum(table, j - first, width, down)
+                if j < rest:
+                    total += times(w, x, rows * K + j, rows * tile + j // (C * S), j // S % C, j % S)
+                parts[2 * K * P + C + j * P + p] = total

@@ -1,12 +1,14 @@
 """The stages of a batch that is one shard of several: between them its caller exchanges small arrays with the others.
 
-As in stages.py; sums is (4, C), counts a NumPy array. Shards may be empty.
+As in stages.py; sums is (4, C), counts a NumPy array (ranks, 1), or (ranks, C) of values of which some do not count;
+then the `count` of a function is None, and a sixth row of stats has it. Shards may be empty.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.combine import (
     add_shards,
@@ -16,20 +18,23 @@ from nbnorm._cuda.combine import (
     shard_sums,
     whole_gradients,
 )
-from nbnorm._cuda.finalize import ROWS
+from nbnorm._cuda.finalize import ROWS, UNKNOWN
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
 from nbnorm._cuda.stages import F64, _apply, _at_h, _kind, _reduce
-from nbnorm._formulas import DEVIATION, M2, ORIGIN
+from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 
 Array = Any
 Shape = tuple[int, int, int]
 
 
-def rows(mean: Array, m2: Array) -> Array:
-    """stats with a mean that is all origin, for `commit`."""
-    stats = scratch(5 * mean.size).reshape(5, mean.size)
+def rows(mean: Array, m2: Array, count: Array | None) -> Array:
+    """stats with a mean that is all origin, for `commit`; count is None when all channels have the same."""
+    rows = 5 if count is None else 6
+    stats = scratch(rows * mean.size).reshape(rows, mean.size)
     stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
+    if count is not None:
+        stats[COUNT] = count
     return stats
 
 
@@ -38,36 +43,40 @@ def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
     C, on_device = stats.shape[1], kept(xp.asarray(counts))
     merge_shards(
         *_by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(stats),
-        C, counts.size, int(counts.argmax()),
+        C, *counts.shape, gathered.shape[1], int(len(stats) > COUNT),
     )  # fmt: skip
 
 
 def normalize(
-    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float, stats: Array
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float | None,
+    stats: Array,
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_given(
         *_by_channel(C), (F64, _kind(gamma), _kind(beta), F64),
-        pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, count, eps,
+        pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, _number(count), eps,
     )  # fmt: skip
     if x.size:
         cut = plan.cut(shape, x.itemsize)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, None, y, coef)
+        _apply(cut, (in_memory(x.dtype), cut.lanes), x, None, None, y, coef)
 
 
-def gradient_sums(dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array) -> None:
+def gradient_sums(
+    dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array, count: float | None,
+    w: Counted | None,
+) -> None:  # fmt: skip
     """What the backward pass has to know of this shard; own is its stats, None with running statistics."""
     if not x.size:
         sums[...] = 0
         return
     cut = plan.cut(shape, x.itemsize)
-    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, stats, centred=int(own is not None))
+    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, w, stats, centred=int(own is not None))
     shard_sums(
         (shape[1], 1), cut.finalize_threads, (F64, F64, _kind(own), F64),
         pointer(parts), pointer(stats), pointer(own), pointer(sums),
-        shape[1], cut.run, cut.copies, _at_h(cut), float(shape[0] * shape[2]),
+        shape[1], cut.run, cut.copies, _at_h(cut), _number(count),
     )  # fmt: skip
 
 
@@ -76,34 +85,44 @@ def merge_gradient_sums(counts: Array, gathered: Array, sums: Array) -> None:
     C, on_device = sums.shape[1], kept(xp.asarray(counts))
     add_shards(
         *_by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(sums),
-        C, counts.size, int(counts.argmax()),
+        C, *counts.shape,
     )  # fmt: skip
 
 
-def parameter_gradients(sums: Array, count: float, stats: Array, dgamma: Array | None, dbeta: Array | None) -> None:
-    """dgamma and dbeta, where they are not None, of the shard or the batch whose sums these are."""
+def parameter_gradients(
+    sums: Array, count: float | None, stats: Array, own: Array, dgamma: Array | None, dbeta: Array | None
+) -> None:  # fmt: skip
+    """dgamma and dbeta, where not None, of the shard or the batch whose sums these are and whose stats `own`."""
     C = sums.shape[1]
     whole_gradients(
-        *_by_channel(C), (F64, F64, _kind(dgamma), _kind(dbeta)),
-        pointer(sums), pointer(stats), pointer(dgamma), pointer(dbeta), C, count,
+        *_by_channel(C), (F64, F64, F64, _kind(dgamma), _kind(dbeta)),
+        pointer(sums), pointer(stats), pointer(own), pointer(dgamma), pointer(dbeta), C, _number(count),
     )  # fmt: skip
 
 
 def apply_gradients(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array | None, count: float
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array | None, count: float | None,
+    w: Counted | None,
 ) -> None:  # fmt: skip
     """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
     C = shape[1]
     coef = scratch(ROWS * C)
-    finalize_sums(*_by_channel(C), (_kind(sums), F64, F64), pointer(sums), pointer(stats), pointer(coef), C, count)
+    finalize_sums(
+        *_by_channel(C), (_kind(sums), F64, F64), pointer(sums), pointer(stats), pointer(coef),
+        C, int(w is not None), _number(count),
+    )  # fmt: skip
     if not x.size:
         return
     cut = plan.cut(shape, x.itemsize)
     pack = in_memory(x.dtype), cut.lanes
-    if sums is None:
-        _apply(cut, pack, dy, None, dx, coef)
+    if sums is None and w is None:
+        _apply(cut, pack, dy, None, None, dx, coef)
     else:
-        _apply(cut, pack, x, dy, dx, coef)
+        _apply(cut, pack, x, dy, w, dx, coef)
+
+
+def _number(count: float | None) -> float:
+    return UNKNOWN if count is None else count
 
 
 def _by_channel(C: int) -> tuple[tuple[int, int], int]:

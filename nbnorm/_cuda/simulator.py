@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm._cuda.plan import PLACES
+
 
 class Packs(NamedTuple):
     """A pointer to packs of values."""
@@ -69,8 +71,8 @@ def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
     packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
 
 
-def element(packs: Packs, i: int) -> np.float64:
-    return _widen(packs.values[i : i + 1])[0]
+def element(packs: Packs | None, i: int) -> np.float64 | None:
+    return None if packs is None else _widen(packs.values[i : i + 1])[0]
 
 
 def put(packs: Packs, i: int, value: float) -> None:
@@ -90,3 +92,42 @@ def load_table(table: NDArray[np.float64], i: int, packs: Packs) -> NDArray[np.f
 def store_table(table: NDArray[np.float64], i: int, vector: NDArray[np.float64]) -> None:
     for lane, value in enumerate(vector):
         table[i + lane] = value
+
+
+# ---- which lanes count: numbers, 0 where one does not
+
+
+def finite(v: Any) -> Any:
+    return 1.0 * np.isfinite(v)
+
+
+def ordered(v: Any) -> Any:
+    return 1.0 * (v == v)
+
+
+def kept(m: Any, v: Any) -> Any:
+    return np.where(m > 0, v, 0.0)
+
+
+def joined(a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else a * b
+
+
+def lanes_from(array: NDArray | None, i: int, step: int, packs: Packs) -> NDArray[np.float64] | None:
+    return None if array is None else _often(array[[i + lane * step for lane in range(packs.lanes)]])
+
+
+def lanes_at(
+    array: NDArray | None, i: int, places: NDArray[np.int64], j: int, packs: Packs
+) -> NDArray[np.float64] | None:  # fmt: skip
+    return None if array is None else _often(np.array([array[i + places[j + lane]] for lane in range(packs.lanes)]))
+
+
+def places_for(w: Any) -> NDArray[np.int64] | None:
+    from nbnorm._cuda.launch import cuda  # which imports this module
+
+    return None if w is None else cuda.shared.array(PLACES, np.int64)
+
+
+def _often(raw: NDArray) -> NDArray[np.float64]:
+    return (raw != 0) * 1.0 if raw.dtype == np.uint8 else raw.astype(np.float64)

@@ -1,13 +1,14 @@
 """The stages on CuPy arrays: scratch memory, the cut of the work, and the launches.
 
 Arrays lie in memory as the elements of an (N, C, S) array, `shape`; gamma and beta may be None, stats is (5, C).
-Everything that can fail has been checked by the caller; nothing here waits for the GPU.
+Everything that can fail has been checked by the caller; but for `short_channel` nothing here waits for the GPU.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import (
     apply_columns,
@@ -18,9 +19,21 @@ from nbnorm._cuda.apply import (
     running_segments,
 )
 from nbnorm._cuda.combine import finalize_given
-from nbnorm._cuda.finalize import POOLED, ROWS, commit_batch, finalize, finalize_gradient
+from nbnorm._cuda.counted import first_short
+from nbnorm._cuda.finalize import (
+    ABSENT,
+    FROZEN,
+    POOLED,
+    ROWS,
+    TRAINED,
+    UNKNOWN,
+    commit_batch,
+    count_channels,
+    finalize,
+    finalize_gradient,
+)
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
-from nbnorm._cuda.launch import Kind, pointer
+from nbnorm._cuda.launch import COUNTED, Kind, counted, pointer
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
 from nbnorm._formulas import DEVIATION, M2, ORIGIN
@@ -32,18 +45,24 @@ F64: Kind = "float64"
 
 
 def training_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
+    w: Counted | None = None,
 ) -> None:  # fmt: skip
     """y and stats from x: reduce, finalize, apply."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
+    if w is not None:
+        parts, coef = _reduce(cut, pack, x, None, w, stats), scratch(ROWS * shape[1])
+        _finalize(cut, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
+        _apply(cut, pack, x, None, None, y, coef)
+        return
     if room := plan.room(cut, x.itemsize, arrays=1):
         fused_segments(
             cut.grid, cut.threads, (pack, pack, F64, _kind(gamma), _kind(beta)),
             pointer(x), pointer(y), pointer(stats), pointer(gamma), pointer(beta), *cut.numbers, count, eps, room=room,
         )  # fmt: skip
         return
-    parts = _reduce(cut, pack, x, None, stats)
+    parts = _reduce(cut, pack, x, None, None, stats)
     if cut.segments:
         normalize_segments(
             cut.grid, cut.threads, (pack, pack, F64, F64, _kind(gamma), _kind(beta)),
@@ -53,22 +72,39 @@ def training_forward(
     else:
         coef = scratch(ROWS * shape[1])
         _finalize(cut, shape, parts, stats, gamma, beta, coef, count, eps)
-        _apply(cut, pack, x, None, y, coef)
+        _apply(cut, pack, x, None, None, y, coef)
 
 
-def batch_statistics(x: Array, shape: Shape, stats: Array) -> None:
+def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
     cut = plan.cut(shape, x.itemsize)
-    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, stats)
-    _finalize(cut, shape, parts, stats, None, None, None, float(shape[0] * shape[2]), 1.0)
+    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, w, stats)
+    count = float(shape[0] * shape[2]) if w is None else UNKNOWN
+    _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
 
 
-def commit(running: Running, momentum: float | None, stats: Array, count: float) -> None:
+def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:
+    """The first channel whose values do not count more than `least` times in all. Waits for the GPU."""
+    short = scratch(shape[1])
+    if x.size:
+        first_short(
+            (shape[1], 1), plan.THREADS, ((in_memory(x.dtype), 1), _kind_of(w), F64),
+            pointer(x), counted(w), pointer(short), *shape, least,
+        )  # fmt: skip
+    else:
+        short[...] = 1.0
+    found = short.get().nonzero()[0]
+    return int(found[0]) if found.size else None
+
+
+def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
+    samples = running.samples if count is not None else running.count_each()
     commit_batch(
-        (1, 1), plan.THREADS, (F64, F64, F64, "int64"),
-        pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters),
-        stats.shape[1], int(running.skip_nonfinite), count, POOLED if momentum is None else momentum, running.ddof,
+        (1, 1), plan.THREADS, (F64, F64, F64, "int64", _kind(samples)),
+        pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters), pointer(samples),
+        stats.shape[1], int(running.skip_nonfinite), UNKNOWN if count is None else count,
+        POOLED if momentum is None else momentum, running.ddof,
     )  # fmt: skip
 
 
@@ -93,10 +129,17 @@ def running_forward(
     )  # fmt: skip
 
 
-def backward(dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array) -> None:
+def backward(
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None
+) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
+    if w is not None:
+        parts = _reduce(cut, pack, x, dy, w, stats)
+        coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, TRAINED)
+        _apply(cut, pack, x, dy, w, dx, coef)
+        return
     if room := plan.room(cut, x.itemsize, arrays=2):
         fused_gradient_segments(
             cut.grid, cut.threads, (pack, pack, pack, F64, _kind(dgamma), _kind(dbeta)),
@@ -104,7 +147,7 @@ def backward(dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma:
             *cut.numbers, count, room=room,
         )  # fmt: skip
         return
-    parts = _reduce(cut, pack, x, dy, stats)
+    parts = _reduce(cut, pack, x, dy, None, stats)
     if cut.segments:
         gradient_segments(
             cut.grid, cut.threads, (pack, pack, pack, F64, F64, _kind(dgamma), _kind(dbeta)),
@@ -112,29 +155,40 @@ def backward(dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma:
             *cut.numbers, count,
         )  # fmt: skip
     else:
-        coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, frozen=0)
-        _apply(cut, pack, x, dy, dx, coef)
+        coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, TRAINED)
+        _apply(cut, pack, x, dy, None, dx, coef)
 
 
-def running_backward(dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array) -> None:
+def running_backward(
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None
+) -> None:  # fmt: skip
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     cut = plan.cut(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
-    parts = _reduce(cut, pack, x, dy, stats, centred=0)
-    coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, frozen=1)
-    _apply(cut, pack, dy, None, dx, coef)
+    parts = _reduce(cut, pack, x, dy, w, stats, centred=0)
+    coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, FROZEN if w is None else ABSENT)
+    if w is None:
+        _apply(cut, pack, dy, None, None, dx, coef)
+    else:
+        _apply(cut, pack, x, dy, w, dx, coef)
 
 
 def _reduce(
-    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, stats: Array, centred: int = 1
+    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, w: Counted | None, stats: Array, centred: int = 1
 ) -> Array:  # fmt: skip
-    """The parts, which the caller keeps until the last launch that reads them."""
-    parts = scratch(_at_h(cut) + cut.numbers[1])
+    """The parts, which the caller keeps until the last launch that reads them; and the count where it is not known."""
+    C, at_count = cut.numbers[1], _at_h(cut) + cut.numbers[1]
+    counting = w is not None and dy is None
+    parts = scratch(at_count + (cut.columns * cut.grid[1] if counting else 0))
     kernel = reduce_segments if cut.segments else reduce_columns
     kernel(
-        cut.grid, cut.threads, (pack, None if dy is None else pack, F64, F64),
-        pointer(x), pointer(dy), pointer(stats), pointer(parts), *cut.numbers, centred,
+        cut.grid, cut.threads, (pack, None if dy is None else pack, _kind_of(w), F64, F64),
+        pointer(x), pointer(dy), counted(w), pointer(stats), pointer(parts), *cut.numbers, centred,
     )  # fmt: skip
+    if counting:
+        count_channels(
+            (C, 1), cut.finalize_threads, (F64, F64), pointer(parts), pointer(stats), C, cut.run, cut.copies, at_count
+        )
     return parts
 
 
@@ -163,18 +217,24 @@ def _finalize_gradient(
 
 
 def _apply(
-    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, y: Array, coef: Array, ddx: Array | None = None
+    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, w: Counted | None, y: Array, coef: Array,
+    ddx: Array | None = None,
 ) -> None:  # fmt: skip
     kernel = apply_segments if cut.segments else apply_columns
     kernel(
-        cut.grid, cut.threads, (pack, None if dy is None else pack, None if ddx is None else pack, pack, F64),
-        pointer(x), pointer(dy), pointer(ddx), pointer(y), pointer(coef), *cut.numbers,
+        cut.grid, cut.threads,
+        (pack, None if dy is None else pack, None if ddx is None else pack, _kind_of(w), pack, F64),
+        pointer(x), pointer(dy), pointer(ddx), counted(w), pointer(y), pointer(coef), *cut.numbers,
     )  # fmt: skip
 
 
 def _at_h(cut: plan.Cut) -> int:
     """Where behind the sums the origins of dy begin in the parts."""
     return 2 * cut.columns * cut.grid[1]
+
+
+def _kind_of(w: Counted | None) -> Kind:
+    return None if w is None else (_kind(w.where), _kind(w.weights), COUNTED)
 
 
 def _kind(array: Array | None) -> Kind:

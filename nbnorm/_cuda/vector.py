@@ -12,3 +12,5 @@ element, put = target.element, target.put
 fold, lanes, zeros = target.fold, target.lanes, target.zeros
 load, store, room = target.load, target.store, target.room
 load_table, store_table = target.load_table, target.store_table
+finite, ordered, kept, joined = target.finite, target.ordered, target.kept, target.joined
+lanes_from, lanes_at, places_for = target.lanes_from, target.lanes_at, target.places_for

@@ -135,7 +135,10 @@ def install():
     cupy.zeros_like = _made(np.zeros_like, _plain)
     cupy.empty_like, cupy.array, cupy.asarray = _made(np.empty_like, _plain), _made(np.array, _plain), _asarray
     cupy.broadcast_to = lambda array, shape: _view(np.broadcast_to(_plain(array), shape), array)
-    cupy.concatenate = lambda arrays, axis: _made(np.concatenate)([*map(_here, arrays)], axis)
+    strided = np.lib.stride_tricks.as_strided
+    tricks = types.SimpleNamespace(as_strided=lambda a, shape, strides: _view(strided(_plain(a), shape, strides), a))
+    cupy.lib = types.SimpleNamespace(stride_tricks=tricks)
+    cupy.concatenate = lambda arrays, axis=0: _made(np.concatenate)([*map(_here, arrays)], axis)
     cupy.may_share_memory = lambda a, b: np.may_share_memory(a.view(np.ndarray), b.view(np.ndarray))
     cupy.ndarray = ndarray
     cupy.asnumpy = lambda array: array.get()

@@ -1,0 +1,161 @@
+"""Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24). `w` is a _counted.Counted of pointers.
+
+How often the values of a pack count is a vector of numbers, 0 where they do not. A pack of the segments has one stride
+in a mask; the columns of a row have a table of their places, the same in every row.
+"""
+
+from __future__ import annotations
+
+from numba import float64
+
+from nbnorm._cuda.launch import Kernel, cuda
+from nbnorm._cuda.plan import THREADS, WIDTH
+from nbnorm._cuda.vector import element, finite, joined, kept, lanes_at, lanes_from, ordered, routine
+from nbnorm._formulas import accumulate, affine, fma, next_place, ninther
+
+TRIES = 64  # places where a value that counts is looked for, before every place is
+
+
+@routine
+def present(w, x, m):
+    """m, and 0 where x is missing."""
+    result = m
+    if w.omit:
+        result = kept(ordered(x), m)
+    return result
+
+
+@routine
+def times_in_segment(w, x, packs, n, c, s):
+    """How often the values of pack x count, which begins at (n, c, s)."""
+    where = lanes_from(w.where, w.where_0 + n * w.where_n + c * w.where_c + s * w.where_s, w.where_s, packs)
+    at = w.weights_0 + n * w.weights_n + c * w.weights_c + s * w.weights_s
+    return present(w, x, joined(where, lanes_from(w.weights, at, w.weights_s, packs)))
+
+
+@routine
+def times_in_row(w, x, packs, n, j, places):
+    """The same of a pack in column j of a block, in a row that begins with sample n."""
+    where = lanes_at(w.where, w.where_0 + n * w.where_n, places, j, packs)
+    return present(w, x, joined(where, lanes_at(w.weights, w.weights_0 + n * w.weights_n, places, WIDTH + j, packs)))
+
+
+@routine
+def keep_places(w, places, j, n, c, s):
+    """Where in the masks the values of the block's column j lie, (n, c, s) in the first row."""
+    places[j] = n * w.where_n + c * w.where_c + s * w.where_s
+    places[WIDTH + j] = n * w.weights_n + c * w.weights_c + s * w.weights_s
+
+
+@routine
+def counted_terms(x, dy, m, k, h):
+    """w*u and u of Eq. 21 when dy is None, otherwise v and u of Eq. 23. For values and for packs."""
+    if dy is None:
+        u = kept(m, x - k)
+        return u * m, u
+    there = m + finite(x)
+    return kept(there, dy - m * h), kept(there, x - k)
+
+
+@routine
+def add_counted(s, q, n, x, dy, m, k, h):
+    """The sums and the count, and one more value or pack of each array."""
+    v, u = counted_terms(x, dy, m, k, h)
+    s, q = accumulate(s, q, v, u)
+    if dy is None:
+        n = n + m
+    return s, q, n
+
+
+@routine
+def counted_image(x, dy, m, k, scale, shift, a, h):
+    """Eq. 24, and 0 where there is no value."""
+    here = finite(x)
+    of_x = kept(m, m * affine(kept(here, x - k), scale, shift))
+    return kept(m + here, fma(dy - m * h, a, of_x))
+
+
+# ---- one by one
+
+
+@routine
+def _once(where, i):
+    result = 1.0
+    if where is not None:
+        result = 1.0 if where[i] != 0 else 0.0
+    return result
+
+
+@routine
+def _factor(weights, i):
+    result = 1.0
+    if weights is not None:
+        result = float64(weights[i])
+    return result
+
+
+@routine
+def times(w, x, i, n, c, s):
+    """How often value (n, c, s), x[i], counts."""
+    result = _once(w.where, w.where_0 + n * w.where_n + c * w.where_c + s * w.where_s)
+    result *= _factor(w.weights, w.weights_0 + n * w.weights_n + c * w.weights_c + s * w.weights_s)
+    if w.omit:
+        value = element(x, i)
+        if value != value:
+            result = 0.0
+    return result
+
+
+@routine
+def found(x, w, c, part, N, C, S):
+    """The index of a value that counts, looked for from around part/8 of the way through channel c; -1: none does."""
+    size = N * S
+    m = (N - 1) * part // 8 * S + (S - 1) * part // 8
+    for tries in range(TRIES + size):
+        if tries == TRIES:
+            m = 0
+        n, s = m // S, m % S
+        i = (n * C + c) * S + s
+        if times(w, x, i, n, c, s) > 0.0:
+            return i
+        m = next_place(m, size) if tries < TRIES else m + 1
+    return -1
+
+
+@routine
+def sample(array, x, w, c, part, N, C, S):
+    return element(array, found(x, w, c, part, N, C, S))
+
+
+@routine
+def counted_origin(array, x, w, c, N, C, S):
+    """Eq. 2 for values of x, or of dy, that count; 0 when none does."""
+    k = 0.0
+    if found(x, w, c, 0, N, C, S) >= 0:
+        k = ninther(
+            sample(array, x, w, c, 0, N, C, S), sample(array, x, w, c, 1, N, C, S), sample(array, x, w, c, 2, N, C, S),
+            sample(array, x, w, c, 3, N, C, S), sample(array, x, w, c, 4, N, C, S), sample(array, x, w, c, 5, N, C, S),
+            sample(array, x, w, c, 6, N, C, S), sample(array, x, w, c, 7, N, C, S), sample(array, x, w, c, 8, N, C, S),
+        )  # fmt: skip
+    return k
+
+
+@Kernel
+def first_short(x, w, short, N, C, S, least):
+    """Block c: whether the values of channel c do not count more than `least` times in all."""
+    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(THREADS, float64)
+    total, first = 0.0, 0
+    while first < N * S and not total > least:
+        m = first + t
+        shared[t] = 0.0
+        if m < N * S:
+            n, s = m // S, m % S
+            shared[t] = times(w, x, (n * C + c) * S + s, n, c, s)
+        cuda.syncthreads()
+        for i in range(T):
+            total += shared[i]
+        cuda.syncthreads()
+        first += T
+    if t == 0:
+        short[c] = 0.0 if total > least else 1.0

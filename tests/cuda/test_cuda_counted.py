@@ -1,0 +1,135 @@
+"""Which values count: `where=`, `weights=` and `nan=` on the GPU, in every way of cutting the work."""
+
+import numpy as np
+import pytest
+import reference
+from common import sample
+from ranks import run, work_of
+from steps import state_on_gpu
+from test_counted import FORMS, assert_map_close, cut, every_form, spoiled
+from tolerance import assert_close, assert_gradient_close, assert_stat_close, dtype_of
+
+import nbnorm
+
+# Segments, one or several blocks a channel; columns, wide and narrow, with a last row that is not whole.
+SHAPES = [(3, 2, 64), (5, 3, 70), (9, 2, 7), (33, 3), (17, 40)]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def case(rng, shape, form, dtype):
+    x, dy = sample(rng, shape, dtype), rng.normal(size=shape).astype(dtype_of(dtype))
+    counting = FORMS[form](rng, x, 1)
+    x, w = spoiled(rng, x, counting, 1)
+    return x, np.where(reference.absent(x, w), np.full((), np.inf, dy.dtype), dy), w, counting
+
+
+def on_gpu(cupy, counting):
+    def moved(value):
+        if isinstance(value, str):
+            return value
+        if value.ndim and value.strides[-1] < 0:  # the stand-in makes none of these
+            return cupy.asarray(np.ascontiguousarray(value[..., ::-1]))[..., ::-1]
+        return cupy.asarray(value)
+
+    return {name: moved(value) for name, value in counting.items()}
+
+
+def assert_gradients(found, exact, dy, gone, state, var):
+    dx, dgamma, dbeta = (array.get() for array in found)
+    assert np.array_equal(dx[gone], np.zeros(gone.sum()))
+    if dx.dtype == np.float64:
+        scale = np.abs(np.where(gone, 0, dy)).max() * np.abs(state.gamma) / np.sqrt(reference.wide(var) + state.eps)
+        assert_gradient_close(np.moveaxis(dx, 1, -1), np.moveaxis(exact.dx, 1, -1), scale)
+    else:
+        assert_close(dx, exact.dx)
+    assert_stat_close(dgamma, exact.dgamma)
+    assert_stat_close(dbeta, exact.dbeta)
+
+
+@pytest.mark.each_pair
+@every_shape
+@every_form
+@pytest.mark.parametrize("use_running", [False, True])
+def test_a_step_equals_the_definition(cupy, dtype, shape, form, use_running, rng):
+    x, dy, w, counting = case(rng, shape, form, dtype)
+    gone, (state, own) = reference.absent(x, w), state_on_gpu(rng, shape[1], momentum=0.25)
+    y, saved = nbnorm.batch_norm_training(cupy.asarray(x), own, use_running=use_running, **on_gpu(cupy, counting))
+    batch = reference.weighted_training(x, w, state.gamma, state.beta, state.eps)
+    running = state.running_mean, state.running_var
+    if use_running:
+        exact = reference.inference(x, *running, state.gamma, state.beta, state.eps)
+        values = np.where(gone, 0, dy), np.where(gone, 0, x)
+        gradients = reference.frozen_backward(*values, *running, state.gamma, state.eps)
+    else:
+        exact, gradients = batch.y, reference.weighted_backward(dy, x, w, state.gamma, state.eps)
+    assert_map_close(y.get(), exact, gone, 1)
+    new = reference.moving_average(*running, batch.mean, batch.var * batch.count, batch.count, state.momentum)
+    assert_stat_close(own.running_mean.get(), new[0])
+    assert_stat_close(own.running_var.get(), new[1])
+    assert_stat_close(saved.count.get(), batch.count)
+    found = nbnorm.batch_norm_backward(cupy.asarray(dy), saved)
+    assert_gradients(found, gradients, dy, gone, state, running[1] if use_running else batch.var)
+
+
+@pytest.mark.each_pair
+@every_shape
+@every_form
+def test_statistics_and_pooling(cupy, dtype, shape, form, rng):
+    x, _, w, counting = case(rng, shape, form, dtype)
+    count, mean, m2 = reference.weighted_stats(x, w)
+    found = nbnorm.batch_stats(cupy.asarray(x), **on_gpu(cupy, counting))
+    assert_stat_close(found.count.get(), count)
+    assert_stat_close(found.mean.get(), mean)
+    assert_stat_close(found.m2.get(), m2)
+    state = nbnorm.BatchNormState(shape[1], momentum=None, device="cuda")
+    state.update(found)
+    state.update(nbnorm.batch_stats(cupy.asarray(np.zeros((0, *shape[1:]), x.dtype))))
+    assert_stat_close(np.broadcast_to(nbnorm._device.host(state.num_samples), count.shape), count)
+    assert_stat_close(state.running_var.get(), m2 / (count - 1))
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("form", ["where, all of x", "where, padding", "weights, first axis", "all"])
+@pytest.mark.parametrize("shape", [(9, 3, 70), (9, 5)], ids=str)
+@pytest.mark.parametrize("use_running", [False, True])
+def test_shards_equal_the_whole(cupy, form, shape, use_running, rng):
+    x, dy, w, counting = case(rng, shape, form, "float32")
+    gone, bounds = reference.absent(x, w), [0, 2, 2, 9]
+    state, own = state_on_gpu(rng, shape[1], momentum=0.25)
+    states = [own, *(state.to("cuda") for _ in range(2))]
+
+    def work(rank, sync):
+        part = slice(bounds[rank], bounds[rank + 1])
+        options = on_gpu(cupy, cut(counting, part.start, part.stop))
+        y, saved = nbnorm.batch_norm_training(
+            cupy.asarray(x[part]), states[rank], sync=sync, use_running=use_running, **options
+        )
+        return y.get(), nbnorm.batch_norm_backward(cupy.asarray(dy[part]), saved, param_grads="global")
+
+    ranks = work_of(run(3, work))
+    batch = reference.weighted_training(x, w, state.gamma, state.beta, state.eps)
+    running = state.running_mean, state.running_var
+    if use_running:
+        exact = reference.inference(x, *running, state.gamma, state.beta, state.eps)
+        values = np.where(gone, 0, dy), np.where(gone, 0, x)
+        gradients = reference.frozen_backward(*values, *running, state.gamma, state.eps)
+    else:
+        exact, gradients = batch.y, reference.weighted_backward(dy, x, w, state.gamma, state.eps)
+    assert_map_close(np.concatenate([y for y, _ in ranks]), exact, gone, 1)
+    dx = cupy.asarray(np.concatenate([found.dx.get() for _, found in ranks]))
+    for _, found in ranks:
+        assert_gradients((dx, *found[1:]), gradients, dy, gone, state, batch.var)
+    new = reference.moving_average(*running, batch.mean, batch.var * batch.count, batch.count, state.momentum)
+    for each in states:
+        assert_stat_close(each.running_var.get(), new[1])
+
+
+def test_a_channel_without_values_changes_nothing(cupy, rng):
+    x, where = sample(rng, (6, 3, 70)), np.ones((6, 3, 1), bool)
+    where[:, 1] = False
+    _, own = state_on_gpu(rng, 3)
+    before, out = own.running_var.get().tobytes(), cupy.asarray(np.full(x.shape, 7, np.float32))
+    with pytest.raises(ValueError, match="those of channel 1 do not"):
+        nbnorm.batch_norm_training(cupy.asarray(x), own, where=cupy.asarray(where), out=out)
+    assert (own.running_var.get().tobytes(), own.num_batches) == (before, 0)
+    assert (out.get() == 7).all()

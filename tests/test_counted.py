@@ -1,0 +1,355 @@
+"""Which values count: `where=`, `weights=` and `nan=` in every layout, dtype and form, against the oracle."""
+
+import copy
+
+import numpy as np
+import pytest
+import reference
+from common import random_state, same_bits, sample, snapshot
+from ranks import run, work_of
+from test_functional import LAYOUTS, every_layout, features
+from tolerance import assert_close, assert_gradient_close, assert_stat_close, dtype_of
+
+import nbnorm
+
+SHAPE = (5, 4, 5, 14)  # 70 values a segment: two whole vectors and a part
+
+
+def kept_axes(x, axes):
+    """The shape of x, with 1 for every axis but these."""
+    return tuple(n if i in axes else 1 for i, n in enumerate(x.shape))
+
+
+def some(rng, shape, x, axis):
+    """A mask of this shape in which about two thirds count, and of every channel more than one value."""
+    channels = reference.channel_axes(x, axis)
+    while True:
+        where = rng.random(shape) < 0.65
+        whole = reference.by_channel(np.broadcast_to(where, x.shape).astype(float), axis)
+        if where.size < 4 or len(channels) == x.ndim or (whole.sum(-1) > 1).all():
+            return where
+
+
+def other_axes(x, axis):
+    return [i for i in range(x.ndim) if i not in reference.channel_axes(x, axis)]
+
+
+# What counts: (rng, x, axis) -> arguments
+FORMS = {
+    "where, all of x": lambda rng, x, axis: {"where": some(rng, x.shape, x, axis)},
+    "where, padding": lambda rng, x, axis: {"where": some(rng, kept_axes(x, other_axes(x, axis)), x, axis)},
+    "where, first axis": lambda rng, x, axis: {"where": some(rng, kept_axes(x, other_axes(x, axis)[:1]), x, axis)},
+    "where, last axis": lambda rng, x, axis: {"where": some(rng, kept_axes(x, other_axes(x, axis)[-1:]), x, axis)},
+    "where, channels and last axis": lambda rng, x, axis: {
+        "where": some(rng, kept_axes(x, {*reference.channel_axes(x, axis), other_axes(x, axis)[-1]}), x, axis)
+    },
+    "where, everything": lambda rng, x, axis: {"where": np.True_.reshape((1,) * x.ndim)},
+    "where, in another order": lambda rng, x, axis: {"where": np.asfortranarray(some(rng, x.shape[::-1], x.T, 0)).T},
+    "where, every other one, backwards": lambda rng, x, axis: {
+        "where": np.repeat(some(rng, x.shape, x, axis)[..., ::-1], 2, -1)[..., ::-2]
+    },
+    "weights, all of x": lambda rng, x, axis: {"weights": rng.uniform(0.5, 3, x.shape).astype(np.float32)},
+    "weights, first axis": lambda rng, x, axis: {
+        "weights": rng.uniform(0.5, 3, kept_axes(x, other_axes(x, axis)[:1]))
+    },
+    "weights, padding, integers": lambda rng, x, axis: {
+        "weights": (w := some(rng, kept_axes(x, other_axes(x, axis)), x, axis)) + rng.integers(0, 3, w.shape)
+    },
+    "weights, per channel": lambda rng, x, axis: {
+        "weights": rng.uniform(0.5, 3, kept_axes(x, reference.channel_axes(x, axis))).astype(np.float16)
+    },
+    "missing": lambda rng, x, axis: {"nan": "omit"},
+    "all": lambda rng, x, axis: {
+        "where": some(rng, x.shape, x, axis),
+        "weights": rng.uniform(0.5, 3, kept_axes(x, other_axes(x, axis)[:1])),
+        "nan": "omit",
+    },
+}  # fmt: skip
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def spoiled(rng, x, counting, axis):
+    """x with NaN where it is missing, and with what nobody may look at where it does not count."""
+    x = np.array(x, copy=True, order="K")
+    w = reference.counts(x, counting.get("where"), counting.get("weights"))
+    x[(w == 0) & (rng.random(x.shape) < 0.3)] = np.inf
+    x[(w == 0) & (rng.random(x.shape) < 0.3)] = np.nan
+    if counting.get("nan") == "omit":
+        x[(w > 0) & (rng.random(x.shape) < 0.1)] = np.nan
+    return x, reference.counts(x, counting.get("where"), counting.get("weights"), counting.get("nan") == "omit")
+
+
+def assert_map_close(y, exact, gone, axis):
+    """y, which is the map also where there is no value: NaN or infinite there."""
+    assert np.array_equal(np.isfinite(y[gone]), np.zeros(gone.sum(), bool))
+    assert_close(np.where(gone, y.dtype.type(0), y), np.where(gone, 0, exact), axis)
+
+
+def check_counted(x, dy, w, state, counting, axis, use_running=False, update_running=True):
+    """A step with values that count w times as `counting` says, against the oracle."""
+    gone, given = reference.absent(x, w), (x.tobytes(), dy.tobytes())
+    running = None if state.running_mean is None else (state.running_mean.copy(), state.running_var.copy())
+    batch = reference.weighted_training(x, w, state.gamma, state.beta, state.eps, axis)
+    y, saved = nbnorm.batch_norm_training(
+        x, state, axis=axis, use_running=use_running, update_running=update_running, **counting
+    )
+    if use_running:
+        exact = reference.inference(x, *running, state.gamma, state.beta, state.eps, axis)
+        gradients = reference.frozen_backward(
+            np.where(gone, 0, dy), np.where(gone, 0, x), *running, state.gamma, state.eps, axis
+        )
+        var = reference.wide(running[1])
+    else:
+        exact, var = batch.y, batch.var
+        gradients = reference.weighted_backward(dy, x, w, state.gamma, state.eps, axis)
+        assert_stat_close(saved.mean, batch.mean)
+        assert_stat_close(saved.inv_std, 1 / np.sqrt(batch.var + reference.Wide(state.eps)))
+    assert_map_close(y, exact, gone, axis)
+    if running is not None and update_running:
+        new = reference.moving_average(*running, batch.mean, batch.var * batch.count, batch.count, state.momentum)
+        assert_stat_close(state.running_mean, new[0])
+        assert_stat_close(state.running_var, new[1])
+    found = nbnorm.batch_norm_backward(dy, saved)
+    assert (x.tobytes(), dy.tobytes()) == given
+    assert np.array_equal(found.dx[gone], np.zeros(gone.sum()))
+    if x.dtype == np.float64:
+        terms = np.abs(np.where(reference.by_channel(gone, axis), 0, reference.by_channel(dy, axis))).max(-1)
+        terms = terms / np.sqrt(var + state.eps) * np.abs(state.gamma)
+        assert_gradient_close(
+            reference.by_channel(found.dx, axis), reference.by_channel(gradients.dx, axis), terms[..., None]
+        )
+    else:
+        assert_close(found.dx, gradients.dx, axis)
+    assert_stat_close(found.dgamma, gradients.dgamma)
+    assert_stat_close(found.dbeta, gradients.dbeta)
+    return y, saved, found
+
+
+def case(rng, layout, form, dtype, shape=SHAPE):
+    x, axis = LAYOUTS[layout](sample(rng, shape, dtype))
+    dy, _ = LAYOUTS[layout](rng.normal(size=shape).astype(dtype_of(dtype)))
+    counting = FORMS[form](rng, x, axis)
+    x, w = spoiled(rng, x, counting, axis)
+    dy = np.where(reference.absent(x, w), np.full((), np.inf, dy.dtype), dy)
+    return x, dy, w, counting, axis
+
+
+@pytest.mark.each_pair
+@every_layout
+@every_form
+@pytest.mark.parametrize("use_running", [False, True])
+def test_a_step_equals_the_definition(dtype, layout, form, use_running, rng):
+    x, dy, w, counting, axis = case(rng, layout, form, dtype)
+    state = random_state(rng, features(x, axis), eps=1e-3, momentum=0.25)
+    check_counted(x, dy, w, state, counting, axis, use_running)
+
+
+@pytest.mark.each_pair
+@every_layout
+@every_form
+def test_statistics_equal_the_definition(dtype, layout, form, rng):
+    x, _, w, counting, axis = case(rng, layout, form, dtype)
+    found, (count, mean, m2) = nbnorm.batch_stats(x, axis=axis, **counting), reference.weighted_stats(x, w, axis)
+    assert found.count.shape == found.mean.shape == mean.shape
+    assert [part.dtype for part in found] == [np.float64] * 3
+    assert_stat_close(found.count, count)
+    assert_stat_close(found.mean, mean)
+    assert_stat_close(found.m2, m2)
+
+
+SHAPES = [
+    (7, 3), (2, 1), (700, 3), (300, 96), (65, 2_500), (8, 64, 7, 7), (33, 4, 13, 13), (9, 300, 7, 7), (3, 2, 63),
+    (9, 3, 65), (1, 2, 40_000), (5, 1, 32_768), (600, 1, 200), (20_001, 1), (3_001, 17),
+]  # fmt: skip
+
+
+@pytest.mark.each_pair
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_form
+@pytest.mark.parametrize("order", ["channels first", "channels last"])
+def test_every_shape(shape, form, order, rng):
+    """Every way in which work is cut: fused, split, tables, blocks, the last row of them."""
+    v = sample(rng, shape)
+    x, axis = (v, 1) if order == "channels first" else (np.ascontiguousarray(np.moveaxis(v, 1, -1)), -1)
+    counting = FORMS[form](rng, x, axis)
+    x, w = spoiled(rng, x, counting, axis)
+    dy = np.where(reference.absent(x, w), np.float32(np.nan), rng.normal(size=x.shape).astype(np.float32))
+    check_counted(x, dy, w, random_state(rng, shape[1]), counting, axis)
+
+
+# ---- shards
+
+
+def cut(counting, start, stop):
+    """The part of a mask or of weights that belongs to a shard."""
+    return {
+        name: value[start:stop] if isinstance(value, np.ndarray) and value.shape[0] > 1 else value
+        for name, value in counting.items()
+    }
+
+
+@pytest.mark.each_pair
+@every_form
+@pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)
+@pytest.mark.parametrize("param_grads", ["local", "global"])
+@pytest.mark.parametrize("use_running", [False, True])
+def test_shards_with_masks_of_their_own_equal_the_whole(dtype, form, shape, param_grads, use_running, rng):
+    x, dy = sample(rng, shape, dtype), rng.normal(size=shape).astype(dtype_of(dtype))
+    counting = FORMS[form](rng, x, 1)
+    x, w = spoiled(rng, x, counting, 1)
+    gone, bounds = reference.absent(x, w), [0, 2, 2, 8, 9]
+    state = random_state(rng, shape[1], momentum=0.25)
+    running = state.running_mean.copy(), state.running_var.copy()
+
+    def work(rank, sync):
+        own, part = copy.deepcopy(state), slice(bounds[rank], bounds[rank + 1])
+        y, saved = nbnorm.batch_norm_training(
+            x[part], own, sync=sync, use_running=use_running, **cut(counting, part.start, part.stop)
+        )
+        return own, y, saved, nbnorm.batch_norm_backward(dy[part], saved, param_grads=param_grads)
+
+    ranks = work_of(run(4, work))
+    batch = reference.weighted_training(x, w, state.gamma, state.beta, state.eps)
+    if use_running:
+        y = reference.inference(x, *running, state.gamma, state.beta, state.eps)
+        exact = reference.frozen_backward(np.where(gone, 0, dy), np.where(gone, 0, x), *running, state.gamma, state.eps)
+    else:
+        y, exact = batch.y, reference.weighted_backward(dy, x, w, state.gamma, state.eps)
+    assert_map_close(np.concatenate([rank[1] for rank in ranks]), y, gone, 1)
+    dx = np.concatenate([rank[3].dx for rank in ranks])
+    if x.dtype == np.float64:
+        scale = (
+            np.abs(np.where(gone, 0, dy)).max() * np.abs(state.gamma) / np.sqrt(reference.wide(batch.var) + state.eps)
+        )
+        scale = scale if not use_running else np.abs(dy).max() * np.abs(state.gamma) / np.sqrt(running[1] + state.eps)
+        assert_gradient_close(np.moveaxis(dx, 1, -1), np.moveaxis(exact.dx, 1, -1), scale)
+    else:
+        assert_close(dx, exact.dx)
+    for name in ("dgamma", "dbeta"):
+        parts = [reference.wide(getattr(rank[3], name)) for rank in ranks]
+        if param_grads == "global":
+            assert all(np.array_equal(parts[0], part) for part in parts)
+            assert_stat_close(getattr(ranks[0][3], name), getattr(exact, name))
+        else:
+            # Each part is rounded to float32 by itself.
+            limit = 2.0**-24 * sum(np.abs(part) for part in parts) + 2.0**-40 * np.abs(np.where(gone, 0, dy)).sum()
+            assert (np.abs(sum(parts) - getattr(exact, name)) <= limit).all()
+    new = reference.moving_average(*running, batch.mean, batch.var * batch.count, batch.count, state.momentum)
+    for own, *_ in ranks:
+        assert_stat_close(own.running_mean, new[0])
+        assert_stat_close(own.running_var, new[1])
+        assert snapshot(own) == snapshot(ranks[0][0])
+
+
+# ---- what must be so
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 1), (3, 2, 4), (7, 1, 3)], ids=str)
+@pytest.mark.parametrize("fractions", [False, True])
+def test_the_oracle_equals_the_complex_step(shape, fractions, rng):
+    """The sum over every y of its product with dy, whether the value counts or not."""
+    x, dy = sample(rng, shape, "float64"), sample(rng, shape, "float64")
+    gamma, beta = rng.normal(size=shape[1]), rng.normal(size=shape[1])
+    w = rng.integers(0, 3, shape) * (rng.uniform(0.5, 2, shape) if fractions else 1.0)
+    w[0] = 1
+    found = reference.weighted_backward(dy, x, w, gamma, 1e-3)
+    expected = reference.complex_step(x, dy, gamma, beta, 1e-3, w=w)
+    for name in ("dx", "dgamma", "dbeta"):
+        # Errors of the complex step, in float64: some 2**-53 of terms of size 10.
+        np.testing.assert_allclose(getattr(found, name).astype(float), getattr(expected, name), rtol=0, atol=1e-12)
+    y = reference.weighted_training(x, w, gamma, beta, 1e-3).y
+    np.testing.assert_allclose(y.astype(float), reference.formula(x, gamma, beta, 1e-3, w=w), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 1), (3, 2, 4), (2, 3, 70), (20, 5, 1)], ids=str)
+def test_gradients_equal_the_complex_step(shape, rng):
+    x, dy = sample(rng, shape, "float64"), sample(rng, shape, "float64")
+    state = random_state(rng, shape[1], dtype="float64")
+    w = rng.integers(0, 3, shape) * rng.uniform(0.5, 2, shape)
+    w[0] = 2
+    _, saved = nbnorm.batch_norm_training(x, state, weights=w)
+    found = nbnorm.batch_norm_backward(dy, saved)
+    expected = reference.complex_step(x, dy, state.gamma, state.beta, state.eps, w=w)
+    inv_std = saved.inv_std * np.abs(state.gamma)
+    of_dx = (np.abs(dy) * inv_std[None, :, None]).sum((0, 2))  # every dy acts on every dx
+    assert_gradient_close(found.dx, expected.dx, of_dx[None, :, None])
+    assert_gradient_close(found.dbeta, expected.dbeta, np.abs(dy).sum((0, 2)))
+    x_hat = (x - saved.mean[None, :, None]) * saved.inv_std[None, :, None]
+    assert_gradient_close(found.dgamma, expected.dgamma, np.abs(dy * x_hat).sum((0, 2)))
+
+
+def test_integer_weights_are_repetitions(rng):
+    x, times = sample(rng, (6, 3), "float64"), np.array([[1], [0], [3], [2], [1], [0]])
+    repeated = np.repeat(x, times[:, 0], axis=0)
+    state, other = nbnorm.BatchNormState(3), nbnorm.BatchNormState(3)
+    y, _ = nbnorm.batch_norm_training(x, state, weights=times)
+    expected, _ = nbnorm.batch_norm_training(repeated, other)
+    # Two orders of seven float64 terms.
+    np.testing.assert_allclose(np.repeat(y, times[:, 0], axis=0), expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(state.running_var, other.running_var, rtol=1e-14)
+    assert state.num_samples == other.num_samples == 7
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3, 8), (6, 3)], ids=str)
+def test_a_mask_of_rows_equals_the_rows(shape, rng):
+    x, dy, rows = sample(rng, shape), sample(rng, shape), np.array([True, False, True, True, False, True])
+    dy[~rows] = 0
+    state, other = nbnorm.BatchNormState(3), nbnorm.BatchNormState(3)
+    y, saved = nbnorm.batch_norm_training(x, state, where=rows.reshape(6, *[1] * (len(shape) - 1)))
+    expected, saved_rows = nbnorm.batch_norm_training(x[rows], other)
+    assert_close(y[rows], reference.training(x[rows]).y)
+    dx, dgamma, dbeta = nbnorm.batch_norm_backward(dy, saved)
+    exact = nbnorm.batch_norm_backward(dy[rows], saved_rows)
+    # Two orders of sums of float32 values in float64, and one rounding to float32.
+    np.testing.assert_allclose(dx[rows], exact.dx, rtol=3e-7, atol=1e-12)
+    assert np.array_equal(dx[~rows], np.zeros_like(dx[~rows]))
+    np.testing.assert_allclose(y[rows], expected, rtol=3e-7, atol=1e-12)
+    np.testing.assert_allclose([dgamma, dbeta], [exact.dgamma, exact.dbeta], rtol=3e-7)
+    assert state.num_samples == other.num_samples
+
+
+def test_weights_of_0_and_1_are_a_mask_to_the_bit(rng):
+    x, dy, where = sample(rng, (5, 3, 70)), sample(rng, (5, 3, 70)), rng.random((5, 1, 70)) < 0.5
+    results = []
+    for counting in ({"where": where}, {"weights": where.astype(np.float32)}):
+        y, saved = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), **counting)
+        results.append((y, *nbnorm.batch_norm_backward(dy, saved)))
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_scaled_weights_give_the_same_y(rng):
+    """A power of two scales every sum exactly."""
+    x, weights = sample(rng, (20, 3)), rng.uniform(0.5, 3, (20, 1))
+    y, _ = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), weights=weights)
+    again, _ = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), weights=8 * weights)
+    assert same_bits(y, again)
+
+
+def test_what_does_not_count_changes_nothing(rng):
+    x, where = sample(rng, (6, 3, 70)), rng.random((6, 1, 70)) < 0.6
+    y, _ = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), where=where)
+    other = np.where(where, x, np.float32(3e38))
+    again, _ = nbnorm.batch_norm_training(other, nbnorm.BatchNormState(3), where=where)
+    assert np.array_equal(np.where(where, y, 0), np.where(where, again, 0))
+
+
+def test_digits_stay_at_a_large_mean_under_any_mask(rng):
+    """The origin is a value that counts: the others are a billion standard deviations away."""
+    x, dy = (rng.normal(size=(6, 4, 100)) + 1e5).astype(np.float32), sample(rng, (6, 4, 100)) + np.float32(1e4)
+    where = np.zeros((6, 1, 100), bool)
+    where[4, 0, 90:] = True
+    x = np.where(where, x, np.float32(-1e9))
+    state = random_state(rng, 4)
+    w = reference.counts(x, where)
+    check_counted(x, dy, w, state, {"where": where}, 1)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 70), (5, 3, 7), (40, 33)], ids=str)
+def test_where_all_true_is_no_mask(shape, rng):
+    """y and the statistics of this cut to the bit; dx to rounding, as docs/numerics.md says."""
+    x = sample(rng, shape)
+    plain, own = nbnorm.BatchNormState(shape[1]), nbnorm.BatchNormState(shape[1])
+    y, _ = nbnorm.batch_norm_training(x, plain)
+    again, _ = nbnorm.batch_norm_training(x, own, where=np.ones(shape, bool))
+    assert same_bits(y, again)
+    assert snapshot(plain)[2:] == snapshot(own)[2:]

@@ -20,7 +20,7 @@ from nbnorm._cpu.finalize_derivatives import (
     shard_dgamma,
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
-from nbnorm._cpu.stages import _apply, _values, _parameter, _reduce, fits_cache
+from nbnorm._cpu.stages import _apply, _parameter, _reduce, _values, fits_cache
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, PRODUCT
 

@@ -1,16 +1,19 @@
 """Which values count: `where=`, `weights=` and `nan=` in every layout, dtype and form, against the oracle."""
 
 import copy
+import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 import reference
-from common import random_state, same_bits, sample, snapshot
+from common import random_state, refuse, same_bits, sample, snapshot
 from ranks import run, work_of
 from test_functional import LAYOUTS, every_layout, features
 from tolerance import assert_close, assert_gradient_close, assert_stat_close, dtype_of
 
 import nbnorm
+from nbnorm import batch_norm_training as training
 
 SHAPE = (5, 4, 5, 14)  # 70 values a segment: two whole vectors and a part
 
@@ -353,3 +356,169 @@ def test_where_all_true_is_no_mask(shape, rng):
     again, _ = nbnorm.batch_norm_training(x, own, where=np.ones(shape, bool))
     assert same_bits(y, again)
     assert snapshot(plain)[2:] == snapshot(own)[2:]
+
+
+# ---- what is refused
+
+ROWS = np.ones((8, 1, 1), bool)
+REFUSED = {
+    "numbers for where": (dict(where=np.ones((8, 1, 1))), TypeError, "where has dtype float64", "where != 0"),
+    "a list": (dict(where=[True] * 8), TypeError, "where is a builtins.list", "np.asarray(where)"),
+    "where of another shape": (dict(where=np.ones((7, 1, 1), bool)), ValueError, "where has shape (7, 1, 1)", "(8, 3, 6)"),
+    "too many axes": (dict(where=np.ones((1, 8, 3, 6), bool)), ValueError, "where has shape (1, 8, 3, 6)"),
+    "bool weights": (dict(weights=ROWS), TypeError, "weights has dtype bool", "where="),
+    "complex weights": (dict(weights=np.ones((8, 1, 1), complex)), TypeError, "weights has dtype complex128"),
+    "long weights": (dict(weights=np.ones((8, 1, 1), np.longdouble)), TypeError, "weights has dtype", "64 bits"),
+    "negative": (dict(weights=np.where(ROWS, -1.0, 0)), ValueError, "weights has values such as -1", "not negative"),
+    "infinite": (dict(weights=np.full((8, 1, 1), np.inf)), ValueError, "weights has values such as inf"),
+    "NaN weights": (dict(weights=np.full((8, 1, 1), np.nan)), ValueError, "weights has values such as nan"),
+    "weights of another shape": (dict(weights=np.ones((8, 2, 1))), ValueError, "weights has shape (8, 2, 1)"),
+    "another word": (dict(nan="ignore"), ValueError, "nan is 'ignore'", "'omit'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_arguments_that_do_not_fit_change_nothing(given, case):
+    counting, error, *texts = case
+    arrays = [a for a in counting.values() if isinstance(a, np.ndarray)]
+    refuse(given, lambda: training(given.x, given.state, out=given.out, **counting), error, *texts, arrays=arrays)
+    refuse(given, lambda: nbnorm.batch_stats(given.x, **counting), error, *texts, arrays=arrays)
+
+
+def one_channel_short(values):
+    where = np.ones((8, 3, 6), bool)
+    where[:, 1] = False
+    where[:1, 1, :values] = True
+    return where
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("use_running", [False, True])
+@pytest.mark.parametrize("values", [0, 1, 2])
+def test_a_channel_needs_values_that_count(given, momentum, use_running, values):
+    """More than one where a moving average takes their variance, one where they are pooled or normalize."""
+    where, options = one_channel_short(values), {"use_running": use_running, "out": given.out}
+    given.state.momentum = momentum
+    if values > (1 if momentum is not None else 0):
+        training(given.x, given.state, where=where, **options)
+        return
+    purpose = "updating the running statistics" if use_running else "training"
+    refuse(
+        given, lambda: training(given.x, given.state, where=where, **options), ValueError, purpose, "channel 1 do not"
+    )
+    training(given.x, given.state, where=where, use_running=True, update_running=False)
+
+
+def test_statistics_of_no_value_are_zero(given):
+    found = nbnorm.batch_stats(given.x, where=one_channel_short(0))
+    assert [part[1] for part in found] == [0, 0, 0]
+    assert found.count.tolist() == [48, 0, 48]
+
+
+def test_a_moving_average_refuses_statistics_of_one_value(given):
+    stats = nbnorm.batch_stats(given.x, where=one_channel_short(1))
+    refuse(given, lambda: given.state.update(stats), ValueError, "count 1 times in all", "momentum=None")
+    given.state.reset_running()
+    given.state.momentum = None
+    given.state.update(stats)
+    assert given.state.num_samples.tolist() == [48, 1, 48]
+
+
+# ---- states, layer, copies
+
+
+def test_pooling_with_masks_is_that_of_everything_at_once(rng, tmp_path):
+    """Also through files, copies and dictionaries, whose counts are those of each channel."""
+    x, where = sample(rng, (40, 3, 6)), rng.random((40, 3, 6)) < 0.4
+    state = nbnorm.BatchNormState(3, momentum=None)
+    for start in range(0, 40, 8):
+        part = slice(start, start + 8)
+        batch_norm = nbnorm.batch_norm_training if start % 16 else None
+        if batch_norm:
+            batch_norm(x[part], state, where=where[part])
+        else:
+            state.update(nbnorm.batch_stats(x[part], where=where[part]))
+        path = tmp_path / "state.npz"
+        state.save(path)
+        state = copy.deepcopy(nbnorm.BatchNormState.load(path))
+        dictionary = state.state_dict()
+        state = nbnorm.BatchNormState.from_state_dict(dictionary, momentum=None)
+    count, mean, m2 = reference.weighted_stats(x, reference.counts(x, where))
+    assert np.array_equal(state.num_samples, count.astype(float))
+    assert_stat_close(state.running_mean, mean)
+    assert_stat_close(state.running_var, m2 / (count - 1))
+    plain = nbnorm.batch_stats(x[:8])
+    state.update(plain)
+    assert np.array_equal(state.num_samples, count.astype(float) + 48)
+
+
+def test_merged_pieces_equal_the_whole(rng):
+    x, where = sample(rng, (40, 3, 6)), rng.random((40, 3, 6)) < 0.4
+    pieces = [nbnorm.batch_stats(x[part], where=where[part]) for part in (slice(9), slice(9, 9), slice(9, 30))]
+    merged = nbnorm.merge_stats(*pieces, nbnorm.batch_stats(x[30:]))
+    where[30:] = True
+    count, mean, m2 = reference.weighted_stats(x, reference.counts(x, where))
+    assert np.array_equal(merged.count, count.astype(float))
+    assert_stat_close(merged.mean, mean)
+    assert_stat_close(merged.m2, m2)
+
+
+@pytest.mark.parametrize("mode", ["training", "frozen", "evaluation"])
+def test_the_layer_takes_them_in_every_mode(mode, rng):
+    x, dy, where = sample(rng, (6, 3, 70)), sample(rng, (6, 3, 70)), rng.random((6, 1, 70)) < 0.6
+    x = np.where(where, x, np.float32(np.nan))
+    layer = nbnorm.BatchNorm(3)
+    layer.frozen = mode == "frozen"
+    layer.train(mode != "evaluation")
+    running = (layer.state.running_mean.copy(), layer.state.running_var.copy())
+    layer(x, where=where)
+    dx = layer.backward(dy)
+    w = reference.counts(x, where)
+    gone = reference.absent(x, w)
+    if mode == "training":
+        exact = reference.weighted_backward(dy, x, w)
+    else:
+        exact = reference.frozen_backward(np.where(gone, 0, dy), np.where(gone, 0, x), *running)
+    assert_close(dx, exact.dx)
+    assert_stat_close(layer.dbeta, exact.dbeta)
+    assert_stat_close(layer.dgamma, exact.dgamma)
+
+
+def test_copies_of_saved_give_the_same_gradients(rng):
+    x, dy = sample(rng, (6, 3, 70)), sample(rng, (6, 3, 70))
+    counting = {"where": rng.random((6, 1, 70)) < 0.6, "weights": rng.uniform(1, 2, (6, 1, 1)), "nan": "omit"}
+    _, saved = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), **counting)
+    exact = nbnorm.batch_norm_backward(dy, saved)
+    for other in (copy.deepcopy(saved), pickle.loads(pickle.dumps(saved))):
+        assert all(same_bits(a, b) for a, b in zip(nbnorm.batch_norm_backward(dy, other), exact, strict=True))
+    w = reference.counts(x, counting["where"], counting["weights"])
+    assert_stat_close(saved.count, reference.weighted_stats(x, w)[0])
+    assert_stat_close(saved.var, reference.weighted_training(x, w).var)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_number_of_threads_gives_the_same_bits(threads, rng):
+    x, dy = sample(rng, (9, 6, 80, 80)), sample(rng, (9, 6, 80, 80))
+    where, results = rng.random((9, 1, 80, 80)) < 0.6, []
+    for number in (1, threads):
+        nbnorm.set_num_threads(number)
+        try:
+            y, saved = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(6), where=where)
+            results.append((y, *nbnorm.batch_norm_backward(dy, saved)))
+        finally:
+            nbnorm.set_num_threads(None)
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_nothing_of_the_size_of_x_is_made(rng):
+    """Beside y: a mask of rows, of padding or of x's own shape is read where it is."""
+    x = sample(rng, (32, 16, 64, 64))
+    y, state = np.empty_like(x), nbnorm.BatchNormState(16)
+    for shape in ((32, 1, 1, 1), (32, 1, 64, 64), x.shape):
+        where = rng.random(shape) < 0.7
+        training(x, state, where=where, out=y)
+        tracemalloc.start()
+        training(x, state, where=where, out=y)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < x.nbytes / 50

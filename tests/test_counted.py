@@ -362,18 +362,18 @@ def test_where_all_true_is_no_mask(shape, rng):
 
 ROWS = np.ones((8, 1, 1), bool)
 REFUSED = {
-    "numbers for where": (dict(where=np.ones((8, 1, 1))), TypeError, "where has dtype float64", "where != 0"),
-    "a list": (dict(where=[True] * 8), TypeError, "where is a builtins.list", "np.asarray(where)"),
-    "where of another shape": (dict(where=np.ones((7, 1, 1), bool)), ValueError, "where has shape (7, 1, 1)", "(8, 3, 6)"),
-    "too many axes": (dict(where=np.ones((1, 8, 3, 6), bool)), ValueError, "where has shape (1, 8, 3, 6)"),
-    "bool weights": (dict(weights=ROWS), TypeError, "weights has dtype bool", "where="),
-    "complex weights": (dict(weights=np.ones((8, 1, 1), complex)), TypeError, "weights has dtype complex128"),
-    "long weights": (dict(weights=np.ones((8, 1, 1), np.longdouble)), TypeError, "weights has dtype", "64 bits"),
-    "negative": (dict(weights=np.where(ROWS, -1.0, 0)), ValueError, "weights has values such as -1", "not negative"),
-    "infinite": (dict(weights=np.full((8, 1, 1), np.inf)), ValueError, "weights has values such as inf"),
-    "NaN weights": (dict(weights=np.full((8, 1, 1), np.nan)), ValueError, "weights has values such as nan"),
-    "weights of another shape": (dict(weights=np.ones((8, 2, 1))), ValueError, "weights has shape (8, 2, 1)"),
-    "another word": (dict(nan="ignore"), ValueError, "nan is 'ignore'", "'omit'"),
+    "numbers for where": ({"where": np.ones((8, 1, 1))}, TypeError, "where has dtype float64", "where != 0"),
+    "a list": ({"where": [True] * 8}, TypeError, "where is a builtins.list", "np.asarray(where)"),
+    "where of another shape": ({"where": np.ones((7, 1, 1), bool)}, ValueError, "where has shape (7, 1, 1)", "(8, 3"),
+    "too many axes": ({"where": np.ones((1, 8, 3, 6), bool)}, ValueError, "where has shape (1, 8, 3, 6)"),
+    "bool weights": ({"weights": ROWS}, TypeError, "weights has dtype bool", "where="),
+    "complex weights": ({"weights": np.ones((8, 1, 1), complex)}, TypeError, "weights has dtype complex128"),
+    "long weights": ({"weights": np.ones((8, 1, 1), np.longdouble)}, TypeError, "weights has dtype", "64 bits"),
+    "negative": ({"weights": np.where(ROWS, -1.0, 0)}, ValueError, "weights has values such as -1", "not negative"),
+    "infinite": ({"weights": np.full((8, 1, 1), np.inf)}, ValueError, "weights has values such as inf"),
+    "NaN weights": ({"weights": np.full((8, 1, 1), np.nan)}, ValueError, "weights has values such as nan"),
+    "weights of another shape": ({"weights": np.ones((8, 2, 1))}, ValueError, "weights has shape (8, 2, 1)"),
+    "another word": ({"nan": "ignore"}, ValueError, "nan is 'ignore'", "'omit'"),
 }  # fmt: skip
 
 

@@ -101,8 +101,8 @@ def signature(name, memory):
 
 
 def lanes_of(name, memory):
-    """Values of a pack: of 16 bytes, but for columns of three arrays (plan.cut_of_three)."""
-    return min(DTYPES[memory], 4) if name.endswith("columns of three") else DTYPES[memory]
+    """Values of a pack: of 16 bytes, but for columns of three arrays and for masks (plan.cut_of_three, cut_counted)."""
+    return min(DTYPES[memory], 4) if name.endswith(("columns of three", "counted")) else DTYPES[memory]
 
 
 def bytes_of(what, log):

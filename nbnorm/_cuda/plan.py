@@ -67,6 +67,11 @@ def cut_of_three(shape: tuple[int, int, int], itemsize: int) -> Cut:
     return found if found.segments else cut(shape, max(itemsize, 4))
 
 
+def cut_counted(shape: tuple[int, int, int], itemsize: int) -> Cut:
+    """Where not every value counts once: at most 4 to a pack, since registers hold no more beside that."""
+    return cut(shape, max(itemsize, 4))
+
+
 @lru_cache(1024)
 def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
     lanes = gcd(S, ACCESS // itemsize)

@@ -71,7 +71,7 @@ def gradient_sums(
     if not x.size:
         sums[...] = 0
         return
-    cut = plan.cut(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, w, stats, centred=int(own is not None))
     shard_sums(
         (shape[1], 1), cut.finalize_threads, (F64, F64, _kind(own), F64),
@@ -113,7 +113,7 @@ def apply_gradients(
     )  # fmt: skip
     if not x.size:
         return
-    cut = plan.cut(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     pack = in_memory(x.dtype), cut.lanes
     if sums is None and w is None:
         _apply(cut, pack, dy, None, None, dx, coef)

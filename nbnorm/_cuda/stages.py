@@ -49,7 +49,7 @@ def training_forward(
     w: Counted | None = None,
 ) -> None:  # fmt: skip
     """y and stats from x: reduce, finalize, apply."""
-    cut = plan.cut(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     if w is not None:
         parts, coef = _reduce(cut, pack, x, None, w, stats), scratch(ROWS * shape[1])
@@ -77,7 +77,7 @@ def training_forward(
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
-    cut = plan.cut(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, w, stats)
     count = float(shape[0] * shape[2]) if w is None else UNKNOWN
     _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
@@ -133,7 +133,7 @@ def backward(
     dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
-    cut = plan.cut(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     if w is not None:
         parts = _reduce(cut, pack, x, dy, w, stats)
@@ -163,7 +163,7 @@ def running_backward(
     dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
-    cut = plan.cut(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     parts = _reduce(cut, pack, x, dy, w, stats, centred=0)
     coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, FROZEN if w is None else ABSENT)

@@ -311,8 +311,8 @@ def test_sync_and_param_grads_are_checked(given):
         nbnorm.batch_norm_training(given.x, given.state, sync=3)
     with pytest.raises(ValueError, match="param_grads is 'all'; expected 'local'"):
         nbnorm.batch_norm_backward(given.dy, given.saved, param_grads="all")
-    with pytest.raises(ValueError, match=r"float64 of shape \(1, 3\); expected C-contiguous float64, \(ranks, 2\)"):
-        nbnorm.batch_norm_training(given.x, given.state, sync=lambda packed: np.zeros((1, 3)))
+    with pytest.raises(ValueError, match=r"float64 of shape \(1, 2\); expected C-contiguous float64, \(ranks, 3\)"):
+        nbnorm.batch_norm_training(given.x, given.state, sync=lambda packed: np.zeros((1, 2)))
 
 
 def test_without_a_sync_there_is_one_shard(given):

@@ -7,7 +7,7 @@ instead of twice. Forward with dy None, backward with an array.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 from numba.extending import overload
 
 from nbnorm._cpu.apply import STREAMING, chunk, rows_run, run
@@ -40,12 +40,22 @@ def _(coef, table):
     return (lambda coef, table: table) if coef.dtype == table.dtype else (lambda coef, table: table.view(np.float32))
 
 
+def asked_by_map(dy, w):
+    """Which values count, for the map: that of the forward pass is the same for every value."""
+    return None if dy is None else w
+
+
+@overload(asked_by_map, jit_options=INLINED)
+def _(dy, w):
+    return (lambda dy, w: None) if dy is types.none else (lambda dy, w: w)
+
+
 @Kernel
 def fused_segments(
     x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, per, piece, chunks, streaming,
     workers,
 ):  # fmt: skip
-    of_map = None if dy is None else w  # the map of the forward pass is that of every value
+    of_map = asked_by_map(dy, w)
     for worker in prange(workers):
         first, last = share(worker, workers, C)
         k = stats[ORIGIN]  # here, since a view counts references
@@ -71,7 +81,7 @@ def fused_columns(
     block, streaming, workers,
 ):  # fmt: skip
     """Blocks of `channels` channels; scratch (workers, (2 * terms + 5) * width), the sums and tables of a block."""
-    of_map = None if dy is None else w
+    of_map = asked_by_map(dy, w)
     K = C * S
     blocks = (C + channels - 1) // channels
     for worker in prange(workers):

@@ -89,6 +89,34 @@ def test_fused_and_split_drivers_give_the_same_bits(shape, axis, kind, monkeypat
     assert len(used) == 2
 
 
+# ---- how waiting threads wait
+
+WAITING = """
+import os, numpy as np, nbnorm
+from nbnorm._cpu import threads
+threads.SERIAL_BELOW = 0
+x = np.arange(24.0).reshape(4, 2, 3)
+print(nbnorm.batch_stats(x).mean.tolist(), "GOMP_SPINCOUNT" in os.environ, os.popen("echo [$GOMP_SPINCOUNT]").read())
+"""
+
+
+@pytest.mark.parametrize(
+    ("set_by_the_user", "expected"),
+    [({}, threads.SPINS), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, "30000000000")],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(set_by_the_user, expected):
+    """libgomp prints what it found when it was loaded; neither this process nor its children see our setting."""
+    own = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {**own, "OMP_DISPLAY_ENV": "verbose", "NUMBA_NUM_THREADS": "2", **set_by_the_user}
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("NO LIBGOMP: another layer waits in its own way")
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
+    spins = set_by_the_user.get("GOMP_SPINCOUNT", "")
+    assert done.stdout.split() == ["[10.0,", "13.0]", str(bool(spins)), f"[{spins}]"]
+
+
 # ---- how many: a number that Numba has not been told
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import os
 import threading
 from collections.abc import Iterator
@@ -13,6 +15,10 @@ import numba
 # With fewer values read and written a parallel region costs more than it saves (docs/kernels.md). Values, not bytes:
 # so little data is in a cache, and the arithmetic is that of float64 whatever the dtype.
 SERIAL_BELOW = 200_000
+
+# How often a waiting OpenMP thread looks before it sleeps: tens of microseconds, longer than the gap between two calls.
+# libgomp itself takes this number when it knows of more threads than processors.
+SPINS = "1000"
 
 _limit: int | None = None  # what set_num_threads was given
 
@@ -70,7 +76,32 @@ def get_num_threads() -> int:
     """
     if guard.forked:
         return 1
-    return numba.get_num_threads() if _limit is None else _limit
+    return numbas_own() if _limit is None else _limit
+
+
+@functools.cache
+def wait_briefly() -> None:
+    """Load libgomp, unless it is there, so that its threads wait for tens of microseconds and then sleep.
+
+    They would look for milliseconds otherwise, on a core that another process needs: beside two busy processes a call
+    then takes up to a hundred times as long (docs/kernels.md). libgomp reads the environment when it is loaded, and
+    only then; what the user has set there stands. os.environ never shows the setting, nor does a later child.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return
+    os.putenv("GOMP_SPINCOUNT", SPINS)
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:  # no libgomp here: Numba takes another layer
+        pass
+    finally:
+        os.unsetenv("GOMP_SPINCOUNT")
+
+
+def numbas_own() -> int:
+    """Numba's number of threads, which it starts at this question."""
+    wait_briefly()
+    return numba.get_num_threads()
 
 
 def workers_for(values: int) -> int:
@@ -86,7 +117,7 @@ def limited() -> bool:
 @contextlib.contextmanager
 def exactly(workers: int) -> Iterator[None]:
     """Numba uses this many threads; afterwards as many as the caller had chosen."""
-    own = numba.get_num_threads()
+    own = numbas_own()
     try:
         numba.set_num_threads(workers)
         yield

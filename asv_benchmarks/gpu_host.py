@@ -75,7 +75,7 @@ def pretended_cupy() -> ModuleType:
     cupy.may_share_memory = lambda a, b: False
     cupy.cuda = SimpleNamespace(
         Device=contextlib.nullcontext,
-        runtime=SimpleNamespace(getDevice=int, getDeviceCount=lambda: 1),
+        runtime=SimpleNamespace(getDevice=int, getDeviceCount=lambda: 1, setDevice=int),
         get_current_stream=lambda: stream,
     )
     sys.modules["cupy"] = cupy

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_cupy
@@ -170,6 +171,26 @@ def test_kernels_of_a_device_run_there_and_on_its_stream(cupy, started, shape):
         loaded.append([one.loaded_for for one in started])
         assert cupy.cuda.runtime.getDevice() == 0
     assert [set(numbers) for numbers in loaded] == [{0}, {1}, {0}]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_new_thread_gets_a_context_once(cupy, started, monkeypatch, number):
+    """Asking for the device gives it none, and outputs that are given allocate nothing (`started` asserts it)."""
+    with cupy.cuda.Device(number):
+        x, out = (cupy.asarray(np.ones((8, 16, 10, 10), np.float32)) for _ in range(2))
+    state = nbnorm.BatchNormState(16, device=f"cuda:{number}")
+    chosen, choose = [], cupy.cuda.runtime.setDevice
+    monkeypatch.setattr(cupy.cuda.runtime, "setDevice", lambda n: (chosen.append(n), choose(n)))
+
+    def calls():
+        for _ in range(2):
+            nbnorm.batch_norm_inference(x, state, out=out)
+
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as pool:  # a new thread
+            pool.submit(calls).result()
+    assert [one.device for one in started] == [number] * 4
+    assert chosen == ([0, 0] if number == 0 else [])
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -29,13 +30,29 @@ def values(name: str, array: Any) -> Any:
 
 
 def on_device_of(array: Any) -> contextlib.AbstractContextManager:
-    """Makes the array's device current, if it is not."""
+    """Makes the array's device current, if it is not, and its context that of this thread."""
     refuse_after_fork()
     number = array.data.device_id
-    return _HERE if number == xp.cuda.runtime.getDevice() else xp.cuda.Device(number)
+    if number != xp.cuda.runtime.getDevice():
+        return xp.cuda.Device(number)
+    if number not in _contexts.bound:
+        xp.cuda.runtime.setDevice(number)
+        _contexts.bound.add(number)
+    return _HERE
 
 
-_HERE = contextlib.nullcontext()
+class _Contexts(threading.local):
+    """The devices that this thread has chosen once.
+
+    A new thread has no context: asking for the current device makes none, a call that allocates nothing neither, and
+    cuda.core launches into the one that is there.
+    """
+
+    def __init__(self) -> None:
+        self.bound: set[int] = set()
+
+
+_HERE, _contexts = contextlib.nullcontext(), _Contexts()
 
 
 def device(array: Any) -> str:

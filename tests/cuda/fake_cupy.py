@@ -6,9 +6,13 @@ Only what nbnorm uses of CuPy. With it the simulator runs the public functions o
 from __future__ import annotations
 
 import sys
+import threading
 import types
 
 import numpy as np
+
+
+thread = threading.local()  # its `context` is that of the device which this thread has chosen, as cuda.core sees it
 
 
 class Device:
@@ -23,11 +27,15 @@ class Device:
 
     def __enter__(self):
         self.before.append(Device.current)
-        Device.current = self.id
+        _set_device(self.id)
         return self
 
     def __exit__(self, *error):
-        Device.current = self.before.pop()
+        _set_device(self.before.pop())
+
+
+def _set_device(number):
+    Device.current = thread.context = number
 
 
 class _Memory:
@@ -143,7 +151,10 @@ def install():
     cupy.ndarray = ndarray
     cupy.asnumpy = lambda array: array.get()
     Device.current = 0
-    runtime = types.SimpleNamespace(getDevice=lambda: Device.current, getDeviceCount=lambda: Device.count)
+    vars(thread).clear()
+    runtime = types.SimpleNamespace(
+        getDevice=lambda: Device.current, getDeviceCount=lambda: Device.count, setDevice=_set_device
+    )
     streams = [types.SimpleNamespace(ptr=0) for _ in range(Device.count)]  # the current one of every device
     cupy.cuda = types.SimpleNamespace(
         Device=Device, runtime=runtime, streams=streams, get_current_stream=lambda: streams[Device.current]

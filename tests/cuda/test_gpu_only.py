@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import reference
@@ -50,6 +52,17 @@ def test_calls_run_on_the_current_stream(cupy, rng, shape):
         y, _ = nbnorm.batch_norm_training(late, nbnorm.BatchNormState(shape[1], device="cuda"))
     stream.synchronize()
     assert y.get().tobytes() == exact.tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_new_thread_that_has_done_nothing_else(cupy, rng, shape):
+    x = cupy.asarray(sample(rng, shape))
+    state, out = nbnorm.BatchNormState(shape[1], device="cuda"), cupy.empty_like(x)
+    exact = nbnorm.batch_norm_inference(x, state).get()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(nbnorm.batch_norm_inference, x, state, out=out).result()
+    cupy.cuda.Device().synchronize()
+    assert out.get().tobytes() == exact.tobytes()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -1,7 +1,11 @@
-"""The sections of gpu.py's results, as plain data: versions, large arrays, small arrays, errors."""
+"""The sections of gpu.py's results, as plain data: versions, large arrays, small arrays, errors.
+
+Only what is right is timed: y and dx of some channels are compared with float64 first.
+"""
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import subprocess
@@ -14,10 +18,12 @@ from typing import Any
 
 import numpy as np
 from gpu_clock import Clock
-from gpu_systems import EPS, PASSES, SYSTEMS, Row, System, data
+from gpu_systems import EPS, PASSES, SYSTEMS, Data, Row, System, data
 
 BITS = {"float32": 24, "float16": 11, "bfloat16": 8}  # of the significand
 MEANS = {"float32": (0.0, 1e3, 1e6), "float16": (0.0, 1e3), "bfloat16": (0.0, 1e3)}  # float16 ends at 65504
+OURS = ("nbnorm", "one launch")
+ROUNDED = 1.01  # units: rounded once, but for the rounding of float64. Peers: a float32 sum in a tree loses log2(n)
 PACKAGES = ("numpy", "numba", "numba-cuda", "cuda-core", "ml_dtypes")
 Entry = dict[str, Any]
 
@@ -61,7 +67,7 @@ class Measurement:
             "sets": sets,
             "bytes": {kind: passes * size for kind, passes in PASSES.items()},
             "torch_form": row.torch_form,
-            "us": self._by_system(row, dtype, times, sets),
+            "us": self._by_system(row, dtype, times, sets, verified=True),
         }
 
     def small(self, row: Row, dtype: np.dtype) -> Entry:
@@ -75,35 +81,47 @@ class Measurement:
                     found[kind]["graph"] = self.clock.by_graph(call)
             return found
 
-        return {"shape": row.name, "dtype": dtype.name, "us": self._by_system(row, dtype, times)}
+        return {"shape": row.name, "dtype": dtype.name, "us": self._by_system(row, dtype, times, verified=True)}
 
     def errors(self, row: Row, dtype: np.dtype, mean: float) -> Entry:
         """Largest error of y against float64 on the host, in units of 2**-bits * max|y|; standard deviation 1."""
-        exact = _exact(data(self.cupy, row, dtype, mean=mean).x, row.axes)
-        unit = 2.0 ** -BITS[dtype.name] * np.abs(exact).max()
+        exact, _ = _exact(*data(self.cupy, row, dtype, mean=mean)[1:3], row.axes)
 
         def error(name: str, system: System) -> float:
-            y = system.y(system.operations["training"](0))
-            return float(np.abs(y.astype(np.float64) - exact).max() / unit)
+            return _units(system.host(system.results["training"](system.operations["training"](0))), exact, dtype)
 
         units = self._by_system(row, dtype, error, mean=mean)
         return {"shape": row.name, "dtype": dtype.name, "mean": mean, "units": units}
 
+    def _verify(self, given: Data, name: str, system: System) -> None:
+        """y and dx of three channels. Raises ArithmeticError."""
+        x, dy, C = given.x, given.dy, given.row.shape[1]
+        some = (*[slice(None)] * given.row.axis, sorted({0, C // 2, C - 1}))
+        bound = ROUNDED if name in OURS else 4 * math.log2(given.row.size // C)
+        for kind, exact in zip(("training", "backward"), _exact(x[some], dy[some], given.row.axes), strict=True):
+            if kind in system.operations:
+                units = _units(system.host(system.results[kind](system.operations[kind](0))[some]), exact, x.dtype)
+                if not units <= bound:
+                    raise ArithmeticError(
+                        f"WRONG: {kind} is {units:.3g} units in the last place off, at most {bound:.3g} are right"
+                    )
+
     def _by_system(
-        self, row: Row, dtype: np.dtype, use: Callable[[str, System], Any], sets: int = 1, mean: float = 0.0
-    ) -> Entry:
-        """What `use` finds out about every system; a peer that fails is left out, and said so."""
+        self, row: Row, dtype: np.dtype, use: Callable[[str, System], Any], sets: int = 1, mean: float = 0.0,
+        verified: bool = False,
+    ) -> Entry:  # fmt: skip
+        """What `use` finds out about every system; one that fails, or is wrong, is left out, and said so."""
         given = data(self.cupy, row, dtype, sets, mean)
         found = {}
         for name, make in self.systems.items():
             print(f"{row.name} {dtype.name} {name}", file=sys.stderr)
             try:
                 system = make(self.cupy, given)
+                if verified:
+                    self._verify(given, name, system)
                 if system.operations:
                     found[name] = use(name, system)
             except Exception as error:
-                if name == "nbnorm":
-                    raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 self.left_out.append(f"{name}, {row.name} {dtype.name}: {reason:.120}")
             self.clock.release()
@@ -112,11 +130,22 @@ class Measurement:
         return found
 
 
-def _exact(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    centred = x.astype(np.float64)
-    centred -= centred.mean(axes, keepdims=True)
-    centred -= centred.mean(axes, keepdims=True)  # what rounding left over
-    return centred / np.sqrt(np.square(centred).mean(axes, keepdims=True) + EPS)
+def _exact(x: np.ndarray, dy: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """y and dx in float64, gamma 1 and beta 0."""
+
+    def centred(values: np.ndarray) -> np.ndarray:
+        values = values - values.mean(axes, keepdims=True)
+        return values - values.mean(axes, keepdims=True)  # what rounding left over
+
+    u = centred(x.astype(np.float64))
+    inv_std = 1 / np.sqrt(np.square(u).mean(axes, keepdims=True) + EPS)
+    y, v = u * inv_std, dy.astype(np.float64)
+    return y, inv_std * (centred(v) - y * (v * y).mean(axes, keepdims=True))
+
+
+def _units(found: np.ndarray, exact: np.ndarray, dtype: np.dtype) -> float:
+    """The largest error, in units of 2**-bits * max|exact|."""
+    return float(np.abs(found.astype(np.float64) - exact).max() / (2.0 ** -BITS[dtype.name] * np.abs(exact).max()))
 
 
 def _version(package: str) -> str:

@@ -59,8 +59,8 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
 
 def _large(entry: Entry, copy: float) -> Iterator[list[str]]:
     by_system = entry["us"]
-    for kind, size in entry["bytes"].items():
-        time = by_system["nbnorm"][kind]
+    for kind, time in by_system.get("nbnorm", {}).items():
+        size = entry["bytes"][kind]
         speed = 1e-3 * size / time["median"]
         torch, cupy, one = (
             _ratio(by_system[name][kind], time) if kind in by_system.get(name, ()) else ""
@@ -81,7 +81,7 @@ def _waits(time: Entry) -> str:
 
 
 def _small(entry: Entry) -> Iterator[list[str]]:
-    for kind in entry["us"]["nbnorm"]:
+    for kind in entry["us"].get("nbnorm", ()):
         times = [entry["us"].get(system, {}).get(kind, {}).get(how) for how, system in COLUMNS]
         yield [entry["shape"], entry["dtype"], kind, *(f"{time['median']:.1f}" if time else "" for time in times)]
 

@@ -71,7 +71,8 @@ class Data(NamedTuple):
 
 class System(NamedTuple):
     operations: Operations
-    y: Callable[[Any], np.ndarray]  # of what "training" returned
+    results: dict[str, Callable[[Any], Array]]  # y of what "training" returned, dx of what "backward" did
+    host: Callable[[Array], np.ndarray]  # a part of it, in x's order of the axes
 
 
 @lru_cache
@@ -96,7 +97,7 @@ def nbnorm_system(cupy: ModuleType, data: Data) -> System:
         "backward": lambda i: nbnorm.batch_norm_backward(dys[i], saved[i]),
         "inference": lambda i: nbnorm.batch_norm_inference(xs[i], state, axis=axis),
     }
-    return System(operations, lambda result: cupy.asnumpy(result[0]))
+    return System(operations, {kind: lambda result: result[0] for kind in ("training", "backward")}, cupy.asnumpy)
 
 
 def one_launch_system(cupy: ModuleType, data: Data) -> System:
@@ -113,12 +114,12 @@ def one_launch_system(cupy: ModuleType, data: Data) -> System:
 
         return switched
 
-    usual, x, (system, y) = plan.ONE_LAUNCH, data.xs[0], nbnorm_system(cupy, data)
+    usual, x, (operations, *results) = plan.ONE_LAUNCH, data.xs[0], nbnorm_system(cupy, data)
     cut = plan.cut(layout_of(x, (data.row.axis,)).shape, x.itemsize)
     plan.ONE_LAUNCH = True
     changed = [kind for kind, arrays in (("training", 1), ("backward", 2)) if plan.room(cut, x.itemsize, arrays)]
     plan.ONE_LAUNCH = usual
-    return System({kind: with_one(system[kind]) for kind in changed}, y)
+    return System({kind: with_one(operations[kind]) for kind in changed}, *results)
 
 
 def cupy_system(cupy: ModuleType, data: Data) -> System:
@@ -150,7 +151,8 @@ def cupy_system(cupy: ModuleType, data: Data) -> System:
         return normalized(xs[i], running_mean, running_var)
 
     operations: Operations = {"training": training, "backward": backward, "inference": inference}
-    return System(operations, cupy.asnumpy)
+    results = {"training": lambda y: y, "backward": lambda gradients: gradients[0]}
+    return System(operations, results, cupy.asnumpy)
 
 
 def torch_system(cupy: ModuleType, data: Data) -> System:
@@ -175,11 +177,12 @@ def torch_system(cupy: ModuleType, data: Data) -> System:
         with torch.inference_mode():
             return frozen(xs[i])
 
-    def y(result: Any) -> np.ndarray:
-        return result.detach().movedim(1, data.row.axis).float().cpu().numpy()
+    def in_order(tensor: Any) -> Any:
+        return tensor.detach().movedim(1, data.row.axis)
 
     operations: Operations = {"training": lambda i: module(xs[i]), "backward": backward, "inference": inference}
-    return System(operations, y)
+    results = {"training": in_order, "backward": lambda gradients: in_order(gradients[0])}
+    return System(operations, results, lambda part: part.float().cpu().numpy())
 
 
 SYSTEMS = {"nbnorm": nbnorm_system, "one launch": one_launch_system, "CuPy": cupy_system, "PyTorch": torch_system}

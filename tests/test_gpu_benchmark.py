@@ -7,7 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import gpu_clock
+import gpu_measure
+import gpu_systems
 import numpy as np
 import pytest
 
@@ -28,6 +32,37 @@ def test_the_cost_of_a_call_for_the_host():
     assert [row.split(" | ")[0] for row in rows] == ["| (32, 64, 14, 14)", "| (32, 64, 7, 7)", "| (128, 64)"]
     times = [[float(time) for time in row.strip("| ").split(" | ")[1:]] for row in rows]
     assert [[time > 0 for time in of_shape] for of_shape in times] == [[True] * 3] * 3
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("row", ["20x5x3x4", "20x5x3x4:last", "300x5"])
+def test_what_is_wrong_is_not_timed(row, type_name):
+    """The plain expression in NumPy's place of all systems; of two of them one channel of a result is another's."""
+    library = SimpleNamespace(**vars(np), asnumpy=np.asarray)
+    clock = SimpleNamespace(cupy=library, effort=gpu_clock.DRY, release=lambda: None, rotating=lambda call, sets: call,
+                            on_gpu=lambda call, warm_up: "timed")  # fmt: skip
+    row, left_out = gpu_systems.shape(row), []
+
+    def wrong(kind):
+        def make(cupy, data):
+            operations, results, host = gpu_systems.cupy_system(cupy, data)
+            swapped = np.take(np.arange(5), [0, 1, 2, 3, 3])
+            return gpu_systems.System(
+                operations, results | {kind: lambda r: np.take(results[kind](r), swapped, row.axis)}, host
+            )
+
+        return make
+
+    measurement = gpu_measure.Measurement(clock, None, left_out)
+    measurement.systems = {"CuPy": gpu_systems.cupy_system, "one": wrong("training"), "other": wrong("backward")}
+    assert measurement.large(row, np.dtype(type_name))["us"] == {
+        "CuPy": dict.fromkeys(("training", "backward", "inference"), "timed")
+    }
+    found = [reason.partition(" units")[0].rpartition(" ")[0] for reason in left_out]
+    assert found == [
+        f"{name}, {row.name} {type_name}: ArithmeticError: WRONG: {kind} is"
+        for name, kind in (("one", "training"), ("other", "backward"))
+    ]
 
 
 @pytest.mark.exhaustive("tests/cuda runs what it would time")

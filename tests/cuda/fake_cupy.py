@@ -11,7 +11,6 @@ import types
 
 import numpy as np
 
-
 thread = threading.local()  # its `context` is that of the device which this thread has chosen, as cuda.core sees it
 
 

@@ -72,7 +72,6 @@ def pretended_cupy() -> ModuleType:
 
     stream = SimpleNamespace(ptr=77, is_capturing=bool)
     cupy.ndarray, cupy.empty, cupy.ones, cupy.zeros = Array, empty, Array, Array
-    cupy.may_share_memory = lambda a, b: False
     cupy.cuda = SimpleNamespace(
         Device=contextlib.nullcontext,
         runtime=SimpleNamespace(getDevice=int, getDeviceCount=lambda: 1, setDevice=int),

@@ -258,7 +258,7 @@ def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray]
         raise ValueError("out is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
     if not flags.c_contiguous and _overlaps_itself(out):
         raise ValueError("out overlaps itself, as a broadcast view does; pass np.empty_like(x)")
-    touched = [name for name, array in inputs.items() if kernels.xp.may_share_memory(out, array)]  # bounds only: cheap
+    touched = [name for name, array in inputs.items() if kernels.may_overlap(out, array)]  # bounds only: cheap
     same = [name for name in touched if _is_same(kernels, out, inputs[name])]
     for name in touched:
         if name in same and name not in allowed:

@@ -17,14 +17,21 @@ from nbnorm import _dispatch
 @pytest.fixture
 def cupy(monkeypatch):
     """The stand-in, also where the real one is installed: these tests start nothing."""
-    made = fake_cupy.install()
-    for name in [name for name in sys.modules if name == "nbnorm._cuda" or name.startswith("nbnorm._cuda.")]:
+    made = fake_cupy.made()
+    for name in _backend():
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("nbnorm._cuda", raising=False)
     monkeypatch.setitem(sys.modules, "cupy", made)
     _dispatch._cuda.cache_clear()
     yield made
     _dispatch._cuda.cache_clear()
+    for name in _backend():
+        del sys.modules[name]
+    vars(nbnorm).pop("_cuda", None)
+
+
+def _backend():
+    return [name for name in sys.modules if name == "nbnorm._cuda" or name.startswith("nbnorm._cuda.")]
 
 
 @pytest.fixture

@@ -22,6 +22,15 @@ from nbnorm import _cpu
 pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    """A stand-in that stays would serve tests which ask for CuPy."""
+    before = {name: module for name, module in sys.modules.items() if name == "cupy" or name.startswith("nbnorm._cuda")}
+    yield
+    after = {name: module for name, module in sys.modules.items() if name == "cupy" or name.startswith("nbnorm._cuda")}
+    assert after == before
+
+
 def test_segments_take_two_launches_each_way_and_one_for_the_running_statistics(cupy, started):
     step(cupy, (8, 16, 10, 10))
     assert [one.kernel for one in started] == [
@@ -241,6 +250,59 @@ def test_numbas_own_launch_is_given_what_it_takes(cupy, monkeypatch):
     (((values, grid, block), options),) = log
     assert (values, grid, block, options["sharedmem"]) == ((1, 2.0), (3, 2, 1), (64, 1, 1), 512)
     assert int(options["stream"].handle) == 77
+
+
+def test_an_old_cuda_core_leaves_numbas_own_launch(cupy, monkeypatch):
+    from nbnorm._cuda import launch
+
+    launch._stream_of.cache_clear()
+    log = []
+    monkeypatch.setitem(sys.modules, "cuda.core", types.ModuleType("cuda.core"))  # without launch, Stream, LaunchConfig
+    monkeypatch.setattr(launch.numba_cuda, "external_stream", lambda handle: ("of Numba", handle))
+    library = types.SimpleNamespace(get_cufunc=lambda: types.SimpleNamespace(kernel="the kernel"))
+    compiled = types.SimpleNamespace(_codelibrary=library, launch=lambda *args, **kwargs: log.append((args, kwargs)))
+    launch._starter(compiled)(78, (3, 2), 64, 0, 1, 2.0)
+    assert log == [(((1, 2.0), (3, 2, 1), (64, 1, 1)), {"stream": ("of Numba", 78), "sharedmem": 0})]
+
+
+def test_views_of_other_libraries_memory_that_overlap_are_found(cupy, started):
+    """CuPy's own test compares only what one allocation of its has."""
+    memory = np.zeros(3 * 800, np.float32)
+    x, out, apart = (
+        fake_cupy.from_elsewhere(memory[start : start + 800]).reshape(8, 1, 10, 10) for start in (0, 200, 800)
+    )
+    state = nbnorm.BatchNormState(1, device="cuda")
+    assert not cupy.may_share_memory(x, out)
+    for call in (nbnorm.batch_norm_training, nbnorm.batch_norm_inference):
+        with pytest.raises(ValueError, match="out overlaps x in memory"):
+            call(x, state, out=out)
+    _, saved = nbnorm.batch_norm_training(x, state, out=apart)
+    with pytest.raises(ValueError, match="out overlaps dy in memory"):
+        nbnorm.batch_norm_backward(apart, saved, out=out[::-1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "type_name", "offset", "copied"),
+    [
+        ((8, 16, 10, 10), "float32", 4, False),
+        ((8, 16, 10, 10), "float32", 2, True),
+        ((8, 16, 10, 10), "float32", 1, True),
+        ((3, 5), "float32", 1, False),  # 15 values in rows of 3: single values
+        ((3, 6), "float32", 2, False),  # pairs
+        ((3, 6), "float32", 1, True),
+        ((3, 6), "float16", 2, False),
+        ((3, 6), "float64", 1, True),
+        ((500, 16), "float16", 4, True),
+    ],
+)
+def test_what_is_aligned_for_its_packs_is_not_copied(cupy, started, shape, type_name, offset, copied):
+    size = int(np.prod(shape))
+    room = cupy.asarray(np.ones(2 * size + 64, type_name))
+    x, out = (room[start : start + size].reshape(shape) for start in (offset, 32 + size // 8 * 8 + offset))
+    nbnorm.batch_norm_inference(x, nbnorm.BatchNormState(shape[1], device="cuda"), out=out)
+    (one,) = started
+    found = arguments(one)
+    assert (found["x"] != x.data.ptr, found["y"] != out.data.ptr) == (copied, copied)
 
 
 def test_both_backends_have_the_same_functions(cupy):

@@ -54,6 +54,11 @@ def footprint(array: NDArray) -> NDArray:
     return array
 
 
+def may_overlap(a: NDArray, b: NDArray) -> bool:
+    """Whether the addresses between their first and last elements meet."""
+    return np.may_share_memory(a, b)
+
+
 def read(layout: Layout, array: NDArray) -> NDArray:
     """The elements in this order, flat, as kernels know them: a view where possible, otherwise a copy. Only to read."""
     flat = array.ravel("K") if layout.holds(array) else np.ascontiguousarray(array.transpose(layout.order)).reshape(-1)

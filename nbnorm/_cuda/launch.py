@@ -112,8 +112,10 @@ def _flattening(start: Callable[..., None]) -> Callable[..., None]:
 
 @lru_cache(256)
 def _stream_of(handle: int) -> Any:
-    from cuda.core import Stream
-
+    try:
+        from cuda.core import Stream
+    except ImportError:  # an old one
+        return numba_cuda.external_stream(handle)
     return Stream.from_handle(handle)
 
 
@@ -125,10 +127,15 @@ def _configuration(grid: tuple[int, int], block: int, room: int) -> Any:
 
 
 def _loaded(compiled: Any) -> Any:
-    """What cuda.core starts: behind a private attribute of Numba's, so it may go; then Numba's own launch serves."""
+    """What cuda.core starts: behind a private attribute of Numba's, so it may go; then Numba's own launch serves.
+
+    It also does where cuda.core is older than the names that are used here.
+    """
     try:
+        from cuda.core import LaunchConfig, launch  # noqa: F401
+
         return compiled._codelibrary.get_cufunc().kernel
-    except AttributeError:
+    except (AttributeError, ImportError):
         return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nbnorm import _arguments
+from nbnorm._cuda import plan
 from nbnorm._cuda.launch import refuse_after_fork
 from nbnorm._cuda.plan import ACCESS
 from nbnorm._layout import Layout
@@ -72,18 +73,41 @@ def footprint(array: Any) -> np.ndarray:
     return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
+def may_overlap(a: Any, b: Any) -> bool:
+    """Whether the addresses between their first and last elements meet.
+
+    CuPy's own test sees only what one allocation of its has; memory that came by DLPack has many owners.
+    """
+    (a_first, a_end), (b_first, b_end) = _reach(a.shape, a.strides, a.itemsize), _reach(b.shape, b.strides, b.itemsize)
+    of_a, of_b = address(a), address(b)
+    return of_a + a_first < of_b + b_end and of_b + b_first < of_a + a_end
+
+
+@lru_cache(1024)
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """How far from its first element an array begins and ends, in bytes."""
+    if 0 in shape:
+        return 0, 0
+    reaches = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+    return sum(min(0, reach) for reach in reaches), sum(max(0, reach) for reach in reaches) + itemsize
+
+
 def read(layout: Layout, array: Any) -> Any:
-    """An array that has the elements in this order in memory, aligned for wide accesses: itself, or a copy."""
-    if layout.holds(array) and array.data.ptr % ACCESS == 0:
+    """An array that has the elements in this order in memory, aligned as its packs need it: itself, or a copy."""
+    if layout.holds(array) and _aligned(layout, array):
         return array
     return kept(xp.array(array.transpose(layout.order), order="C", copy=True))
 
 
 def write(layout: Layout, array: Any) -> Any:
     """Where to write the elements of `array` in this order: itself where possible."""
-    if layout.holds(array) and array.data.ptr % ACCESS == 0:
+    if layout.holds(array) and _aligned(layout, array):
         return array
     return kept(xp.empty(array.size, array.dtype))
+
+
+def _aligned(layout: Layout, array: Any) -> bool:
+    return array.data.ptr % ACCESS == 0 or array.data.ptr % plan.alignment(layout.shape, array.itemsize) == 0
 
 
 def finish(layout: Layout, target: Any, array: Any) -> None:

@@ -1,7 +1,7 @@
 """Plan: how the work on an (N, C, S) view is cut into blocks, from its shape and the size of an element alone.
 
-Not from the GPU: the order of every sum follows from the cut, so every GPU gives the same bits. docs/kernels.md has
-the byte counts behind the numbers.
+Not from the GPU: the order of every sum follows from the cut, so every GPU sums alike. docs/kernels.md has the byte
+counts behind the numbers.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ def room(cut: Cut, itemsize: int, arrays: int) -> int:
 
 def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:
     return (_segments if shape[2] >= SHORT else _columns)(*shape, itemsize)
+
+
+def alignment(shape: tuple[int, int, int], itemsize: int) -> int:
+    """Bytes that the address of an array is a multiple of, for every cut here: no other one has larger packs."""
+    return cut(shape, itemsize).lanes * itemsize if 0 not in shape else itemsize
 
 
 def cut_of_three(shape: tuple[int, int, int], itemsize: int) -> Cut:

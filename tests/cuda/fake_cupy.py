@@ -133,8 +133,17 @@ def _at_a_boundary(array):
     return copy.view(ndarray)
 
 
-def install():
-    """Make `import cupy` give this."""
+def _root(array):
+    return array if not isinstance(array.base, np.ndarray) else _root(array.base)
+
+
+def from_elsewhere(values):
+    """Values of a NumPy array, where they are, as an array of another library's memory: with an owner of its own."""
+    return np.asarray(types.SimpleNamespace(__array_interface__=values.__array_interface__)).view(ndarray)
+
+
+def made():
+    """This, as a module."""
     cupy = types.ModuleType("cupy")
     ndarray.__module__ = "cupy"
     for name in ("empty", "zeros", "ones", "full", "sqrt", "where"):
@@ -146,7 +155,7 @@ def install():
     tricks = types.SimpleNamespace(as_strided=lambda a, shape, strides: _view(strided(_plain(a), shape, strides), a))
     cupy.lib = types.SimpleNamespace(stride_tricks=tricks)
     cupy.concatenate = lambda arrays, axis=0: _made(np.concatenate)([*map(_here, arrays)], axis)
-    cupy.may_share_memory = lambda a, b: np.may_share_memory(a.view(np.ndarray), b.view(np.ndarray))
+    cupy.may_share_memory = lambda a, b: _root(a) is _root(b) and np.may_share_memory(_plain(a), _plain(b))
     cupy.ndarray = ndarray
     cupy.asnumpy = lambda array: array.get()
     Device.current = 0
@@ -158,5 +167,10 @@ def install():
     cupy.cuda = types.SimpleNamespace(
         Device=Device, runtime=runtime, streams=streams, get_current_stream=lambda: streams[Device.current]
     )
-    sys.modules["cupy"] = cupy
     return cupy
+
+
+def install():
+    """Make `import cupy` give this."""
+    sys.modules["cupy"] = made()
+    return sys.modules["cupy"]

@@ -50,10 +50,10 @@ def fold(
     Notes
     -----
     The arithmetic is in float64 and each number is rounded once (bfloat16 through float32). That costs half an ulp of
-    each weight and of the bias: for float32, y is off by at most 2⁻²⁴·(Σ|weight·x| + |bias|) in exact sums, with the
-    folded numbers. Where the values to be normalized have a mean that comes from the `bias` passed in, the folded one
-    is small: below 4 ulp of the largest abs(y) at any mean/std. Where their mean, r standard deviations, comes from the
-    products, y is off by up to r/2 ulp, mostly by half of that, and most of it is the rounding of the folded bias,
+    each weight and of the bias: for float32, y is off by at most 2⁻²⁴·(Σ abs(weight·x) + abs(bias)) in exact sums, with
+    the folded numbers. Where the values to be normalized have a mean that comes from the `bias` passed in, the folded
+    one is small: below 4 ulp of the largest abs(y) at any mean/std. Where their mean, r standard deviations, comes from
+    the products, y is off by up to r/2 ulp, mostly by half of that, and most of it is the rounding of the folded bias,
     which a float64 `bias` (zeros where there is none) avoids; summing such products in float32 loses several times as
     much, folded or not. `batch_norm_inference` itself loses nothing.
 

@@ -451,7 +451,7 @@ class BatchNormState:
 
         Notes
         -----
-        A process that is killed while it saves may leave a file ".nbnorm-*.tmp" beside the path.
+        A process that is killed while it saves may leave a file ``.nbnorm-*.tmp`` beside the path.
 
         Examples
         --------

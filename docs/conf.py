@@ -1,0 +1,73 @@
+"""The site: `sphinx-build -W --keep-going docs build/site`, as docs/contributing.md says."""
+
+from __future__ import annotations
+
+import logging
+
+import nbnorm
+
+project = "nbnorm"
+author = "The nbnorm developers"
+project_copyright = f"2026, {author}"
+version = release = nbnorm.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["build"]
+templates_path = ["_templates"]
+
+# ---- pages
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# ---- reference: docstrings
+
+default_role = "py:obj"  # `batch_norm_training` in a docstring is a link
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_typehints = "none"  # numpydoc's type slot says more: shapes, and what is updated in place
+autodoc_mock_imports = ["cupy", "dask", "distributed"]  # their leaves import them at once
+numpydoc_show_class_members = False  # the template of a class lists its methods
+
+
+def setup(app: object) -> None:
+    """Without a network the links into other projects are missing, and nothing else."""
+    logging.getLogger("sphinx.sphinx.ext.intersphinx").addFilter(
+        lambda record: not str(record.msg).startswith("failed to reach any of the inventories")
+    )
+
+
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "numpy": ("https://numpy.org/doc/stable", None),
+    "numba": ("https://numba.readthedocs.io/en/stable", None),
+    "cupy": ("https://docs.cupy.dev/en/stable", None),
+    "dask": ("https://docs.dask.org/en/stable", None),
+    "sklearn": ("https://scikit-learn.org/stable", None),
+}
+intersphinx_timeout = 5
+
+# ---- looks
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"nbnorm {version}"
+html_static_path = ["_static"]
+html_css_files = ["nbnorm.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}

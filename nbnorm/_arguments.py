@@ -54,9 +54,7 @@ def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
         When x has fewer than 2 dimensions or `axis` does not fit it.
     """
     if x.ndim < 2:
-        raise ValueError(
-            f"x has {x.ndim} dimensions (x.shape={x.shape}); expected at least 2, such as (samples, channels)"
-        )
+        raise ValueError(f"x is {x.ndim}-D (x.shape={x.shape}); expected at least 2-D, such as (samples, channels)")
     if type(axis) is int and -x.ndim <= axis < x.ndim:  # the usual case, without the detours below
         return (axis % x.ndim,)
     axes = axis if isinstance(axis, tuple) else (axis,)

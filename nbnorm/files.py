@@ -55,12 +55,17 @@ def save(path: Path, arrays: dict[str, NDArray], arguments: dict[str, Any]) -> N
     ------
     ValueError
         When the suffix is unknown, or a value is one that `read` would refuse.
+    OSError
+        Of `path`, when it cannot be written.
     """
     form = _format(path)
     _check_values(arrays)
     data = form.write(arrays, json.dumps({"version": _VERSION, **arguments}))
     # A link stays a link: what it points to is replaced.
-    _replace(os.path.realpath(path), data)
+    try:
+        _replace(os.path.realpath(path), data)
+    except OSError as error:  # which names no file, or the temporary one
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def read(

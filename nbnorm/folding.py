@@ -111,7 +111,7 @@ def _axes(weight: NDArray, axis: int | None, after: bool) -> tuple[int, int]:
     """The axes of the batch normalization's channels and of the outputs, not negative."""
     n = weight.ndim
     if n < 2:
-        raise ValueError(f"weight has {n} dimensions; expected at least 2, such as (outputs, inputs)")
+        raise ValueError(f"weight is {n}-D; expected at least 2-D, such as (outputs, inputs)")
     axis = (0 if after else 1) if axis is None else axis
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         raise TypeError(f"axis is {axis!r:.40}; expected an int")

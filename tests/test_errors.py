@@ -108,7 +108,13 @@ def test_the_advice_loses_nothing(name):
 @every_x_call
 @pytest.mark.parametrize("shape", [(), (5,)])
 def test_x_must_have_two_dimensions(given, call, shape):
-    refuse(given, lambda: call(given, np.zeros(shape)), ValueError, f"x.shape={shape}", "at least 2")
+    refuse(
+        given,
+        lambda: call(given, np.zeros(shape)),
+        ValueError,
+        f"x is {len(shape)}-D (x.shape={shape})",
+        "at least 2-D",
+    )
 
 
 @pytest.mark.parametrize(

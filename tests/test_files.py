@@ -215,13 +215,16 @@ def test_a_save_that_fails_leaves_everything_as_it_was(given, path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # a full disk, for this process
     try:
-        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        with pytest.raises(OSError, match=re.escape(f"{os.strerror(errno.EFBIG)}: {str(path)!r}") + "$"):
             given.state.save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     directory = path.with_name(f"directory{path.suffix}")
     directory.mkdir()
     refuse_os_error(lambda: given.state.save(directory), IsADirectoryError)
+    nowhere = path.parent / "missing" / path.name
+    with pytest.raises(FileNotFoundError, match=re.escape(f": {str(nowhere)!r}") + "$"):
+        given.state.save(nowhere)
     refuse_os_error(lambda: BatchNormState.load(directory), IsADirectoryError)
     assert sorted(path.parent.iterdir()) == sorted([path, directory])
     assert path.read_bytes() == before

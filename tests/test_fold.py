@@ -182,7 +182,7 @@ def test_bad_arguments(given):
         (lambda: fold(weight, None, state, after=False), ValueError, "5 along axis 1", "num_features=3"),
         (lambda: fold(weight, np.ones(5), state), ValueError, "bias.shape is (5,)", "(3,)"),
         (lambda: fold(weight, np.ones((3, 1)), state), ValueError, "bias.shape"),
-        (lambda: fold(np.ones(3), None, state), ValueError, "1 dimensions"),
+        (lambda: fold(np.ones(3), None, state), ValueError, "weight is 1-D"),
         (lambda: fold(weight, None, state, axis=2), np.exceptions.AxisError, "axis 2"),
         (lambda: fold(weight, None, state, axis=0.0), TypeError, "axis is 0.0"),
         (lambda: fold(np.ones((5, 2, 3)), None, state, axis=2, after=False), ValueError, "axis is 2", "-1 or -2"),

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from timeit import default_timer
 from typing import Any
 
@@ -30,7 +31,7 @@ CASES = {  # shape in memory, and the channel axis
 }
 DTYPES = ("float16", "bfloat16", "float64")  # beside float32, of which every case is measured
 DTYPE_CASES = ("resnet50 stage 1", "resnet50 stage 1, channels last")
-BACKENDS = ("numpy", "cupy")
+BACKENDS = ("numpy", "cupy") if find_spec("cupy") else ("numpy",)  # no rows of what is not there
 
 
 def timer() -> float:

@@ -130,7 +130,7 @@ def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc
     check_resources(compile_for, name, "float32", cc)
 
 
-@pytest.mark.each_pair
+@pytest.mark.each_value
 @every_architecture
 @pytest.mark.parametrize("memory", DTYPES)
 @pytest.mark.parametrize("name", KERNELS)

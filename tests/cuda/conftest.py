@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,24 @@ if SIMULATED:
     from fake_cupy import install
 
     install()
+    import numpy as np
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+    from numba.np.numpy_support import as_dtype
+
     from nbnorm._cuda import plan
+
+    # A thread that waits in the simulator keeps Python from the others until it is told to switch, 5 ms by default.
+    sys.setswitchinterval(1e-5)
+
+    def shared_array(self, shape, dtype, dynamic=FakeCUDAShared.array):
+        """`cuda.shared.array`: one array for all threads. The simulator's looks first and then makes one, or two."""
+        if shape == 0:
+            return dynamic(self, shape, dtype)
+        line = sys._getframe(1)
+        made = np.empty(shape, as_dtype(dtype) if hasattr(dtype, "bitwidth") else dtype)
+        return self._allocations.setdefault((line.f_code.co_filename, line.f_lineno), made)
+
+    FakeCUDAShared.array = shared_array
 
     # Small blocks, and several of them, so that small arrays meet every branch.
     plan.THREADS, plan.WARP, plan.BLOCKS, plan.STEPS = 8, 4, 6, 2

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import gpu_clock
 import gpu_measure
 import gpu_systems
+import gpu_visit
 import numpy as np
 import pytest
 
@@ -63,6 +64,54 @@ def test_what_is_wrong_is_not_timed(row, type_name):
         f"{name}, {row.name} {type_name}: ArithmeticError: WRONG: {kind} is"
         for name, kind in (("one", "training"), ("other", "backward"))
     ]
+
+
+def test_a_visit_goes_on_after_a_failure_and_when_the_time_is_up(tmp_path):
+    part, environment = gpu_visit.Part, dict(os.environ)
+    python = [sys.executable, "-c"]
+    lines = [
+        gpu_visit.run(part, tmp_path, environment, dry_run=False)
+        for part in (
+            part("slow", 1, [*python, "import time; print('begun', flush=True); time.sleep(60)"]),
+            part("wrong", 60, [*python, "import sys; sys.exit(3)"]),
+            part("missing", 60, [str(tmp_path / "no such program")]),
+            part("right", 60, [*python, "print('done')"]),
+        )
+    ]
+    outcomes = [line.partition(" after ")[0].partition(": [Errno")[0] for line in lines]
+    assert outcomes == ["slow: TIME IS UP", "wrong: exit code 3", "missing: FileNotFoundError", "right: ok"]
+    logs = {path.stem: path.read_text() for path in tmp_path.glob("*.log")}
+    assert logs == {"slow": "begun\n", "wrong": "", "missing": "", "right": "done\n"}
+
+
+def test_a_visit_has_time_for_its_parts(tmp_path):
+    environment = gpu_visit.surroundings(str(tmp_path))
+    assert sum(part.seconds for part in gpu_visit.check(tmp_path, False, environment)) <= 330
+    assert sum(part.seconds for part in gpu_visit.measure(tmp_path, False, environment)) <= 400
+
+
+def test_a_visit_brings_what_numba_cuda_asks_of_numpy(monkeypatch):
+    numpy = ModuleType("numpy")
+    numpy.vstack = np.vstack
+    monkeypatch.setitem(sys.modules, "numpy", numpy)
+    exec(gpu_visit.SHIM, {})
+    assert numpy.row_stack is np.vstack
+
+
+@pytest.mark.exhaustive("a minute of the simulator; the parts have tests of their own")
+@pytest.mark.parametrize("what", ["check", "measure"])
+def test_a_dry_visit(tmp_path, what):
+    pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
+    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu_visit.py"), what, "--dry-run"]
+    done = subprocess.run(command, env={**os.environ, "OUT": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    parts = {"check": ["first", "tests", "memcheck"], "measure": ["kernels", "bounds", "benchmark"]}[what]
+    summary = (tmp_path / f"{what}.txt").read_text().splitlines()
+    assert [line.partition(" after ")[0] for line in summary] == [f"{part}: ok" for part in parts]
+    if what == "measure":
+        found = json.loads((tmp_path / "kernels.json").read_text())
+        measured = {(e["shape"], e["operation"]) for e in found if e["system"] == "nbnorm" and e["us"] > 0}
+        assert len(measured) == 9
 
 
 @pytest.mark.exhaustive("tests/cuda runs what it would time")

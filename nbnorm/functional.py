@@ -177,7 +177,10 @@ def batch_norm_training(
         elif peers is not None:
             kernels.normalize(flat, target, layout.shape, state.gamma, state.beta, state.eps, count, stats)
         elif x.size:
-            kernels.training_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, stats, w)
+            last = update if target is y else None  # nothing that may fail comes after a change of the state
+            gamma, beta = state.gamma, state.beta
+            if kernels.training_forward(flat, target, layout.shape, gamma, beta, state.eps, stats, w, last, momentum):
+                update = None
         kernels.finish(layout, target, y)
         if update is not None:
             kernels.commit(update, momentum, batch, count)

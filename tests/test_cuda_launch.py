@@ -31,20 +31,30 @@ def nothing_is_left_behind():
     assert after == before
 
 
-def test_segments_take_two_launches_each_way_and_one_for_the_running_statistics(cupy, started):
-    step(cupy, (8, 16, 10, 10))
-    assert [one.kernel for one in started] == [
-        "reduce_segments", "normalize_segments", "commit_batch", "reduce_segments", "gradient_segments",
-        "running_segments",
-    ]  # fmt: skip
+@pytest.mark.parametrize(("shape", "kind"), [((8, 16, 10, 10), "segments"), ((500, 16), "columns")])
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running": False}], ids=str)
+def test_two_launches_each_way_and_one_of_inference(cupy, started, shape, kind, options):
+    """Also with running statistics: they are folded in on the way."""
+    inference = options.get("track_running", True)
+    step(cupy, shape, inference=inference, **options)
+    expected = ["reduce", "normalize", "reduce", "gradient", *["running"] * inference]
+    assert [one.kernel for one in started] == [f"{stage}_{kind}" for stage in expected]
 
 
-def test_columns_take_three_and_so_do_their_gradients(cupy, started):
-    step(cupy, (500, 16))
-    assert [one.kernel for one in started] == [
-        "reduce_columns", "finalize", "apply_columns", "commit_batch", "reduce_columns", "finalize_gradient",
-        "apply_columns", "running_columns",
-    ]  # fmt: skip
+@pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
+def test_a_launch_of_its_own_folds_in_what_the_others_cannot(cupy, started, shape):
+    """A batch that may have to stay out of it, counts of each channel; and y is brought to where it belongs before."""
+    x = cupy.asarray(np.ones(shape, np.float32))
+    careful, uneven, usual = (nbnorm.BatchNormState(16, device="cuda") for _ in range(3))
+    careful.skip_nonfinite = True
+    uneven.num_samples = np.arange(16.0)
+    strided = cupy.asarray(np.ones((*shape, 2), np.float32))[..., 0]
+    for state, out in ((careful, None), (uneven, None), (usual, strided)):
+        started.clear()
+        nbnorm.batch_norm_training(x, state, out=out)
+        assert [one.kernel.partition("_")[0] for one in started] == ["reduce", "normalize", "commit"]
+        folded = arguments(started[1])
+        assert (folded["mean"], folded["var"], folded["counters"]) == (0, 0, 0)
 
 
 @pytest.fixture
@@ -70,7 +80,8 @@ def test_one_launch_has_room_for_a_channel_or_is_not_used(cupy, started):
     ):
         started.clear()
         step(cupy, (1, 3, values), dtype)
-        assert [one.kernel for one in started] == [*forward, "commit_batch", *backward, "running_segments"]
+        folded = ["commit_batch"] * (forward == fused)
+        assert [one.kernel for one in started] == [*forward, *folded, *backward, "running_segments"]
         size = values * np.dtype(dtype).itemsize
         rooms = {"fused_segments": size, "fused_gradient_segments": 2 * size}
         assert [one.room for one in started] == [rooms.get(one.kernel, 0) for one in started]
@@ -95,14 +106,13 @@ def test_pointers_of_the_one_launch_are_those_of_the_arrays(cupy, started):
 
 def test_pointers_are_those_of_the_arrays(cupy, started):
     x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
-    forward, normalize, commit, backward, gradient, inference = map(arguments, started)
+    forward, normalize, backward, gradient, inference = map(arguments, started)
     at = {"x": x, "dy": dy, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
           "mean": state.running_mean, "var": state.running_var, "counters": state._running.counters,
           "dgamma": gradients.dgamma, "dbeta": gradients.dbeta, "dx": gradients.dx}  # fmt: skip
     for found, names, others in (
         (forward, "x stats", {"dy": 0}),
-        (normalize, "x stats gamma beta", {"y": y.data.ptr, "parts": forward["parts"]}),
-        (commit, "stats mean var counters", {"C": 16}),
+        (normalize, "x stats gamma beta mean var counters", {"y": y.data.ptr, "parts": forward["parts"]}),
         (backward, "x dy stats", {"centred": 1}),
         (gradient, "x dy dx stats dgamma dbeta", {"parts": backward["parts"]}),
         (inference, "x gamma beta mean var", {"stats": 0}),
@@ -110,7 +120,7 @@ def test_pointers_are_those_of_the_arrays(cupy, started):
         assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
         assert {name: found[name] for name in others} == others
     assert (normalize["count"], normalize["eps"]) == (800.0, state.eps)
-    assert (commit["count"], commit["momentum"]) == (800.0, 0.1)
+    assert (normalize["momentum"], normalize["ddof"]) == (0.1, 1.0)
 
 
 def test_numbers_have_the_width_that_the_signature_says(cupy, started, monkeypatch):
@@ -330,7 +340,7 @@ for module in [m for name, m in sys.modules.items() if name.startswith(("numba.c
 loaded = types.SimpleNamespace(kernel="the kernel", module=types.SimpleNamespace(initialized=True))
 CUDACodeLibrary.get_cufunc = lambda library: loaded
 kernel = reduce.reduce_segments
-signature = kernel.signature((("float32", 4), None, None, "float64", "float64"), (0,) * 5 + (1,) * 7)
+signature = kernel.signature((("float32", 4), None, None, "float64", "float64", None), (0,) * 6 + (1,) * 7)
 print(launch._loaded(kernel.dispatcher.compile(signature)), sum(kernel.dispatcher.stats.cache_hits.values()))
 """
 

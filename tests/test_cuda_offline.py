@@ -30,19 +30,24 @@ F64 = "float64"
 # name: (arrays, numbers) of the signature with every array present, for packs X; and the bounds by dtype:
 # registers (128 is what launch_bounds grants), wide loads at least.
 PARAMETERS = ("float32", "float32")
+RUNNING = (F64, F64, "int64")
 MASK, BOTH = ("uint8", None, "counted"), ("uint8", "float32", "counted")  # which values count: a mask; and weights
 KERNELS = {
-    "reduce.reduce_segments": (("X", None, None, F64, F64), [1] * 7),
-    "reduce.reduce_segments of two": (("X", "X", None, F64, F64), [1] * 7),
-    "reduce.reduce_columns": (("X", None, None, F64, F64), [1] * 10),
-    "reduce.reduce_columns of two": (("X", "X", None, F64, F64), [1] * 10),
-    "reduce.reduce_segments counted": (("X", None, MASK, F64, F64), [1] * 7),
-    "reduce.reduce_segments of two counted": (("X", "X", BOTH, F64, F64), [1] * 7),
-    "reduce.reduce_columns counted": (("X", None, MASK, F64, F64), [1] * 10),
-    "reduce.reduce_columns of two counted": (("X", "X", BOTH, F64, F64), [1] * 10),
+    "reduce.reduce_segments": (("X", None, None, F64, F64, None), [1] * 7),
+    "reduce.reduce_segments of two": (("X", "X", None, F64, F64, None), [1] * 7),
+    "reduce.reduce_columns": (("X", None, None, F64, F64, None), [1] * 10),
+    "reduce.reduce_columns of two": (("X", "X", None, F64, F64, None), [1] * 10),
+    "reduce.reduce_segments counted": (("X", None, MASK, F64, F64, None), [1] * 7),
+    "reduce.reduce_segments of two counted": (("X", "X", BOTH, F64, F64, None), [1] * 7),
+    "reduce.reduce_columns counted": (("X", None, MASK, F64, F64, None), [1] * 10),
+    "reduce.reduce_columns of two counted": (("X", "X", BOTH, F64, F64, None), [1] * 10),
     "apply.apply_segments of two counted": (("X", "X", None, BOTH, "X", F64), [1] * 6),
     "apply.apply_columns of two counted": (("X", "X", None, BOTH, "X", F64), [1] * 9),
-    "apply.normalize_segments": (("X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "reduce.reduce_segments pooled": (("X", None, None, F64, F64, "int64"), [1] * 7),
+    "apply.normalize_segments": (("X", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
+    "apply.normalize_segments untracked": (("X", "X", F64, F64, *PARAMETERS, None, None, None), [1] * 6 + [1.0] * 4),
+    "apply.normalize_columns": (("X", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
+    "apply.gradient_columns": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
     "apply.gradient_segments": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_segments": (("X", "X", None, *PARAMETERS, F64, F64), [1] * 6 + [1.0]),
     "apply.apply_segments": (("X", None, None, None, "X", F64), [1] * 6),
@@ -149,6 +154,23 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
     if name.startswith("fused"):  # all that is read is kept on the chip, and the map reads it there
         assert wide(ptx, "st.shared") == loads
         assert wide(ptx, "ld.shared") >= wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("apply.normalize_segments", 1),
+        ("apply.gradient_segments", 2),
+        ("apply.normalize_columns", 1),
+        ("apply.gradient_columns", 2),
+    ],
+)
+def test_the_first_packs_are_asked_for_before_the_coefficients_are_found(compile_for, name, asked):
+    """Before the first sum of a part is loaded, and before the threads of a block meet."""
+    ptx, _ = compile_for(name, "float32", HOPPER)
+    before = ptx[: ptx.index("bar.sync")]
+    assert before.count("prefetch.L2") >= asked
+    assert before.index("prefetch.L2") < before.index("ld.global.f64")
 
 
 @pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])

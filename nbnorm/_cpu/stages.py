@@ -31,11 +31,12 @@ ABSENT = np.empty(0, np.float32)
 
 def training_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
-    w: Counted | None = None,
-) -> None:  # fmt: skip
-    """y and stats from x: reduce, finalize, apply."""
+    w: Counted | None = None, running: Running | None = None, momentum: float | None = None,
+) -> bool:  # fmt: skip
+    """y and stats from x: reduce, finalize, apply. Returns False: `commit` has to fold the batch into `running`."""
     sums = np.zeros((3, shape[1]))
     _fused_or_split(x, None, w, y, shape, stats, sums, _parameter(gamma), _parameter(beta), None, None, eps)
+    return False
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:

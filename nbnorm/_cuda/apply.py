@@ -2,7 +2,8 @@
 
 y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with ddx another one
 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift. One read of each input, one write, in float64 between them.
-Blocks go from the last part to the first: what reduce read last is still in the second-level cache.
+Blocks go from the last part of the last channel to the first of the first: what reduce read last is still in the
+second-level cache. Meanwhile the first packs come nearer (`ahead`) while a block finds its coefficients.
 
 The kernels differ in where a channel's coefficients come from; segments and columns each have one loop.
 """
@@ -13,6 +14,7 @@ from numba import float64
 
 from nbnorm._cuda.counted import counted_image, keep_places, times, times_in_row, times_in_segment
 from nbnorm._cuda.finalize import (
+    HALF,
     ORIGIN_OF_DDX,
     ORIGIN_OF_X,
     SCALE,
@@ -21,14 +23,16 @@ from nbnorm._cuda.finalize import (
     B,
     H,
     channel_sums,
+    commit_first,
     finalize_backward,
     finalize_forward,
     running_coefficients,
+    sums_of_channels,
 )
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, TABLES
 from nbnorm._cuda.reduce import following
-from nbnorm._cuda.vector import element, lanes, load, load_table, places_for, put, routine, store
+from nbnorm._cuda.vector import ahead, element, lanes, load, load_table, places_for, put, routine, store
 from nbnorm._formulas import affine, affine_of_three, affine_of_two
 
 
@@ -100,24 +104,43 @@ def map_segments(x, dy, ddx, w, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k
         j += T
 
 
+@routine
+def segments_ahead(x, dy, c, p, t, T, N, C, SV, per):
+    """Ask for what map_segments reads first."""
+    j, end = p * per + t, min(N * SV, (p + 1) * per)
+    n, i, dn, di = j // SV, j % SV, T // SV, T % SV
+    for _ in range(4 if dy is None else 2):
+        if j < end:
+            at, n, i = following(n, i, dn, di, c, C, SV)
+            ahead(x, at)
+            ahead(dy, at)
+            j += T
+
+
 @Kernel
-def normalize_segments(x, y, parts, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
-    """Block (c, p) of a training forward; the first of a channel keeps its statistics."""
-    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+def normalize_segments(
+    x, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, SV, per, P, count, eps, momentum, ddof
+):
+    """Block (c, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
+    c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
+    segments_ahead(x, None, c, p, t, T, N, C, SV, per)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
-    k, scale, shift = finalize_forward(s, q, c, C, p == 0 and t == 0, stats, gamma, beta, eps, count)
+    first = p == P - 1 and t == 0
+    k, scale, shift = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
+    commit_first(c, C, first, parts, 2 * C * P, stats, mean, var, counters, momentum, ddof, count)
     map_segments(x, None, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
 
 @Kernel
 def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
     """Block (c, p) of a backward pass; the first of a channel keeps dgamma and dbeta."""
-    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
+    segments_ahead(x, dy, c, p, t, T, N, C, SV, per)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     k, scale, shift, a, h = finalize_backward(
-        s, q, c, C, p == 0 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
+        s, q, c, C, p == P - 1 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
     )
     map_segments(x, dy, None, None, dx, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)
 
@@ -125,7 +148,7 @@ def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, 
 @Kernel
 def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, eps):
     """Block (c, p) with the running statistics."""
-    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
     map_segments(x, None, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
 
@@ -133,7 +156,7 @@ def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, e
 @Kernel
 def apply_segments(x, dy, ddx, w, y, coef, N, C, S, SV, per, P):
     """Block (c, p) with coefficients that are known."""
-    c, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
     a, h = 0.0, 0.0
     if dy is not None:
@@ -217,10 +240,88 @@ def map_columns(x, dy, ddx, w, y, tables, places, g, p, t, T, N, C, S, K, tile, 
                 put(y, at, counted_image(v, g, m, k, scale, shift, a, h))
 
 
+@routine
+def columns_ahead(x, dy, b, p, t, N, K, tile, across, down, per):
+    """Ask for what map_columns reads first."""
+    KV = K // lanes(x)
+    beside, below = t % across, t // across
+    if b * across + beside < KV and below < down:
+        at, end = (p * per + below) * KV + b * across + beside, min(N // tile, (p + 1) * per) * KV
+        for _ in range(4 if dy is None else 2):
+            if at < end:
+                ahead(x, at)
+                ahead(dy, at)
+                at += down * KV
+
+
+@routine
+def channels_between(first, last, C, S):
+    """How many channels columns first to last have, which go around: each counts once."""
+    return min(C, (last - 1) // S - first // S + 1)
+
+
+@Kernel
+def normalize_columns(
+    x, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, K, tile, across, down, per, P,
+    count, eps, momentum, ddof,
+):  # fmt: skip
+    """Block (b, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
+    b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
+    t, T = cuda.threadIdx.x, cuda.blockDim.x
+    tables = cuda.shared.array(TABLES, float64)
+    shared = cuda.shared.array(PAIRS, float64)
+    columns_ahead(x, None, b, p, t, N, K, tile, across, down, per)
+    width = across * lanes(x)
+    first, last = b * width, min(K, b * width + width)
+    lead = first // S
+    shares = sums_of_channels(
+        parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T
+    )  # fmt: skip
+    for j in range(first + t, last, T):
+        c, i = j // S % C, (j // S - lead) % C * shares
+        keeps = p == P - 1 and j < C * S and j % S == 0
+        k, scale, shift = finalize_forward(
+            shared[i], shared[HALF + i], c, C, keeps, stats, gamma, beta, eps, count
+        )  # fmt: skip
+        commit_first(c, C, keeps, parts, 2 * K * P, stats, mean, var, counters, momentum, ddof, count)
+        tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
+        tables[SHIFT * width + j - first] = shift
+    cuda.syncthreads()
+    map_columns(x, None, None, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+
+
+@Kernel
+def gradient_columns(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, across, down, per, P, count):
+    """Block (b, p) of a backward pass; the first of a channel keeps dgamma and dbeta."""
+    b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
+    t, T = cuda.threadIdx.x, cuda.blockDim.x
+    tables = cuda.shared.array(TABLES, float64)
+    shared = cuda.shared.array(PAIRS, float64)
+    columns_ahead(x, dy, b, p, t, N, K, tile, across, down, per)
+    width = across * lanes(x)
+    first, last = b * width, min(K, b * width + width)
+    lead = first // S
+    shares = sums_of_channels(
+        parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T
+    )  # fmt: skip
+    for j in range(first + t, last, T):
+        c, i = j // S % C, (j // S - lead) % C * shares
+        keeps = p == P - 1 and j < C * S and j % S == 0
+        k, scale, shift, a, h = finalize_backward(
+            shared[i], shared[HALF + i], c, C, keeps, parts[2 * K * P + c], stats, dgamma, dbeta, count
+        )
+        tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
+        tables[SHIFT * width + j - first] = shift
+        tables[A * width + j - first], tables[H * width + j - first] = a, h
+    cuda.syncthreads()
+    map_columns(x, dy, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+
+
 @Kernel
 def apply_columns(x, dy, ddx, w, y, coef, N, C, S, K, tile, across, down, per, P):
     """Block (b, p) with coefficients that are known."""
-    b, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
+    t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     places = places_for(w)
     width, used = across * lanes(x), 3 if dy is None else 5 if ddx is None else 7
@@ -237,7 +338,8 @@ def apply_columns(x, dy, ddx, w, y, coef, N, C, S, K, tile, across, down, per, P
 @Kernel
 def running_columns(x, y, stats, gamma, beta, mean, var, N, C, S, K, tile, across, down, per, P, eps):
     """Block (b, p) with the running statistics."""
-    b, p, t, T = cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
+    t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     width = across * lanes(x)
     for j in range(t, min(width, K - b * width), T):

@@ -4,9 +4,9 @@
 coefficients of y = scale*(x - k) + shift or dx = scale*(x - k) + shift + a*(dy - h); `coef` (5, C) has them as rows,
 (7, C) those of a map with b*(ddx - o) too.
 
-A block works on one channel. For segments it is each block of apply.py, which needs the coefficients anyway, and the
-one that is `first` writes down what is found. A block of columns has too many channels for that: the kernels here
-are launched between reduce and apply.
+Every block of apply.py does this for the channels that it needs anyway, and the one that is `first` writes down what is
+found and folds it into the running statistics. The kernels here, in which a block works on one channel, are for what
+lies between reduce and apply elsewhere: masks, shards, statistics alone, derivatives.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 ORIGIN_OF_X, SCALE, SHIFT, A, H, B, ORIGIN_OF_DDX = range(7)  # rows of coef
 ROWS, ROWS_OF_THREE = 5, 7
+HALF = PAIRS // 2
 POOLED = -1.0  # the momentum of exact pooling
 UNKNOWN = -1.0  # the count of a batch that has one for each channel
 TRAINED, FROZEN, ABSENT = range(3)  # statistics of the batch; constants; constants, and some of x not there
@@ -47,12 +48,44 @@ TRAINED, FROZEN, ABSENT = range(3)  # statistics of the batch; constants; consta
 @routine
 def channel_sums(parts, shared, c, C, run, copies, t, T):
     """s and q of channel c: in each of `copies` rows side by side, `run` pairs of its columns and their parts."""
-    s, q = 0.0, 0.0
-    for j in range(t, copies * run, T):
-        at = 2 * ((j // run * C + c) * run + j % run)
-        s += parts[at]
-        q += parts[at + 1]
+    s, q = own_sums(parts, c, C, run, copies, t, T)
     return block_sums(s, q, shared, t, T)
+
+
+@routine
+def own_sums(parts, c, C, run, copies, t, T):
+    """What one of T threads that share channel c adds up of it."""
+    s, q = 0.0, 0.0
+    for copy in range(copies):
+        for j in range(t, run, T):
+            at = 2 * ((copy * C + c) * run + j)
+            s += parts[at]
+            q += parts[at + 1]
+    return s, q
+
+
+@routine
+def sums_of_channels(parts, shared, first, D, C, run, copies, t, T):
+    """s and q of D channels of a block, the first of them `first`, around: at shared[i * shares] and HALF behind that.
+
+    As many threads share a channel as there are for each. Returns `shares`.
+    """
+    shares = 1
+    while 2 * shares * D <= T:
+        shares *= 2
+    share = t % shares
+    for i in range(t // shares, D, T // shares):
+        s, q = own_sums(parts, (first + i) % C, C, run, copies, share, shares)
+        shared[i * shares + share], shared[HALF + i * shares + share] = s, q
+    half = shares // 2
+    cuda.syncthreads()
+    while half > 0:
+        if share < half and t // shares < D:
+            shared[t] += shared[t + half]
+            shared[HALF + t] += shared[HALF + t + half]
+        cuda.syncthreads()
+        half //= 2
+    return shares
 
 
 @routine
@@ -119,6 +152,38 @@ def divisor_of(count, c, C, stats):
     return 1.0 if n == 0.0 else n
 
 
+@routine
+def commit_channel(c, C, n, seen, stats, mean, var, momentum, ddof):
+    """Fold a batch of n values of channel c into the running statistics of `seen` values, Eq. 9 or 8.
+
+    Pooled variances stay as they are while there are no more values than ddof.
+    """
+    new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
+    if momentum == POOLED:
+        old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
+        total, mean[c], m2 = pool(seen, mean[c], old_m2, n, new, m2)
+        if total > ddof and n > 0.0:
+            var[c] = m2 / (total - ddof)
+    else:
+        mean[c] = moving_average(mean[c], new, momentum)
+        var[c] = moving_average(var[c], m2 / (n - ddof), momentum)
+
+
+@routine
+def commit_first(c, C, first, parts, at_seen, stats, mean, var, counters, momentum, ddof, count):
+    """The same by the `first` thread of each channel, and once the counters; nothing without running statistics.
+
+    Other blocks may be faster: what was seen before is what reduce found.
+    """
+    if mean is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if first:
+            seen = parts[at_seen] if momentum == POOLED else 0.0
+            commit_channel(c, C, count, seen, stats, mean, var, momentum, ddof)
+            if c == 0:
+                counters[BATCHES] += 1
+                counters[SAMPLES] += int(count)
+
+
 @Kernel
 def count_channels(parts, stats, C, run, copies, at):
     """Block c: stats[COUNT] of channel c from the parts at parts[at:]."""
@@ -166,10 +231,10 @@ def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, f
 
 @Kernel
 def commit_batch(stats, mean, var, counters, samples, C, skip_nonfinite, count, momentum, ddof):
-    """The one block: fold a batch into the running statistics, Eq. 9 or 8, and count it.
+    """The one block: fold a batch into the running statistics and count it.
 
-    Pooled variances stay as they are while there are no more values than ddof. `samples` are counters of each channel,
-    or None.
+    For what apply.py does not do on the way: a batch that may have to stay out, `samples` that count for each channel,
+    shards.
     """
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     seen, bad = float(counters[SAMPLES]), 0
@@ -181,19 +246,11 @@ def commit_batch(stats, mean, var, counters, samples, C, skip_nonfinite, count, 
     bad = cuda.syncthreads_or(bad)  # every thread has read the count
     if not bad:
         for c in range(t, C, T):
-            new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
             n = count_of(count, c, C, stats)
             if samples is not None:
                 seen = samples[c]
                 samples[c] = seen + n
-            if momentum == POOLED:
-                old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
-                total, mean[c], m2 = pool(seen, mean[c], old_m2, n, new, m2)
-                if total > ddof and n > 0.0:
-                    var[c] = m2 / (total - ddof)
-            else:
-                mean[c] = moving_average(mean[c], new, momentum)
-                var[c] = moving_average(var[c], m2 / (n - ddof), momentum)
+            commit_channel(c, C, n, seen, stats, mean, var, momentum, ddof)
     if t == 0:
         if bad:
             counters[SKIPPED] += 1

@@ -16,6 +16,8 @@ STEPS = 8  # packs a thread should meet at least, so that what a block does once
 ACCESS = 16  # bytes of the widest memory access
 SHORT = 64  # segments shorter than this are treated as columns
 WARP = 32  # packs beside each other in a block's row, at most
+COLUMNS = 32  # of a block, where there are rows for so many threads below each other: 128 bytes of float32
+PARTS = 64  # of a column, where they give blocks enough: every block of apply adds up those of its columns
 ONE_LAUNCH = False  # whether fused.py is used: off until it has been measured faster on a GPU
 
 # Shared memory, in float64.
@@ -34,7 +36,7 @@ class Cut(NamedTuple):
 
     Segments (channels first): block (c, p) takes packs p*per to (p + 1)*per of channel c, in segments of SV packs
     each. Columns: `tile` rows of N lie side by side and make a row of K values, so that a row is whole packs and wide
-    enough for a warp; block (b, p) takes rows p*per to (p + 1)*per of `across` packs, `down` rows at once.
+    enough for a block; block (b, p) takes rows p*per to (p + 1)*per of `across` packs, `down` rows at once.
     """
 
     segments: bool
@@ -97,12 +99,20 @@ def _columns(N: int, C: int, S: int, itemsize: int) -> Cut:
     while lanes // gcd(base, lanes) > max(1, N // 16):  # a few rows cannot be laid side by side
         lanes //= 2
     whole = lanes // gcd(base, lanes)
-    tile = whole * max(1, min(WARP * lanes // (whole * base), N // (16 * whole)))
+
+    def side_by_side(wide: int) -> int:
+        return whole * max(1, min(wide * lanes // (whole * base), N // (16 * whole)))
+
+    wide = min(WARP, COLUMNS // lanes)
+    while wide < WARP and N // side_by_side(wide) < THREADS // wide * STEPS:
+        wide *= 2
+    tile = side_by_side(wide)
     K, rows = base * tile, N // tile
-    tiles = -(-K // (lanes * min(WARP, THREADS)))
+    tiles = -(-K // (lanes * wide))
     across = -(-K // (lanes * tiles))
     down = THREADS // across
-    parts = min(max(1, BLOCKS // tiles), max(1, rows // (down * STEPS)), THREADS)
+    parts = max(1, BLOCKS // 4 // tiles, min(BLOCKS // 2 // tiles, PARTS))
+    parts = min(parts, max(1, rows // (down * STEPS)), THREADS)
     per = max(1, -(-rows // parts))
     P = max(1, -(-rows // per))
     numbers = N, C, S, K, tile, across, down, per, P

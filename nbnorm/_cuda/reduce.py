@@ -7,8 +7,9 @@ Every block leaves the two sums of each of its columns in `parts`; a channel of 
 of every sum follows from the cut of plan.py: a thread's packs front to back, lanes and threads in a tree, parts in
 a tree (finalize.py). Sums are float64; for float64 data too, because each of thousands of lanes adds few values.
 
-`parts` is flat: pairs (s, q) of (column, part), then h of each channel; where not every value counts once (`w` is not
-None) a forward pass has behind them the count of each (column, part).
+`parts` is flat: pairs (s, q) of (column, part), then h of each channel; in a forward pass what `counters`, unless None,
+say was seen before is there, and where not every value counts once (`w` is not None) behind it the count of each
+(column, part).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
 from nbnorm._cuda.vector import element, fold, lanes, load, load_table, places_for, routine, store, store_table, zeros
 from nbnorm._formulas import ORIGIN, accumulate, ninther, sample_index
+from nbnorm._running import SAMPLES
 
 
 @routine
@@ -73,6 +75,13 @@ def keep_origins(dy, c, k, h, C, stats, parts, at_h):
         stats[ORIGIN * C + c] = k
     else:
         parts[at_h + c] = h
+
+
+@routine
+def keep_seen(counters, parts, at_h, once):
+    if counters is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if once:
+            parts[at_h] = float64(counters[SAMPLES])
 
 
 @routine
@@ -170,7 +179,7 @@ def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, SV, per, k, h):
 
 
 @Kernel
-def reduce_segments(x, dy, w, stats, parts, N, C, S, SV, per, P, centred):
+def reduce_segments(x, dy, w, stats, parts, counters, N, C, S, SV, per, P, centred):
     """Block (c, p): part p of channel c."""
     c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
@@ -182,6 +191,7 @@ def reduce_segments(x, dy, w, stats, parts, N, C, S, SV, per, P, centred):
         parts[2 * (c * P + p) + 1] = total_q
         if p == 0:
             keep_origins(dy, c, k, h, C, stats, parts, 2 * C * P)
+            keep_seen(counters, parts, 2 * C * P, c == 0)
     if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if dy is None:
             cuda.syncthreads()
@@ -228,7 +238,7 @@ def column_sum(table, j, width, down):
 
 
 @Kernel
-def reduce_columns(x, dy, w, stats, parts, N, C, S, K, tile, across, down, per, P, centred):
+def reduce_columns(x, dy, w, stats, parts, counters, N, C, S, K, tile, across, down, per, P, centred):
     """Block (b, p): `across` packs side by side, rows p*per to (p + 1)*per."""
     b, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k_table = cuda.shared.array(WIDTH, float64)
@@ -247,6 +257,7 @@ def reduce_columns(x, dy, w, stats, parts, N, C, S, K, tile, across, down, per, 
             keep_places(w, places, j - first, j // (C * S), c, j % S)
         if p == 0 and j < C * S and j % S == 0:
             keep_origins(dy, c, k, h, C, stats, parts, 2 * K * P)
+            keep_seen(counters, parts, 2 * K * P, c == 0)
     cuda.syncthreads()
     beside, below = t % across, t // across
     s, q, count = zeros(x), zeros(x), zeros(x)

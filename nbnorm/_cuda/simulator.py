@@ -67,6 +67,10 @@ def load(packs: Packs | None, i: int) -> NDArray[np.float64] | None:
     return None if packs is None else _widen(packs.values[i * packs.lanes : (i + 1) * packs.lanes])
 
 
+def ahead(packs: Packs | None, i: int) -> None:
+    assert packs is None or 0 <= i < packs.values.size // packs.lanes
+
+
 def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
     packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
 

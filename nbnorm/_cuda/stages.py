@@ -13,7 +13,9 @@ from nbnorm._cuda import plan
 from nbnorm._cuda.apply import (
     apply_columns,
     apply_segments,
+    gradient_columns,
     gradient_segments,
+    normalize_columns,
     normalize_segments,
     running_columns,
     running_segments,
@@ -46,33 +48,39 @@ F64: Kind = "float64"
 
 def training_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
-    w: Counted | None = None,
-) -> None:  # fmt: skip
-    """y and stats from x: reduce, finalize, apply."""
+    w: Counted | None = None, running: Running | None = None, momentum: float | None = None,
+) -> bool:  # fmt: skip
+    """y and stats from x: reduce, finalize, apply.
+
+    Returns whether the batch has been folded into `running` on the way; otherwise `commit` has to.
+    """
     cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     if w is not None:
         parts, coef = _reduce(cut, pack, x, None, w, stats), scratch(ROWS * shape[1])
         _finalize(cut, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
         _apply(cut, pack, x, None, None, y, coef)
-        return
+        return False
     if room := plan.room(cut, x.itemsize, arrays=1):
         fused_segments(
             cut.grid, cut.threads, (pack, pack, F64, _kind(gamma), _kind(beta)),
             pointer(x), pointer(y), pointer(stats), pointer(gamma), pointer(beta), *cut.numbers, count, eps, room=room,
         )  # fmt: skip
-        return
-    parts = _reduce(cut, pack, x, None, None, stats)
-    if cut.segments:
-        normalize_segments(
-            cut.grid, cut.threads, (pack, pack, F64, F64, _kind(gamma), _kind(beta)),
-            pointer(x), pointer(y), pointer(parts), pointer(stats), pointer(gamma), pointer(beta),
-            *cut.numbers, count, eps,
-        )  # fmt: skip
-    else:
-        coef = scratch(ROWS * shape[1])
-        _finalize(cut, shape, parts, stats, gamma, beta, coef, count, eps)
-        _apply(cut, pack, x, None, None, y, coef)
+        return False
+    if running is not None and (running.skip_nonfinite or running.samples is not None):
+        running = None
+    pooled, mean, var, counters, ddof = False, None, None, None, 0.0
+    if running is not None:
+        pooled, mean, var, counters, ddof = momentum is None, running.mean, running.var, running.counters, running.ddof
+    parts = _reduce(cut, pack, x, None, None, stats, counters=counters if pooled else None)
+    kernel = normalize_segments if cut.segments else normalize_columns
+    kernel(
+        cut.grid, cut.threads,
+        (pack, pack, F64, F64, _kind(gamma), _kind(beta), _kind(mean), _kind(var), _kind(counters)),
+        pointer(x), pointer(y), pointer(parts), pointer(stats), pointer(gamma), pointer(beta), pointer(mean),
+        pointer(var), pointer(counters), *cut.numbers, count, eps, POOLED if momentum is None else momentum, ddof,
+    )  # fmt: skip
+    return running is not None
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
@@ -148,15 +156,12 @@ def backward(
         )  # fmt: skip
         return
     parts = _reduce(cut, pack, x, dy, None, stats)
-    if cut.segments:
-        gradient_segments(
-            cut.grid, cut.threads, (pack, pack, pack, F64, F64, _kind(dgamma), _kind(dbeta)),
-            pointer(x), pointer(dy), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma), pointer(dbeta),
-            *cut.numbers, count,
-        )  # fmt: skip
-    else:
-        coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, TRAINED)
-        _apply(cut, pack, x, dy, None, dx, coef)
+    kernel = gradient_segments if cut.segments else gradient_columns
+    kernel(
+        cut.grid, cut.threads, (pack, pack, pack, F64, F64, _kind(dgamma), _kind(dbeta)),
+        pointer(x), pointer(dy), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma), pointer(dbeta),
+        *cut.numbers, count,
+    )  # fmt: skip
 
 
 def running_backward(
@@ -174,16 +179,20 @@ def running_backward(
 
 
 def _reduce(
-    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, w: Counted | None, stats: Array, centred: int = 1
+    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, w: Counted | None, stats: Array, centred: int = 1,
+    counters: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The parts, which the caller keeps until the last launch that reads them; and the count where it is not known."""
+    """The parts, which the caller keeps until the last launch that reads them; and the count where it is not known.
+
+    With counters also what they have seen, for the kernel that changes them.
+    """
     C, at_count = cut.numbers[1], _at_h(cut) + cut.numbers[1]
     counting = w is not None and dy is None
     parts = scratch(at_count + (cut.columns * cut.grid[1] if counting else 0))
     kernel = reduce_segments if cut.segments else reduce_columns
     kernel(
-        cut.grid, cut.threads, (pack, None if dy is None else pack, _kind_of(w), F64, F64),
-        pointer(x), pointer(dy), counted(w), pointer(stats), pointer(parts), *cut.numbers, centred,
+        cut.grid, cut.threads, (pack, None if dy is None else pack, _kind_of(w), F64, F64, _kind(counters)),
+        pointer(x), pointer(dy), counted(w), pointer(stats), pointer(parts), pointer(counters), *cut.numbers, centred,
     )  # fmt: skip
     if counting:
         count_channels(

@@ -10,7 +10,7 @@ else:
 routine = target.routine
 element, put = target.element, target.put
 fold, lanes, zeros = target.fold, target.lanes, target.zeros
-load, store, room = target.load, target.store, target.room
+load, store, ahead, room = target.load, target.store, target.ahead, target.room
 load_table, store_table = target.load_table, target.store_table
 finite, ordered, kept, joined = target.finite, target.ordered, target.kept, target.joined
 lanes_from, lanes_at, places_for = target.lanes_from, target.lanes_at, target.places_for

@@ -35,14 +35,23 @@ class Plan(NamedTuple):
     seconds: float  # no further seed is begun that would end later than this
 
     def settings(self) -> list[Setting]:
-        """Every rate with the usual initial weights, and every factor of them at one rate."""
+        """Every rate with the usual weights, every factor of these at one rate; few images, shifting images."""
         pairs = [(rate, 1.0) for rate in self.rates]
         pairs += [(INIT_RATE, scale) for scale in self.scales if scale != 1.0]
-        return [Setting(name, *pair, bn) for name in NETWORKS for pair in pairs for bn in (False, True)]
+        settings = [Setting(name, *pair, bn) for name in NETWORKS for pair in pairs for bn in (False, True)]
+        for name in NETWORKS:
+            plain, normalized = (Setting(name, INIT_RATE, 1.0, bn) for bn in (False, True))
+            settings += [
+                plain._replace(few=True),
+                normalized._replace(few=True),
+                plain._replace(few=True, dropout=True),
+            ]
+            settings += [plain._replace(shifting=True), normalized._replace(shifting=True)]
+        return settings
 
 
 FULL = Plan(
-    seeds=5,
+    seeds=4,
     rates=(0.03, 0.1, 0.3, 1.0, 3.0),
     scales=(0.1, 0.3, 1.0, 3.0, 10.0),
     epochs={"multi-layer": 20, "convolutional": 12},
@@ -59,7 +68,7 @@ QUICK = Plan(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the demo to `parser`."""
-    parser.add_argument("--quick", action="store_true", help="fewer seeds, rates and epochs: about 10 s")
+    parser.add_argument("--quick", action="store_true", help="fewer seeds, rates and epochs: about 15 s")
     parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="the first seed (default 0)")
     parser.add_argument(
         "--out",

@@ -1,4 +1,4 @@
-"""The figure of the demo: training curves, activations of a deep layer, accuracy by initial weights."""
+"""The figure of the demo: training curves, activations, accuracy by initial weights, gradients, and other images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbnorm.demo.networks import NETWORKS, Results
-from nbnorm.demo.report import TARGET, Pair, Rows, initialization_rate, pair, rows_by_rate, rows_by_scale
+from nbnorm.demo.networks import DROPOUT, FEW, NETWORKS, Results, Run
+from nbnorm.demo.report import (
+    TARGET,
+    Pair,
+    Rows,
+    dropout,
+    initialization_rate,
+    pair,
+    rows_by_rate,
+    rows_by_scale,
+    variant,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +26,7 @@ if TYPE_CHECKING:
 
 # Without and with normalization, in this order everywhere; colours that the colour-blind can tell apart.
 COLORS = ("#d55e00", "#0072b2")
+OF_DROPOUT = "#009e73"
 NAMES = ("without batch normalization", "with batch normalization")
 DEEP = "multi-layer"  # the network whose deep layer is shown
 PERCENT_TICKS = (0, 25, 50, 75, 100 * TARGET)
@@ -28,21 +39,30 @@ def save_figure(results: Results, out: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(15, 10.5), layout="constrained")
+    figure = Figure(figsize=(15, 14), layout="constrained")
     FigureCanvasAgg(figure)
-    *strips, bottom = figure.subfigures(len(NETWORKS) + 1, 1, squeeze=False, hspace=0.03)[:, 0]
+    *strips, middle, bottom = figure.subfigures(len(NETWORKS) + 2, 1, squeeze=False, hspace=0.03)[:, 0]
     for network, strip in zip(NETWORKS, strips, strict=True):
         _headline(strip, f"{network.capitalize()} network: test accuracy (%) by epoch and learning rate")
         rows = rows_by_rate(results, network)
         for ax, (rate, runs) in zip(strip.subplots(1, len(rows), sharey=True), rows, strict=True):
             _draw_curves(ax, rate, runs)
-    left, right = bottom.subfigures(1, 2, squeeze=False, wspace=0.02)[0]
+    left, right = middle.subfigures(1, 2, squeeze=False, wspace=0.02)[0]
     rate = initialization_rate(results)
     _headline(left, f"Activations of a deep layer ({DEEP} network, rate {rate:g})")
     _draw_activations(left.subplots(1, 2, sharex=True, sharey=True), pair(results, DEEP, rate, 1.0))
     _headline(right, f"Final test accuracy (%) by initial weights, rate {rate:g}")
     for ax, network in zip(right.subplots(1, 2, sharey=True), NETWORKS, strict=True):
         _draw_scales(ax, network, rows_by_scale(results, network))
+    left, right = bottom.subfigures(1, 2, squeeze=False, wspace=0.02)[0]
+    _headline(left, f"Norm of the gradient by layer, before training ({DEEP} network)")
+    rows = rows_by_scale(results, DEEP)
+    for ax, (scale, runs) in zip(left.subplots(1, len(rows), sharey=True), rows, strict=True):
+        _draw_gradients(ax, scale, runs)
+    _headline(right, "Accuracy (%) on other images")
+    few, shifting = right.subplots(1, 2, sharey=True)
+    _draw_few(few, results)
+    _draw_shifting(shifting, results)
     thick = [Line2D([], [], color=color, linewidth=3) for color in COLORS]
     thin = Line2D([], [], color="0.6", linewidth=0.8)
     figure.legend(
@@ -82,6 +102,49 @@ def _draw_scales(ax: Axes, network: str, rows: Rows) -> None:
     ax.set_xticks(scales, [f"{scale:g}" for scale in scales])
     ax.set_xticks([], minor=True)
     ax.set(title=f"{network} network", xlabel="factor of the initial weights (1: He normal)")
+    _percent_axis(ax)
+
+
+def _draw_gradients(ax: Axes, scale: float, runs: Pair) -> None:
+    for arm, color in zip(runs, COLORS, strict=True):
+        norms = np.array([run.gradients_before for run in arm])
+        layers = np.arange(1, norms.shape[1] + 1)
+        ax.plot(layers, norms.T, color=color, linewidth=0.8, alpha=0.4)
+        ax.plot(layers, np.exp(np.log(norms).mean(axis=0)), color=color, linewidth=3)
+    ax.set(title=f"weights x {scale:g}", xlabel="layer", yscale="log", xticks=layers)
+    ax.grid(color="0.9")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_few(ax: Axes, results: Results) -> None:
+    """An open mark is the accuracy on the training images, a full one that on the test images."""
+    for place, network in enumerate(NETWORKS):
+        arms = [*variant(results, network, few=True), dropout(results, network)]
+        for shift, runs, color in zip((-0.2, 0, 0.2), arms, (*COLORS, OF_DROPOUT), strict=True):
+            ends = 100 * np.array([_mean_accuracy(runs), np.mean([run.train_accuracy for run in runs])])
+            ax.plot([place + shift] * 2, ends, color=color, linewidth=3)
+            ax.plot(place + shift, ends[0], "o", color=color, markersize=8)
+            ax.plot(place + shift, ends[1], "o", color=color, markersize=8, markerfacecolor="white")
+    _networks_axis(ax, f"trained on {FEW} images", f"open: training, full: test; green: dropout {DROPOUT:g}")
+
+
+def _draw_shifting(ax: Axes, results: Results) -> None:
+    for place, network in enumerate(NETWORKS):
+        runs = variant(results, network, shifting=True)
+        for shift, arm, color in zip((-0.15, 0.15), runs, COLORS, strict=True):
+            ax.bar(place + shift, 100 * _mean_accuracy(arm), 0.28, color=color)
+        by_batch = 100 * np.mean([run.batch_accuracy for run in runs.normalized])
+        ax.plot([place + 0.01, place + 0.29], [by_batch] * 2, color=COLORS[1], linestyle=":", linewidth=2)
+    _networks_axis(ax, "brightness and contrast differ by batch", "dotted: by the statistics of the batch")
+
+
+def _mean_accuracy(runs: list[Run]) -> float:
+    return float(np.mean([run.accuracy[-1] for run in runs]))
+
+
+def _networks_axis(ax: Axes, title: str, note: str) -> None:
+    ax.set_xticks(range(len(NETWORKS)), list(NETWORKS))
+    ax.set(title=title, xlabel=note, xlim=(-0.5, len(NETWORKS) - 0.5))
     _percent_axis(ax)
 
 

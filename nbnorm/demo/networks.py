@@ -17,6 +17,9 @@ import nbnorm
 
 BATCH = 64
 CLASSES = 10
+FEW = 3 * BATCH  # training images where overfitting is looked at
+FEW_EPOCHS = 3  # times as many epochs then: still fewer steps
+DROPOUT = 0.3
 
 
 class Dense:
@@ -69,6 +72,23 @@ class ReLU:
         return dy * (self.x > 0)
 
 
+class Dropout:
+    """In training, sets a share of the values to 0 and multiplies the others, so that their mean stays."""
+
+    training = True
+
+    def __init__(self, rng: np.random.Generator, share: float = DROPOUT) -> None:
+        self.rng, self.share = rng, share
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        kept = self.rng.random(x.shape, np.float32) >= self.share
+        self.factor = kept / np.float32(1 - self.share) if self.training else np.float32(1)
+        return x * self.factor
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        return dy * self.factor
+
+
 class Reshape:
     """Give every sample another shape."""
 
@@ -92,14 +112,19 @@ class Network:
 
     def __call__(self, x: np.ndarray, *, training: bool) -> np.ndarray:
         for layer in self.layers:
-            if isinstance(layer, nbnorm.BatchNorm):
+            if isinstance(layer, nbnorm.BatchNorm | Dropout):
                 layer.training = training
             x = layer(x)
         return x
 
-    def backward(self, dy: np.ndarray) -> None:
+    def backward(self, dy: np.ndarray) -> list[float]:
+        """Leave the gradients of the parameters in the layers; the norms of those of what enters each linear map."""
+        norms = []
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
+            if isinstance(layer, Dense):
+                norms.append(float(np.linalg.norm(dy.astype(np.float64))))
+        return norms[::-1]
 
     def parameters(self) -> Iterator[tuple[Any, Any]]:
         """Every parameter with its gradient."""
@@ -112,39 +137,43 @@ class Network:
                 yield layer.state.beta, layer.dbeta
 
 
-def _block(linear: Dense, channels: int, normalized: bool) -> list[Any]:
-    # The bias of `linear` is idle in front of batch normalization. It stays, so that the two networks
-    # compared differ in nothing but the normalization.
-    # axis=-1: the features of a dense layer and the channels of a channels-last image.
-    return [linear, nbnorm.BatchNorm(channels, axis=-1), ReLU()] if normalized else [linear, ReLU()]
-
-
-def _multilayer(rng: np.random.Generator, normalized: bool, scale: float) -> Network:
-    """Five hidden layers of 64 units."""
-    layers: list[Any] = []
-    for _ in range(5):
-        layers += _block(Dense(rng, 64, 64, scale), 64, normalized)
-    return Network(*layers, Dense(rng, 64, CLASSES, scale))
-
-
-def _convolutional(rng: np.random.Generator, normalized: bool, scale: float) -> Network:
-    """Three convolutions, 8 x 8 x 1 to 6 x 6 x 8 to 4 x 4 x 16 to 2 x 2 x 32, and a dense layer."""
-    layers: list[Any] = [Reshape(8, 8, 1)]
-    for c_in, c_out in ((1, 8), (8, 16), (16, 32)):
-        layers += _block(Conv(rng, c_in, c_out, scale), c_out, normalized)
-    return Network(*layers, Reshape(2 * 2 * 32), Dense(rng, 2 * 2 * 32, CLASSES, scale))
-
-
-NETWORKS = {"multi-layer": _multilayer, "convolutional": _convolutional}
-
-
 class Setting(NamedTuple):
     """What the demo varies, apart from the seed."""
 
     network: str
     rate: float
-    scale: float
+    scale: float  # factor of the initial weights
     normalized: bool
+    dropout: bool = False
+    few: bool = False  # trained on FEW images
+    shifting: bool = False  # brightness and contrast differ from batch to batch, in the test data too
+
+
+def _block(linear: Dense, channels: int, setting: Setting, rng: np.random.Generator) -> list[Any]:
+    # The bias of `linear` is idle in front of batch normalization. It stays, so that the two networks
+    # compared differ in nothing but the normalization.
+    # axis=-1: the features of a dense layer and the channels of a channels-last image.
+    normalization = [nbnorm.BatchNorm(channels, axis=-1)] if setting.normalized else []
+    return [linear, *normalization, ReLU(), *([Dropout(rng)] if setting.dropout else [])]
+
+
+def _multilayer(rng: np.random.Generator, setting: Setting) -> Network:
+    """Five hidden layers of 64 units."""
+    layers: list[Any] = []
+    for _ in range(5):
+        layers += _block(Dense(rng, 64, 64, setting.scale), 64, setting, rng)
+    return Network(*layers, Dense(rng, 64, CLASSES, setting.scale))
+
+
+def _convolutional(rng: np.random.Generator, setting: Setting) -> Network:
+    """Three convolutions, 8 x 8 x 1 to 6 x 6 x 8 to 4 x 4 x 16 to 2 x 2 x 32, and a dense layer."""
+    layers: list[Any] = [Reshape(8, 8, 1)]
+    for c_in, c_out in ((1, 8), (8, 16), (16, 32)):
+        layers += _block(Conv(rng, c_in, c_out, setting.scale), c_out, setting, rng)
+    return Network(*layers, Reshape(2 * 2 * 32), Dense(rng, 2 * 2 * 32, CLASSES, setting.scale))
+
+
+NETWORKS = {"multi-layer": _multilayer, "convolutional": _convolutional}
 
 
 class Digits(NamedTuple):
@@ -165,6 +194,9 @@ class Run(NamedTuple):
     after: np.ndarray  # and after it, for the same images
     batch_accuracy: float  # on the test data at the end, in training mode (statistics of the batch)
     agreement: float  # share of the test data for which the two modes predict the same digit
+    train_accuracy: float  # on the training data at the end, in inference mode
+    gradients_before: list[float]  # norms of the gradients of what enters each linear map, the first one first
+    gradients_after: list[float]  # and after the training, for the same images
 
 
 Results = dict[Setting, list[Run]]  # one run per seed
@@ -176,34 +208,59 @@ def train(setting: Setting, digits: Digits, *, epochs: int, seed: int) -> Run:
     The initial weights and the order of the batches depend on `seed`, not on normalization or rate, so that
     runs can be compared pair by pair. A run whose outputs are no longer finite stops early.
     """
-    network = NETWORKS[setting.network](np.random.default_rng(seed), setting.normalized, setting.scale)
+    network = NETWORKS[setting.network](np.random.default_rng(seed), setting)
     rng = np.random.default_rng((seed, 1))  # the order of the batches: another stream than the weights
+    if setting.few:
+        chosen = rng.permutation(len(digits.x_train))[:FEW]
+        digits = digits._replace(x_train=digits.x_train[chosen], t_train=digits.t_train[chosen])
+        epochs *= FEW_EPOCHS
+    if setting.shifting:
+        digits = digits._replace(x_test=np.concatenate([_shifted(batch, rng) for batch in _batches(digits.x_test)]))
     accuracy: list[float] = []
     with np.errstate(all="ignore"):  # overflow at a large rate is a result of the demo, not an accident
-        before = _last_relu_input(network, digits.x_train)
+        before, gradients_before = _probe(network, digits)
         for _ in range(epochs):
-            _train_epoch(network, digits, setting.rate, rng)
+            _train_epoch(network, digits, setting, rng)
             logits = network(digits.x_test, training=False)
             accuracy.append(_share(logits.argmax(axis=1) == digits.t_test))
             diverged = not np.isfinite(logits).all()
             if diverged:  # and stays so: NaN predicts the first digit for every image
                 accuracy += accuracy[-1:] * (epochs - len(accuracy))
                 break
-        after = _last_relu_input(network, digits.x_train)
+        after, gradients_after = _probe(network, digits)
+        by_running = network(digits.x_train, training=False).argmax(axis=1)
         # Training mode updates the running statistics, which nobody needs from here on.
-        batches = np.array_split(digits.x_test, len(digits.x_test) // BATCH)
-        by_batch = np.concatenate([network(batch, training=True) for batch in batches]).argmax(axis=1)
-    batch_accuracy, agreement = _share(by_batch == digits.t_test), _share(by_batch == logits.argmax(axis=1))
-    return Run(accuracy, diverged, before, after, batch_accuracy, agreement)
+        by_batch = np.concatenate([network(batch, training=True) for batch in _batches(digits.x_test)]).argmax(axis=1)
+    return Run(
+        accuracy,
+        diverged,
+        before,
+        after,
+        batch_accuracy=_share(by_batch == digits.t_test),
+        agreement=_share(by_batch == logits.argmax(axis=1)),
+        train_accuracy=_share(by_running == digits.t_train),
+        gradients_before=gradients_before,
+        gradients_after=gradients_after,
+    )
 
 
-def _train_epoch(network: Network, digits: Digits, rate: float, rng: np.random.Generator) -> None:
+def _train_epoch(network: Network, digits: Digits, setting: Setting, rng: np.random.Generator) -> None:
     count = len(digits.x_train) // BATCH * BATCH
     for batch in rng.permutation(len(digits.x_train))[:count].reshape(-1, BATCH):
-        logits = network(digits.x_train[batch], training=True)
+        x = digits.x_train[batch]
+        logits = network(_shifted(x, rng) if setting.shifting else x, training=True)
         network.backward(_loss_gradient(logits, digits.t_train[batch]))
         for parameter, gradient in network.parameters():
-            parameter -= rate * gradient
+            parameter -= setting.rate * gradient
+
+
+def _batches(x: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(x, len(x) // BATCH)
+
+
+def _shifted(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another contrast, by a factor of 1/2 to 2, and another brightness, by up to half the range of pixels."""
+    return np.float32(2 ** rng.uniform(-1, 1)) * x + np.float32(rng.uniform(-1, 1))
 
 
 def _loss_gradient(logits: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -214,10 +271,12 @@ def _loss_gradient(logits: np.ndarray, t: np.ndarray) -> np.ndarray:
     return p / len(t)
 
 
-def _last_relu_input(network: Network, x: np.ndarray) -> np.ndarray:
+def _probe(network: Network, digits: Digits) -> tuple[np.ndarray, list[float]]:
+    """What enters the last ReLU for some training images, and the norms of the gradients of what enters each layer."""
     probe = copy.deepcopy(network)  # training mode would move the running statistics of the original
-    probe(x[: 4 * BATCH], training=True)
-    return probe.last_relu.x
+    logits = probe(digits.x_train[: 4 * BATCH], training=True)
+    gradients = probe.backward(_loss_gradient(logits, digits.t_train[: 4 * BATCH]))
+    return probe.last_relu.x, gradients
 
 
 def _share(condition: np.ndarray) -> float:

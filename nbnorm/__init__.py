@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nbnorm.state import BatchNormState
     from nbnorm.stats import batch_stats, merge_stats
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "BatchNorm": "layer",

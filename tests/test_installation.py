@@ -14,6 +14,7 @@ import fake_cupy
 import numpy as np
 import pytest
 
+import nbnorm
 from nbnorm import _device, info
 from nbnorm.__main__ import VERBS
 
@@ -73,6 +74,26 @@ def test_the_name_to_install_is_the_same_everywhere():
     assert PROJECT["name"] == info.DISTRIBUTION
     assert f"`{info.DISTRIBUTION}`" in README.split("##")[0]
     assert "another project" in README.split("##")[0]
+
+
+def test_the_description_on_a_package_index_needs_no_repository():
+    """Pictures and links with relative paths lead nowhere there."""
+    hook = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"][
+        "fancy-pypi-readme"
+    ]
+    text = README
+    for substitution in hook["substitutions"]:
+        text = re.sub(substitution["pattern"], substitution["replacement"], text)
+    assert "![" not in text
+    assert "<!--" not in text
+    assert all(link.startswith("https:") for link in re.findall(r"\]\(([^)]*)\)", text))
+    assert "docs/parallel.md" in text
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "nbnorm" / "CITATION.cff").read_text()
+    assert f"\nversion: {nbnorm.__version__}\n" in citation
+    assert f"version = {{{nbnorm.__version__}}}" in (ROOT / "docs" / "cite.md").read_text()
 
 
 def test_what_brings_numba_cuda_keeps_numpy_below_what_it_cannot_work_with():

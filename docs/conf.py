@@ -19,8 +19,9 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["build"]
+exclude_patterns = ["build", "gallery"]
 templates_path = ["_templates"]
 
 # ---- pages
@@ -29,6 +30,19 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+# ---- gallery: programs that the build runs
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 10_000,
+    "matplotlib_animations": False,
+    "copyfile_regex": "",
+}
 
 # ---- reference: docstrings
 

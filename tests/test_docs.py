@@ -37,12 +37,12 @@ def links(page):
     """What a page refers to on this disk, as (path, anchor); toctrees and cards of Sphinx too."""
     text = page.read_text()
     for target in LINK.findall(FENCED.sub("", text)):
-        if not re.match(r"[a-z]+:", target):
+        if not re.match(r"[a-z]+:|auto_gallery/", target):
             path, _, anchor = target.partition("#")
             yield (page.parent / path).resolve() if path else page, anchor
     for names in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL):
         for name in names.split("\n"):
-            if name and not name.startswith(":"):
+            if name and not name.startswith((":", "auto_gallery/")):  # what the build makes of docs/gallery
                 yield (page.parent / f"{name}.md").resolve(), ""
 
 

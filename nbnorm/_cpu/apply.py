@@ -17,8 +17,9 @@ from nbnorm._cpu.counted import counted_image, lanes_that_count, lanes_that_coun
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
-from nbnorm._cpu.reduce import START, chunk_bounds, share, spread
+from nbnorm._cpu.reduce import chunk_bounds, share, spread
 from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, routine
+from nbnorm._cpu.vector_mask import cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import (
     LINE,
     fence,
@@ -35,7 +36,7 @@ from nbnorm._cpu.vector_memory import (
 from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
-WHOLE = np.intp(FEW)
+START, WHOLE = np.intp(0), np.intp(FEW)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 GROUP = 65_536  # values that are walked forwards before going back
 ABREAST = 4  # rows that share what is loaded of the tables
@@ -54,13 +55,13 @@ def image(x, dy, ddx, k, h, o, a, b, scale, shift, t):
 
 
 @routine
-def whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t, place):
-    """The map of LANES values from x[i] on, which lie at `place` (counted.py)."""
+def whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t):
+    """The map of LANES values from x[i] on, which are at the cursor."""
     u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
     if w is None:
         result = image(u, v, z, k, h, o, a, b, scale, shift, t)
     else:
-        m, factor = lanes_that_count(w, u, place)
+        m, factor = lanes_that_count(w, u)
         result = counted_image(
             u, v, m, factor, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t)
         )  # fmt: skip
@@ -68,12 +69,12 @@ def whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t, place):
 
 
 @routine
-def beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t, place):
+def beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t):
     """The same of vectors of which the first n lanes are there."""
     if w is None:
         result = image(u, v, z, k, h, o, a, b, scale, shift, t)
     else:
-        m, factor = lanes_that_count_part(w, u, place, n)
+        m, factor = lanes_that_count_part(w, u, n)
         result = counted_image(
             u, v, m, factor, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t)
         )  # fmt: skip
@@ -81,77 +82,76 @@ def beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t, place):
 
 
 @routine
-def part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t, place):
+def part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t):
     """y[i : i + n], n <= LANES."""
     u, v = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
     z = load_part_as(scale, ddx, i, n, LANES)
-    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t, place), LANES)
+    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t), LANES)
 
 
 @routine
-def few(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, place):
+def few(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift):
     """y[i : i + n], n <= FEW."""
     u, v = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
     z = load_part_as(scale, ddx, i, n, FEW)
-    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, START, place), FEW)
+    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, START), FEW)
 
 
 @routine
-def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, place, streaming, ahead):
-    """y[i:end], which lies at `place`; coefficients are numbers, or tables read from position t on.
+def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
+    """y[i:end], which is at the cursor; coefficients are numbers, or tables read from position t on.
 
     Streaming from memory, it asks for what lies `ahead` values further on; None where the CPU sees that coming.
     """
-    sample, c, s = place
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t, place)
+            part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t)
             i += n
             t += n
-            s += n
+            w = shifted(w, 0, 0, n)
         while i + LANES <= end:
             if ahead is not None:
                 prefetch(x, i + ahead)
                 prefetch(dy, i + ahead)
                 prefetch(ddx, i + ahead)
-            stream(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t, (sample, c, s)))
+            stream(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
-            s += LANES
+            w = shifted(w, 0, 0, LANES)
     else:
         while i + LANES <= end:
-            store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t, (sample, c, s)))
+            store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
-            s += LANES
+            w = shifted(w, 0, 0, LANES)
     if i < end:
-        part(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift, t, (sample, c, s))
+        part(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift, t)
 
 
 # ---- segments
 
 
 @routine
-def segment(x, dy, ddx, w, y, n, c, s, i, end, origins, coef, streaming):
-    """A run of values of channel c, from s on in sample n."""
+def segment(x, dy, ddx, w, y, c, i, end, origins, coef, streaming):
+    """A run of values of channel c."""
     k, h, a, scale, shift = origins[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     b, o = a, h
     if ddx is not None:
         b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
     if streaming:
-        run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, START, (n, c, s), STREAMING, None)
+        run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, None)
         return
     while i + LANES <= end:
-        store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, START, (n, c, s)))
+        store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, START))
         i += LANES
-        s += LANES
+        w = shifted(w, 0, 0, LANES)
     while i + FEW <= end:
-        few(x, dy, ddx, w, y, i, WHOLE, k, h, o, a, b, scale, shift, (n, c, s))
+        few(x, dy, ddx, w, y, i, WHOLE, k, h, o, a, b, scale, shift)
         i += FEW
-        s += FEW
+        w = shifted(w, 0, 0, FEW)
     if i < end:
-        few(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift, (n, c, s))
+        few(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift)
 
 
 @function
@@ -159,7 +159,7 @@ def chunk(x, dy, ddx, w, y, c, t, per, piece, N, C, S, origins, coef, streaming)
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):
         b = (n * C + c) * S
-        segment(x, dy, ddx, w, y, n, c, i0, b + i0, b + i1, origins, coef, streaming)
+        segment(x, dy, ddx, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
 
 
 @function
@@ -174,9 +174,11 @@ def segments(worker, workers, x, dy, ddx, w, y, origins, coef, N, C, S, streamin
         b, p = start // pieces, start % pieces
         c = b % C
         for _ in range(start, last):
+            at = w
+            if w is not None:  # else LLVM would not know that nobody needs the quotient
+                at = shifted(w, b // C, c, p * CHUNK)
             i, end = b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK)
-            n = 0 if w is None else b // C
-            segment(x, dy, ddx, w, y, n, c, p * CHUNK, i, end, origins, coef, streaming)
+            segment(x, dy, ddx, at, y, c, i, end, origins, coef, streaming)
             p += 1
             if p == pieces:
                 b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
@@ -188,7 +190,7 @@ def segments(worker, workers, x, dy, ddx, w, y, origins, coef, N, C, S, streamin
 @Kernel
 def apply_segments(x, dy, ddx, w, y, stats, coef, N, C, S, streaming, workers):
     for worker in prange(workers):
-        segments(worker, workers, x, dy, ddx, w, y, stats[ORIGIN], coef, N, C, S, streaming)
+        segments(worker, workers, x, dy, ddx, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming)
 
 
 @Kernel
@@ -204,18 +206,17 @@ def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, stre
 
 
 @routine
-def rows_image(x, dy, ddx, w, y, i, rows, stride, k, h, o, a, b, scale, shift, place, step):
+def rows_image(x, dy, ddx, w, y, i, rows, stride, k, h, o, a, b, scale, shift):
     for r in range(rows):
         at = i + r * stride
-        of_row = place[0] + r * step, place[1], place[2]
-        store(y, at, whole(x, dy, ddx, w, at, k, h, o, a, b, scale, shift, START, of_row))
+        store(y, at, whole(x, dy, ddx, shifted(w, r, 0, 0), at, k, h, o, a, b, scale, shift, START))
 
 
 @function
-def rows_run(x, dy, ddx, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t, n, s, per_row):
+def rows_run(x, dy, ddx, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
     """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows.
 
-    y[i] is in column s of the row that begins with sample n; a row is `per_row` samples.
+    For the cursor a row is a sample.
     """
     for _ in range(rows // ABREAST):
         j = 0
@@ -223,22 +224,21 @@ def rows_run(x, dy, ddx, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shif
             kv, hv, ov = lanes(k, t + j), lanes(h, t + j), lanes(o, t + j)
             av, bv = lanes(a, t + j), lanes(b, t + j)
             scale_v, shift_v = lanes(scale, t + j), lanes(shift, t + j)
+            its = shifted(w, 0, 0, j)
             if j + LANES <= cols:
-                place = n, START, s + j
-                rows_image(
-                    x, dy, ddx, w, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v, place, per_row
-                )  # fmt: skip
+                rows_image(x, dy, ddx, its, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
             else:
                 for r in range(ABREAST):
-                    place, at = (n + r * per_row, START, s + j), i + r * stride + j
-                    part(x, dy, ddx, w, y, at, cols - j, kv, hv, ov, av, bv, scale_v, shift_v, START, place)
+                    at, n = i + r * stride + j, cols - j
+                    of_row = shifted(its, r, 0, 0)
+                    part(x, dy, ddx, of_row, y, at, n, kv, hv, ov, av, bv, scale_v, shift_v, START)
             j += LANES
         i += ABREAST * stride
-        n += ABREAST * per_row
+        w = shifted(w, ABREAST, 0, 0)
     for _ in range(rows % ABREAST):
-        run(x, dy, ddx, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, (n, START, s), ORDINARY, None)
+        run(x, dy, ddx, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, None)
         i += stride
-        n += per_row
+        w = shifted(w, 1, 0, 0)
 
 
 @routine
@@ -250,8 +250,8 @@ def line_start(i, size, edge, line):
 
 
 @function
-def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, per_row, k, h, o, a, b, scale, shift, abreast, streaming):
-    """Columns j0:j1 of rows r0:r1 of `per_row` samples; the tables begin at column j0.
+def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
+    """Columns j0:j1 of rows r0:r1; the tables begin at column j0, the cursor at row 0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
@@ -269,15 +269,13 @@ def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, per_row, k, h, o, a, b, sca
             m = r
             if abreast:
                 full = min(r1, size // K) - r  # the last row of all may be shorter
-                rows_run(
-                    x, dy, ddx, w, y, r * K + j, full, K, stop - j, k, h, o, a, b, scale, shift, j - j0, r * per_row, j,
-                    per_row,
-                )  # fmt: skip
+                its = shifted(w, r, 0, j)
+                rows_run(x, dy, ddx, its, y, r * K + j, full, K, stop - j, k, h, o, a, b, scale, shift, j - j0)
                 m += full
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)
-                t, place = i - m * K - j0, (m * per_row, START, i - m * K)
-                run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, place, streaming, ahead)
+                its = shifted(w, m, 0, i - m * K)
+                run(x, dy, ddx, its, y, i, end, k, h, o, a, b, scale, shift, i - m * K - j0, streaming, ahead)
                 m += 1
         r1 = r
 
@@ -309,9 +307,8 @@ def columns(worker, workers, x, dy, ddx, w, y, origins, coef, tables, N, C, S, K
         if ddx is not None:
             spread(b, coef[B], j, n, C, S)
             spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
-        block(
-            x, dy, ddx, w, y, r0, r1, j, j1, K, size, K // (C * S), k, h, o, a, b, scale, shift, abreast, streaming,
-        )  # fmt: skip
+        its = rows_of(w, K // (C * S))
+        block(x, dy, ddx, its, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming)
     if streaming:
         fence()
 
@@ -320,7 +317,7 @@ def columns(worker, workers, x, dy, ddx, w, y, origins, coef, tables, N, C, S, K
 def apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
     """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch, 7 with ddx."""
     for worker in prange(workers):
-        columns(worker, workers, x, dy, ddx, w, y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
+        columns(worker, workers, x, dy, ddx, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
 
 
 @Kernel

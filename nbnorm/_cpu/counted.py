@@ -1,18 +1,16 @@
-"""Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24). `w` is a _counted.Counted.
-
-A vector lies at `place`, the indices (n, c, s) of its first value; in columns c is 0 and s the index in a row.
-"""
+"""Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24). `w` is a cursor (vector_mask.py)."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import float64
 
 from nbnorm._cpu.launch import Compiled
-from nbnorm._cpu.sums import add, add_count
+from nbnorm._cpu.sums import add, add_values
 from nbnorm._cpu.vector import function, minus, routine
 from nbnorm._cpu.vector_mask import (
     below,
+    counts,
+    cursor,
     either,
     factors,
     factors_part,
@@ -21,7 +19,9 @@ from nbnorm._cpu.vector_mask import (
     holds_part,
     joined,
     kept,
+    shifted,
     often,
+    omits,
     positive,
     present,
 )
@@ -32,31 +32,18 @@ TRIES = 64  # places where a value that counts is looked for, before every place
 
 
 @routine
-def _where(w, place):
-    n, c, s = place
-    return w.where_0 + n * w.where_n + c * w.where_c + s * w.where_s
+def lanes_that_count(w, x):
+    """The mask of vector x at the cursor, and its weights (or None)."""
+    factor = factors(w)
+    return joined(joined(holds(w), positive(factor)), present(x, w)), factor
 
 
 @routine
-def _weight(w, place):
-    n, c, s = place
-    return w.weights_0 + n * w.weights_n + c * w.weights_c + s * w.weights_s
-
-
-@routine
-def lanes_that_count(w, x, place):
-    """The mask of vector x, and its weights (or None)."""
-    factor = factors(w.weights, _weight(w, place), w.weights_s)
-    given = joined(holds(w.where, _where(w, place), w.where_s), positive(factor))
-    return joined(given, present(x, w.omit)), factor
-
-
-@routine
-def lanes_that_count_part(w, x, place, n):
+def lanes_that_count_part(w, x, n):
     """The same of its first n lanes."""
-    factor = factors_part(w.weights, _weight(w, place), w.weights_s, n)
-    given = joined(holds_part(w.where, _where(w, place), w.where_s, n), positive(factor))
-    return joined(joined(given, present(x, w.omit)), below(n)), factor
+    factor = factors_part(w, n)
+    given = joined(holds_part(w, n), positive(factor))
+    return joined(joined(given, present(x, w)), below(n)), factor
 
 
 @routine
@@ -68,13 +55,13 @@ def weighted(factor, v):
 
 
 @routine
-def add_counted(sums, count, x, dy, u, m, factor, inside, h):
+def add_counted(sums, x, dy, u, m, factor, inside, h):
     """The sums and one more vector: Eq. 21 when dy is None, otherwise Eq. 23, of the lanes `inside` (None: all)."""
     if dy is None:
         u = kept(m, u)
-        return add(sums, weighted(factor, u), u), add_count(count, often(m, factor))
+        return add_values(sums, weighted(factor, u), u, often(m, factor))
     there = joined(either(m, finite(x)), inside)
-    return add(sums, kept(there, dy - often(m, factor) * h), kept(there, u)), count
+    return add(sums, kept(there, dy - often(m, factor) * h), kept(there, u))
 
 
 @routine
@@ -88,28 +75,11 @@ def counted_image(x, dy, m, factor, k, h, a, scale, shift):
 # ---- one by one
 
 
-@routine
-def _once(where, i):
-    result = 1.0
-    if where is not None:
-        result = 1.0 if where[i] != 0 else 0.0
-    return result
-
-
-@routine
-def _factor(weights, i):
-    result = 1.0
-    if weights is not None:
-        result = float64(weights[i])
-    return result
-
-
 @function
-def times(w, x, i, n, c, s):
-    """How often value (n, c, s), x[i], counts."""
-    place = (n, c, s)
-    result = _once(w.where, _where(w, place)) * _factor(w.weights, _weight(w, place))
-    if w.omit:
+def times(w, x, i):
+    """How often x[i], the value at the cursor, counts."""
+    result = counts(w)
+    if omits(w):
         value = element(x, i)
         if value != value:
             result = 0.0
@@ -126,7 +96,7 @@ def found(x, w, c, part, N, C, S):
             m = 0
         n, s = m // S, m % S
         i = (n * C + c) * S + s
-        if times(w, x, i, n, c, s) > 0.0:
+        if times(shifted(w, n, c, s), x, i) > 0.0:
             return i
         m = next_place(m, size) if tries < TRIES else m + 1
     return -1
@@ -153,13 +123,13 @@ def counted_origin(array, x, w, c, N, C, S):
 
 @Compiled
 def first_short(x, w, least, N, C, S, answer):
-    """answer[0] is the first channel whose values do not count more than `least` times in all, or C."""
-    answer[0] = C
+    """w is a _counted.Counted; answer[0] is the first channel whose values do not count more than `least` times in all, or C."""
+    answer[0], its = C, cursor(w)
     for c in range(C - 1, -1, -1):
         total = 0.0
         for m in range(N * S):
             n, s = m // S, m % S
-            total += times(w, x, (n * C + c) * S + s, n, c, s)
+            total += times(shifted(its, n, c, s), x, (n * C + c) * S + s)
             if total > least:
                 break
         if not total > least:

@@ -7,15 +7,13 @@ instead of twice. Forward with dy None, backward with an array.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 from numba.extending import overload
 
-from nbnorm._cpu.apply import STREAMING, chunk, rows_run, run
+from nbnorm._cpu.apply import START, STREAMING, chunk, rows_run, run
 from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel, finalize_channels
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.reduce import (
-    ONE_ROW,
-    START,
     add_sums,
     channels_totals,
     chunk_sums,
@@ -26,6 +24,7 @@ from nbnorm._cpu.reduce import (
     spread,
 )
 from nbnorm._cpu.vector import INLINED
+from nbnorm._cpu.vector_mask import cursor, for_map, shifted
 from nbnorm._cpu.vector_memory import fence, is_single
 from nbnorm._formulas import DY_ORIGIN, ORIGIN
 
@@ -40,30 +39,21 @@ def _(coef, table):
     return (lambda coef, table: table) if coef.dtype == table.dtype else (lambda coef, table: table.view(np.float32))
 
 
-def asked_by_map(dy, w):
-    """Which values count, for the map: that of the forward pass is the same for every value."""
-    return None if dy is None else w
-
-
-@overload(asked_by_map, jit_options=INLINED)
-def _(dy, w):
-    return (lambda dy, w: None) if dy is types.none else (lambda dy, w: w)
-
-
 @Kernel
 def fused_segments(
     x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, per, piece, chunks, streaming,
     workers,
 ):  # fmt: skip
-    of_map = asked_by_map(dy, w)
     for worker in prange(workers):
+        its = cursor(w)
+        of_map = for_map(dy, its)
         first, last = share(worker, workers, C)
         k = stats[ORIGIN]  # here, since a view counts references
         for c in range(first, last):
-            origins(x, dy, w, True, stats, sums, c, c + 1, N, C, S)
+            origins(x, dy, its, True, stats, sums, c, c + 1, N, C, S)
             s, q, n = 0.0, 0.0, 0.0
             for t in range(chunks):
-                ds, dq, dn = chunk_sums(x, dy, w, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c])
+                ds, dq, dn = chunk_sums(x, dy, its, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c])
                 s += ds
                 q += dq
                 n += dn
@@ -81,10 +71,10 @@ def fused_columns(
     block, streaming, workers,
 ):  # fmt: skip
     """Blocks of `channels` channels; scratch (workers, (2 * terms + 5) * width), the sums and tables of a block."""
-    of_map = asked_by_map(dy, w)
     K = C * S
     blocks = (C + channels - 1) // channels
     for worker in prange(workers):
+        its = cursor(w)
         first, last = share(worker, workers, blocks)
         acc = scratch[worker]
         k = scratch[worker, 2 * terms * width :]
@@ -93,18 +83,18 @@ def fused_columns(
         for b in range(first, last):
             c0, c1 = b * channels, min(C, (b + 1) * channels)
             cols = (c1 - c0) * S
-            origins(x, dy, w, True, stats, sums, c0, c1, N, C, S)
+            origins(x, dy, its, True, stats, sums, c0, c1, N, C, S)
             spread(k, stats[ORIGIN], c0 * S, cols, C, S)
             if dy is not None:
                 spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
             for r in range(0, N, block):
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
                 acc[at : at + terms * width] = 0.0
-                i = r * K + c0 * S
-                column_sums(x, dy, w, i, min(block, N - r), K, cols, k, h, acc, at, width, r, c0 * S, ONE_ROW)
+                i, of_block = r * K + c0 * S, shifted(its, r, 0, c0 * S)
+                column_sums(x, dy, of_block, i, min(block, N - r), K, cols, k, h, acc, at, width)
                 if at > 0:
-                    add_sums(x, dy, w, acc, at, width)
-            channels_totals(x, dy, w, acc, width, c0, c1, S, 1, stats, sums)
+                    add_sums(x, dy, its, acc, at, width)
+            channels_totals(x, dy, its, acc, width, c0, c1, S, 1, stats, sums)
             finalize_channels(dy, c0, c1, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)
@@ -112,15 +102,12 @@ def fused_columns(
                 spread(a, coef[A], c0 * S, cols, C, S)
             if dy is None and is_single(coef):
                 spread(h, coef[H], c0 * S, cols, C, S)
+            of_map = for_map(dy, shifted(its, 0, 0, c0 * S))
             if streaming:
                 for n in range(N - 1, -1, -1):
-                    i = n * K + c0 * S
-                    place = n, START, c0 * S
-                    run(x, dy, None, of_map, y, i, i + cols, k, h, h, a, a, scale, shift, START, place, STREAMING, None)
+                    i, of_row = n * K + c0 * S, shifted(of_map, n, 0, 0)
+                    run(x, dy, None, of_row, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, None)
             else:
-                rows_run(
-                    x, dy, None, of_map, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START, START, c0 * S,
-                    ONE_ROW,
-                )  # fmt: skip
+                rows_run(x, dy, None, of_map, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START)
         if streaming:
             fence()

@@ -18,32 +18,16 @@ from numba import prange
 from nbnorm._cpu.counted import add_counted, counted_origin, lanes_that_count, lanes_that_count_part
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
-from nbnorm._cpu.sums import (
-    add,
-    add_count,
-    column_count,
-    column_totals,
-    join,
-    load_count,
-    load_count_part,
-    load_sums,
-    load_sums_part,
-    no_count,
-    no_sums,
-    store_count,
-    store_sums,
-    total_count,
-    totals,
-)
+from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, routine
-from nbnorm._cpu.vector_mask import below
+from nbnorm._cpu.vector_mask import below, cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
 from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
-ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, START = np.intp(8), np.intp(4), np.intp(1), np.intp(0)
+ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW = np.intp(8), np.intp(4), np.intp(1)
 
 
 @routine
@@ -88,21 +72,21 @@ def channel_origin(array, x, w, c, N, C, S):
 
 
 @routine
-def rows_sums(x, dy, w, i, rows, stride, k, h, sums, count, place, step):
-    """The sums and the count (or None), and `rows` vectors more, which lie `step` samples apart."""
+def rows_sums(x, dy, w, i, rows, stride, k, h, sums):
+    """The sums, and `rows` vectors more, the first of which is at x[i] and at the cursor."""
     for r in range(rows):
         v, g = load(x, i + r * stride), load(dy, i + r * stride)
         u = minus(v, k)
         if w is None:
             sums = add(sums, u if dy is None else minus(g, h), u)
         else:
-            m, factor = lanes_that_count(w, v, (place[0] + r * step, place[1], place[2]))
-            sums, count = add_counted(sums, count, v, g, u, m, factor, None, h)
-    return sums, count
+            m, factor = lanes_that_count(shifted(w, r, 0, 0), v)
+            sums = add_counted(sums, v, g, u, m, factor, None, h)
+    return sums
 
 
 @routine
-def rows_sums_part(x, dy, w, i, rows, stride, n, k, h, sums, count, place, step):
+def rows_sums_part(x, dy, w, i, rows, stride, n, k, h, sums):
     """The same for the first n lanes; the others add 0, whatever k and h hold there."""
     for r in range(rows):
         v, g = load_part(x, i + r * stride, n, LANES), load_part(dy, i + r * stride, n, LANES)
@@ -110,13 +94,13 @@ def rows_sums_part(x, dy, w, i, rows, stride, n, k, h, sums, count, place, step)
             u = keep(v - k, n, LANES)
             sums = add(sums, u if dy is None else keep(g - h, n, LANES), u)
         else:
-            m, factor = lanes_that_count_part(w, v, (place[0] + r * step, place[1], place[2]), n)
-            sums, count = add_counted(sums, count, v, g, v - k, m, factor, below(n), h)
-    return sums, count
+            m, factor = lanes_that_count_part(shifted(w, r, 0, 0), v, n)
+            sums = add_counted(sums, v, g, v - k, m, factor, below(n), h)
+    return sums
 
 
 @routine
-def rows_sums_few(x, dy, w, i, rows, stride, n, k, h, sums, count, place, step):
+def rows_sums_few(x, dy, w, i, rows, stride, n, k, h, sums):
     """`rows_sums_part` for n <= FEW."""
     for r in range(rows):
         v, g = load_part(x, i + r * stride, n, FEW), load_part(dy, i + r * stride, n, FEW)
@@ -124,9 +108,9 @@ def rows_sums_few(x, dy, w, i, rows, stride, n, k, h, sums, count, place, step):
             u = keep(v - k, n, FEW)
             sums = add(sums, u if dy is None else keep(g - h, n, FEW), u)
         else:
-            m, factor = lanes_that_count_part(w, v, (place[0] + r * step, place[1], place[2]), n)
-            sums, count = add_counted(sums, count, v, g, v - k, m, factor, below(n), h)
-    return sums, count
+            m, factor = lanes_that_count_part(shifted(w, r, 0, 0), v, n)
+            sums = add_counted(sums, v, g, v - k, m, factor, below(n), h)
+    return sums
 
 
 @routine
@@ -142,16 +126,16 @@ def keep_sums(dy, w, c, s, q, count, stats, sums):
 
 
 @routine
-def span_sums(x, dy, w, i, end, rows, stride, k, h, sums, count, n, c, s):
+def span_sums(x, dy, w, i, end, rows, stride, k, h, sums):
     while i + LANES <= end:
-        sums, count = rows_sums(x, dy, w, i, rows, stride, k, h, sums, count, (n, c, s), ONE_ROW)
+        sums = rows_sums(x, dy, w, i, rows, stride, k, h, sums)
         i += LANES
-        s += LANES
+        w = shifted(w, 0, 0, LANES)
     if i + FEW < end:
-        sums, count = rows_sums_part(x, dy, w, i, rows, stride, end - i, k, h, sums, count, (n, c, s), ONE_ROW)
+        sums = rows_sums_part(x, dy, w, i, rows, stride, end - i, k, h, sums)
     elif i < end:
-        sums, count = rows_sums_few(x, dy, w, i, rows, stride, end - i, k, h, sums, count, (n, c, s), ONE_ROW)
-    return sums, count
+        sums = rows_sums_few(x, dy, w, i, rows, stride, end - i, k, h, sums)
+    return sums
 
 
 @routine
@@ -167,28 +151,28 @@ def chunk_sums(x, dy, w, c, t, per, piece, N, C, S, k, h):
     """Three numbers: s, q and the count, 0 where it is known."""
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
-    kv, hv, sums, count = lanes(k, 0), lanes(h, 0), no_sums(x), no_count(dy, w)
+    kv, hv, sums = lanes(k, 0), lanes(h, 0), no_sums(x, dy, w)
     while n < n1:
-        b = (n * C + c) * S
+        b, at = (n * C + c) * S, shifted(w, n, c, i0)
         if n + rows <= n1:
-            sums, count = span_sums(x, dy, w, b + i0, b + i1, rows, C * S, kv, hv, sums, count, n, c, i0)
+            sums = span_sums(x, dy, at, b + i0, b + i1, rows, C * S, kv, hv, sums)
             n += rows
         else:
-            sums, count = span_sums(x, dy, w, b + i0, b + i1, ONE_ROW, C * S, kv, hv, sums, count, n, c, i0)
+            sums = span_sums(x, dy, at, b + i0, b + i1, ONE_ROW, C * S, kv, hv, sums)
             n += 1
-    s, q = totals(sums)
-    return s, q, total_count(count)
+    return totals(sums)
 
 
 @Kernel
 def reduce_segments(x, dy, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
     """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is; parts (C * chunks, 3) scratch."""
-    origins(x, dy, w, centred, stats, sums, 0, C, N, C, S)
+    origins(x, dy, cursor(w), centred, stats, sums, 0, C, N, C, S)
     for worker in prange(workers):
         first, last = share(worker, workers, C * chunks)
+        its = cursor(w)
         for j in range(first, last):
             c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
-            parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(x, dy, w, c, j % chunks, per, piece, N, C, S, k, h)
+            parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(x, dy, its, c, j % chunks, per, piece, N, C, S, k, h)
     for c in range(C):
         s, q, count = 0.0, 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
@@ -230,10 +214,10 @@ def spread(table, values, j, n, C, S):
 
 
 @function
-def column_sums(x, dy, w, i, rows, stride, cols, k, h, acc, at, width, n0, s, per_row):
+def column_sums(x, dy, w, i, rows, stride, cols, k, h, acc, at, width):
     """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins.
 
-    A row is `per_row` samples, the first one begins with sample n0; column s of it lies at x[i].
+    For the cursor a row is a sample.
     """
     step = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
     ahead = max(step * stride, AHEAD)
@@ -241,51 +225,42 @@ def column_sums(x, dy, w, i, rows, stride, cols, k, h, acc, at, width, n0, s, pe
         start, n = i + r * stride, min(step, rows - r)
         j = 0
         while j + LANES <= cols:
-            kv, hv, sums = load(k, j), load(h, j), load_sums(x, acc, at + j, width)
-            count, place = load_count(sums, dy, w, acc, at + j, width), (n0 + r * per_row, START, s + j)
+            kv, hv, sums, its = load(k, j), load(h, j), load_sums(x, dy, w, acc, at + j, width), shifted(w, r, 0, j)
             if n == step:
                 for q in range(step):
                     prefetch(x, start + j + q * stride + ahead)
                     prefetch(dy, start + j + q * stride + ahead)
-                sums, count = rows_sums(x, dy, w, start + j, step, stride, kv, hv, sums, count, place, per_row)
+                sums = rows_sums(x, dy, its, start + j, step, stride, kv, hv, sums)
             else:
-                sums, count = rows_sums(x, dy, w, start + j, n, stride, kv, hv, sums, count, place, per_row)
+                sums = rows_sums(x, dy, its, start + j, n, stride, kv, hv, sums)
             store_sums(acc, at + j, width, sums)
-            store_count(sums, acc, at + j, width, count)
             j += LANES
         if j < cols:
-            kv, hv, sums = load(k, j), load(h, j), load_sums(x, acc, at + j, width)
-            count, place = load_count(sums, dy, w, acc, at + j, width), (n0 + r * per_row, START, s + j)
-            sums, count = rows_sums_part(
-                x, dy, w, start + j, n, stride, cols - j, kv, hv, sums, count, place, per_row
+            kv, hv, sums, its = load(k, j), load(h, j), load_sums(x, dy, w, acc, at + j, width), shifted(w, r, 0, j)
+            store_sums(
+                acc, at + j, width, rows_sums_part(x, dy, its, start + j, n, stride, cols - j, kv, hv, sums)
             )  # fmt: skip
-            store_sums(acc, at + j, width, sums)
-            store_count(sums, acc, at + j, width, count)
 
 
 @function
 def add_sums(x, dy, w, acc, at, width):
-    """acc[:] += acc[at:], the sums and the counts of `width` columns."""
+    """acc[:] += acc[at:], the sums of `width` columns."""
     for j in range(0, width, LANES):
-        sums = join(load_sums(x, acc, j, width), load_sums(x, acc, at + j, width))
+        sums = join(load_sums(x, dy, w, acc, j, width), load_sums(x, dy, w, acc, at + j, width))
         store_sums(acc, j, width, sums)
-        of_one = load_count(sums, dy, w, acc, at + j, width)
-        store_count(sums, acc, j, width, add_count(load_count(sums, dy, w, acc, j, width), of_one))
 
 
 @routine
 def channel_totals(x, dy, w, acc, width, c, C, S, tile):
     """s, q and the count of all columns of channel c, S neighbours in each of `tile` copies."""
-    sums, count = no_sums(x), no_count(dy, w)
+    sums = no_sums(x, dy, w)
     for t in range(tile):
         j, end = (t * C + c) * S, (t * C + c + 1) * S
         while j < end:
             n = min(LANES, end - j)
-            sums = join(sums, load_sums_part(x, acc, j, width, n))
-            count = add_count(count, load_count_part(sums, dy, w, acc, j, width, n))
+            sums = join(sums, load_sums_part(x, dy, w, acc, j, width, n))
             j += LANES
-    s, q = totals(sums)
-    return s, q, total_count(count)
+    return totals(sums)
 
 
 @routine
@@ -295,8 +270,8 @@ def channels_totals(x, dy, w, acc, width, first, last, S, tile, stats, sums):
     if S * tile == 1:
         for c in range(C):
             at = np.uintp(first + c)  # for an index that may be negative LLVM would take channel by channel
-            s, q = column_totals(x, acc, c, width)
-            keep_sums(dy, w, at, s, q, column_count(x, dy, w, acc, c, width), stats, sums)
+            s, q, count = column_totals(x, dy, w, acc, c, width)
+            keep_sums(dy, w, at, s, q, count, stats, sums)
     else:
         for c in range(C):
             s, q, count = channel_totals(x, dy, w, acc, width, c, C, S, tile)
@@ -313,8 +288,9 @@ def reduce_columns(
     """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
-    origins(x, dy, w, centred, stats, sums, 0, C, N, C, S)
+    origins(x, dy, cursor(w), centred, stats, sums, 0, C, N, C, S)
     for worker in prange(workers):
+        its = rows_of(cursor(w), tile)
         first, last = share(worker, workers, (width + PANEL - 1) // PANEL * blocks)
         k, h, filled = tables[worker, 0], tables[worker, 1], -1
         for task in range(first, last):
@@ -329,11 +305,10 @@ def reduce_columns(
             at = b * terms * width + j
             for r in range(terms):
                 acc[at + r * width : at + r * width + cols] = 0.0
-            n0 = b * block * tile
-            column_sums(x, dy, w, b * block * K + j, n, K, cols, k, h, acc, at, width, n0, j, tile)
+            of_block, of_rest = shifted(its, b * block, 0, j), shifted(its, rows, 0, j)
+            column_sums(x, dy, of_block, b * block * K + j, n, K, cols, k, h, acc, at, width)
             if rest > j and b == blocks - 1:
-                n0 = rows * tile
-                column_sums(x, dy, w, rows * K + j, ONE_ROW, K, min(cols, rest - j), k, h, acc, at, width, n0, j, tile)
+                column_sums(x, dy, of_rest, rows * K + j, ONE_ROW, K, min(cols, rest - j), k, h, acc, at, width)
     for b in range(1, blocks):
         add_sums(x, dy, w, acc, b * terms * width, width)
     channels_totals(x, dy, w, acc, width, 0, C, S, tile, stats, sums)

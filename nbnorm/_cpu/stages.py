@@ -128,12 +128,6 @@ def _count(shape: Shape, w: Counted | None) -> float | None:
     return _values(shape) if w is None else None
 
 
-def _may_stream(dy: Array | None, w: Counted | None) -> bool:
-    """Not where the map reads masks: Numba counts references to their arrays with atomic instructions, which wait until
-    streaming stores have arrived in memory (seven times as long)."""
-    return dy is None or w is None
-
-
 def _values(shape: Shape) -> float:
     return float(shape[0] * shape[2])
 
@@ -154,7 +148,7 @@ def _fused_or_split(
     coef = np.empty((4, C), OF_MAP[x.itemsize] if dy is None else np.float64)
     inputs = 1 if dy is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
-    streaming = plan.streams((inputs + 1) * x.nbytes) and _may_stream(dy, w)
+    streaming = plan.streams((inputs + 1) * x.nbytes)
     count = _count(shape, w)
     if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
@@ -218,7 +212,6 @@ def _apply(
     tensors, w = (2, None) if dy is None else (3 if ddx is None else 4, w)
     runs = in_rows(w, S), throughout(w, C, S)
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, *runs)
-    cut = cut._replace(streaming=cut.streaming and _may_stream(dy, w)) if w is not None else cut
     if cut.K:
         tables = np.empty((workers, 5 if ddx is None else 7, cut.width), coef.dtype)
         apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)

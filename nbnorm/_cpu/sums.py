@@ -1,197 +1,188 @@
 """Sums: what reduce accumulates, a tuple of vectors.
 
 A pair (s, q) for narrow types, whose values and products leave float64 bits to spare. For float64 data four,
-(s, q, s_lost, q_lost): what the additions lose is kept beside them (docs/math.md, Eq. 15).
+(s, q, s_lost, q_lost): what the additions lose is kept beside them (docs/math.md, Eq. 15). One more counts, in a pass
+over x of which not every value does.
 
-Each function stands twice: in plain Python, to be read, and as what Numba compiles for either length.
+Each function stands twice: in plain Python, to be read, and as what Numba compiles for any length.
 """
 
 from __future__ import annotations
 
 from numba import types
-from numba.extending import overload
+from numba.core.typing import signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin, overload
 
-from nbnorm._cpu.vector import INLINED, LANES, fold, routine, zeros
-from nbnorm._cpu.vector_memory import load, load_part, store
+from nbnorm._cpu.vector import INLINED, LANES, first, fold, routine, vector, zeros
+from nbnorm._cpu.vector_memory import I64, _address, _masked, load, load_part, store
+from nbnorm._floats import DOUBLE, I32, number
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
 
 
-def no_sums(x):
-    """Where sums over values of x begin."""
-    return (zeros(),) * (4 if x.itemsize == 8 else 2)
+def terms(x, dy, w):
+    """How many sums a pass over x, and dy or None, has, with values that count by w or None."""
+    return (4 if x.itemsize == 8 else 2) + (w is not None and dy is None)
 
 
-@overload(no_sums, jit_options=INLINED)
-def _(x):
-    if x.dtype == types.float64:
-        return lambda x: (zeros(), zeros(), zeros(), zeros())
-    return lambda x: (zeros(), zeros())
+def _terms(x, dy, w):
+    return (4 if x.dtype == types.float64 else 2) + (w is not types.none and dy is types.none)
+
+
+def _in_place(function, kind):
+    """Let Numba put what this decorates where `function` is called, of whose arguments the first three are x, dy and w,
+    the others integers: an overload, a function of its own, would take longer to compile."""
+
+    @infer_global(function)
+    class _(AbstractTemplate):
+        key = function
+
+        def generic(self, args, kws):
+            return signature(kind(_terms(*args[:3])), *args)
+
+    def register(emit):
+        @lower_builtin(function, types.VarArg(types.Any))
+        def _(ctx, builder, sig, args):
+            others = [
+                _address(ctx, builder, kind, value, I64(0), DOUBLE)
+                if isinstance(kind, types.Array)
+                else ctx.cast(builder, value, kind, types.int64)
+                for kind, value in zip(sig.args[3:], args[3:], strict=True)
+            ]
+            return ctx.make_tuple(builder, sig.return_type, emit(builder, _terms(*sig.args[:3]), *others))
+
+    return register
+
+
+def _vectors(terms):
+    return types.UniTuple(vector, terms)
+
+
+def _numbers(terms):
+    return types.UniTuple(types.float64, 3)
+
+
+def no_sums(x, dy, w):
+    """Where sums begin."""
+    return (zeros(),) * terms(x, dy, w)
+
+
+@_in_place(no_sums, _vectors)
+def _(builder, terms):
+    return [number(vector.lanes, 0.0)] * terms
 
 
 def add(sums, v, u):
-    """One more vector of values in the sums."""
-    return accumulate(*sums, v, u) if len(sums) == 2 else accumulate_compensated(*sums, v, u)
+    """One more vector of values in the sums; a count stays as it is."""
+    if len(sums) < 4:
+        return (*accumulate(*sums[:2], v, u), *sums[2:])
+    return (*accumulate_compensated(*sums[:4], v, u), *sums[4:])
 
 
 @overload(add, jit_options=INLINED)
 def _(sums, v, u):
-    if len(sums) == 2:
-        return lambda sums, v, u: accumulate(sums[0], sums[1], v, u)
-    return lambda sums, v, u: accumulate_compensated(sums[0], sums[1], sums[2], sums[3], v, u)
+    return {
+        2: lambda sums, v, u: accumulate(sums[0], sums[1], v, u),
+        3: lambda sums, v, u: (*accumulate(sums[0], sums[1], v, u), sums[2]),
+        4: lambda sums, v, u: accumulate_compensated(sums[0], sums[1], sums[2], sums[3], v, u),
+        5: lambda sums, v, u: (*accumulate_compensated(sums[0], sums[1], sums[2], sums[3], v, u), sums[4]),
+    }[len(sums)]
+
+
+def add_values(sums, v, u, often):
+    """One more vector of values, which count so often, where that is not known."""
+    return (*add(sums[:-1], v, u), sums[-1] + often) if len(sums) % 2 else add(sums, v, u)
+
+
+@overload(add_values, jit_options=INLINED)
+def _(sums, v, u, often):
+    return {
+        2: lambda sums, v, u, often: add(sums, v, u),
+        3: lambda sums, v, u, often: (*add(sums[:2], v, u), sums[2] + often),
+        4: lambda sums, v, u, often: add(sums, v, u),
+        5: lambda sums, v, u, often: (*add(sums[:4], v, u), sums[4] + often),
+    }[len(sums)]
 
 
 def join(sums, others):
     """Two sums together."""
-    return (sums[0] + others[0], sums[1] + others[1]) if len(sums) == 2 else join_compensated(sums, others)
+    if len(sums) < 4:
+        return tuple(a + b for a, b in zip(sums, others, strict=True))
+    return (*join_compensated(sums[:4], others[:4]), *(a + b for a, b in zip(sums[4:], others[4:], strict=True)))
 
 
 @overload(join, jit_options=INLINED)
 def _(sums, others):
-    if len(sums) == 2:
-        return lambda sums, others: (sums[0] + others[0], sums[1] + others[1])
-    return lambda sums, others: join_compensated(sums, others)
+    return {
+        2: lambda sums, others: (sums[0] + others[0], sums[1] + others[1]),
+        3: lambda sums, others: (sums[0] + others[0], sums[1] + others[1], sums[2] + others[2]),
+        4: lambda sums, others: join_compensated(sums, others),
+        5: lambda sums, others: (*join_compensated(sums[:4], others[:4]), sums[4] + others[4]),
+    }[len(sums)]
 
 
 def totals(sums):
-    """The lanes together: two numbers."""
-    s, q, *lost = (fold(v) for v in sums)
-    return (s + lost[0], q + lost[1]) if lost else (s, q)
+    """The lanes together: two numbers and the count, 0 where it is known."""
+    s, q, *others = (fold(v) for v in sums)
+    count = others.pop() if len(sums) % 2 else 0.0
+    return (s + others[0], q + others[1], count) if others else (s, q, count)
 
 
 @overload(totals, jit_options=INLINED)
 def _(sums):
-    if len(sums) == 2:
-        return lambda sums: (fold(sums[0]), fold(sums[1]))
-    return lambda sums: (fold(sums[0]) + fold(sums[2]), fold(sums[1]) + fold(sums[3]))
+    return {
+        2: lambda sums: (fold(sums[0]), fold(sums[1]), 0.0),
+        3: lambda sums: (fold(sums[0]), fold(sums[1]), fold(sums[2])),
+        4: lambda sums: (fold(sums[0]) + fold(sums[2]), fold(sums[1]) + fold(sums[3]), 0.0),
+        5: lambda sums: (fold(sums[0]) + fold(sums[2]), fold(sums[1]) + fold(sums[3]), fold(sums[4])),
+    }[len(sums)]
 
 
-def column_totals(x, memory, at, width):
-    """The two numbers of one column, which `store_sums` left in memory; as `totals` with zeros in the other lanes."""
-    s, q = memory[at], memory[at + width]
-    return (s + memory[at + 2 * width], q + memory[at + 3 * width]) if x.itemsize == 8 else (s, q)
+def column_totals(x, dy, w, memory, at, width):
+    """The numbers of one column, which `store_sums` left in memory; as `totals` with zeros in the other lanes."""
+    s, q, *others = (memory[at + r * width] for r in range(terms(x, dy, w)))
+    count = others.pop() if len(others) % 2 else 0.0
+    return (s + others[0], q + others[1], count) if others else (s, q, count)
 
 
-@overload(column_totals, jit_options=INLINED)
-def _(x, memory, at, width):
-    if x.dtype == types.float64:
-        return lambda x, memory, at, width: (
-            memory[at] + memory[at + 2 * width], memory[at + width] + memory[at + 3 * width]
-        )  # fmt: skip
-    return lambda x, memory, at, width: (memory[at], memory[at + width])
+@_in_place(column_totals, _numbers)
+def _(builder, terms, memory, at, width):
+    s, q, *others = (builder.load(place) for place in _rows(builder, terms, memory, at, width, DOUBLE))
+    count = others.pop() if len(others) % 2 else DOUBLE(0.0)
+    return [builder.fadd(s, others[0]), builder.fadd(q, others[1]), count] if others else [s, q, count]
 
 
-def load_sums(x, memory, at, width):
-    """The sums over values of x that `store_sums` left in memory."""
-    return tuple(load(memory, at + r * width) for r in range(4 if x.itemsize == 8 else 2))
+def load_sums(x, dy, w, memory, at, width):
+    """The sums that `store_sums` left in memory."""
+    return tuple(load(memory, at + r * width) for r in range(terms(x, dy, w)))
 
 
-@overload(load_sums, jit_options=INLINED)
-def _(x, memory, at, width):
-    if x.dtype == types.float64:
-        return lambda x, memory, at, width: (
-            load(memory, at), load(memory, at + width), load(memory, at + 2 * width), load(memory, at + 3 * width)
-        )  # fmt: skip
-    return lambda x, memory, at, width: (load(memory, at), load(memory, at + width))
+@_in_place(load_sums, _vectors)
+def _(builder, terms, memory, at, width):
+    return [builder.load(place, align=8) for place in _rows(builder, terms, memory, at, width, vector.lanes)]
 
 
-def load_sums_part(x, memory, at, width, n):
+def load_sums_part(x, dy, w, memory, at, width, n):
     """The same of the first n lanes, 0 in the others."""
-    return tuple(load_part(memory, at + r * width, n, LANES) for r in range(4 if x.itemsize == 8 else 2))
+    return tuple(load_part(memory, at + r * width, n, LANES) for r in range(terms(x, dy, w)))
 
 
-@overload(load_sums_part, jit_options=INLINED)
-def _(x, memory, at, width, n):
-    if x.dtype == types.float64:
-        return lambda x, memory, at, width, n: (
-            load_part(memory, at, n, LANES), load_part(memory, at + width, n, LANES),
-            load_part(memory, at + 2 * width, n, LANES), load_part(memory, at + 3 * width, n, LANES)
-        )  # fmt: skip
-    return lambda x, memory, at, width, n: (load_part(memory, at, n, LANES), load_part(memory, at + width, n, LANES))
+@_in_place(load_sums_part, _vectors)
+def _(builder, terms, memory, at, width, n):
+    kind, mask = vector.lanes, first(builder, n, LANES)
+    return [
+        _masked(builder, "load", kind, kind, [place, I32(8), mask, number(kind, 0.0)])
+        for place in _rows(builder, terms, memory, at, width, kind)
+    ]
+
+
+def _rows(builder, terms, memory, at, width, kind):
+    """Where they lie: a row of memory for each, `width` apart."""
+    places = (builder.add(at, builder.mul(I64(r), width)) for r in range(terms))
+    return [builder.bitcast(builder.gep(memory, [place]), kind.as_pointer()) for place in places]
 
 
 @routine
 def store_sums(memory, at, width, sums):
-    """A row of memory for each, `width` apart."""
     for r in range(len(sums)):
         store(memory, at + r * width, sums[r])
-
-
-# ---- the count: a vector, and a row of memory behind the sums; None where it is known (w is None, or dy an array)
-
-
-def _known(dy, w):
-    return w is types.none or dy is not types.none
-
-
-def no_count(dy, w):
-    """Where the count begins of a pass over x, and dy or None, with values that count by w or None."""
-    return None if w is None or dy is not None else zeros()
-
-
-@overload(no_count, jit_options=INLINED)
-def _(dy, w):
-    return (lambda dy, w: None) if _known(dy, w) else (lambda dy, w: zeros())
-
-
-def add_count(count, w):
-    """And one more vector."""
-    return None if count is None else count + w
-
-
-@overload(add_count, jit_options=INLINED)
-def _(count, w):
-    return (lambda count, w: None) if count is types.none else (lambda count, w: count + w)
-
-
-def total_count(count):
-    """The lanes together; 0 of None."""
-    return 0.0 if count is None else fold(count)
-
-
-@overload(total_count, jit_options=INLINED)
-def _(count):
-    return (lambda count: 0.0) if count is types.none else (lambda count: fold(count))
-
-
-@routine
-def store_count(sums, memory, at, width, count):
-    if count is not None:
-        store(memory, at + len(sums) * width, count)
-
-
-def load_count(sums, dy, w, memory, at, width):
-    """The count that `store_count` left in memory behind sums like these."""
-    return None if w is None or dy is not None else load(memory, at + len(sums) * width)
-
-
-@overload(load_count, jit_options=INLINED)
-def _(sums, dy, w, memory, at, width):
-    if _known(dy, w):
-        return lambda sums, dy, w, memory, at, width: None
-    return lambda sums, dy, w, memory, at, width: load(memory, at + len(sums) * width)
-
-
-def load_count_part(sums, dy, w, memory, at, width, n):
-    """The same of the first n lanes, 0 in the others."""
-    return None if w is None or dy is not None else load_part(memory, at + len(sums) * width, n, LANES)
-
-
-@overload(load_count_part, jit_options=INLINED)
-def _(sums, dy, w, memory, at, width, n):
-    if _known(dy, w):
-        return lambda sums, dy, w, memory, at, width, n: None
-    return lambda sums, dy, w, memory, at, width, n: load_part(memory, at + len(sums) * width, n, LANES)
-
-
-def column_count(x, dy, w, memory, at, width):
-    """The count of one column; 0 where it is known."""
-    return 0.0 if w is None or dy is not None else memory[at + (4 if x.itemsize == 8 else 2) * width]
-
-
-@overload(column_count, jit_options=INLINED)
-def _(x, dy, w, memory, at, width):
-    if _known(dy, w):
-        return lambda x, dy, w, memory, at, width: 0.0
-    if x.dtype == types.float64:
-        return lambda x, dy, w, memory, at, width: memory[at + 4 * width]
-    return lambda x, dy, w, memory, at, width: memory[at + 2 * width]

@@ -1,5 +1,7 @@
 """Masks: which lanes of a vector count. One bit a lane; None is a mask of every lane.
 
+A *cursor* says where masks and weights of a vector lie: addresses, so that nobody counts references to arrays in a loop.
+It is None in a kernel without them, and so is what comes from it: there is nothing to type or to compile.
 `holds` and `factors` read what a user gave for each position, in steps of any size: 1 is a vector load, 0 one value for
 all lanes, and any other a loop.
 """
@@ -9,10 +11,11 @@ from __future__ import annotations
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.datamodel import StructModel
+from numba.extending import intrinsic, register_model
 
 from nbnorm._cpu.vector import LANES, Vector, first, splat, vector
-from nbnorm._cpu.vector_memory import I8, I64, _address, _masked
+from nbnorm._cpu.vector_memory import I8, I64, _masked
 from nbnorm._floats import DOUBLE, I32, MEMORY, number, widen
 
 I1 = ir.IntType(1)
@@ -46,14 +49,14 @@ def finite(typingctx, v):
 
 
 @intrinsic
-def present(typingctx, v, omit):
-    """All lanes, or with `omit` those that are not NaN."""
+def present(typingctx, v, w):
+    """All lanes, or where w omits NaN those that are not."""
 
     def emit(ctx, builder, sig, args):
         is_number = builder.fcmp_ordered("ord", args[0], args[0])
-        return builder.or_(is_number, splat(builder, builder.not_(builder.trunc(args[1], I1))))
+        return builder.or_(is_number, splat(builder, builder.not_(_fields(ctx, builder, w, args[1]).omit)))
 
-    return mask(v, types.boolean), emit
+    return mask(v, w), emit
 
 
 @intrinsic
@@ -97,37 +100,154 @@ def often(typingctx, m, factor):
     return vector(m, factor), emit
 
 
+# ---- where they lie
+
+
+class Cursor(types.Type):
+    """The dtypes of a mask and of weights, by name, or None."""
+
+    def __init__(self, where: str | None, weights: str | None) -> None:
+        super().__init__(name=f"Cursor({where}, {weights})")
+        self.where, self.weights = where, weights
+
+
+ARRAYS, AXES = ("where", "weights"), ("n", "c", "s")
+
+
+@register_model(Cursor)
+class CursorModel(StructModel):
+    """Addresses, and strides in bytes."""
+
+    def __init__(self, dmm, fe_type):
+        numbers = [f"{array}_{of}" for array in ARRAYS for of in ("0", *AXES)]
+        super().__init__(dmm, fe_type, [(name, types.int64) for name in numbers] + [("omit", types.boolean)])
+
+
+def _fields(ctx, builder, w, value=None):
+    return cgutils.create_struct_proxy(w)(ctx, builder, value=value)
+
+
+@intrinsic
+def cursor(typingctx, w):
+    """Of value (0, 0, 0), from a _counted.Counted; None of None."""
+    if w is types.none:
+        return _nothing(types.none(w))
+    kinds = dict(zip(w.fields, w.types, strict=True))
+    kind = Cursor(*(getattr(getattr(kinds[array], "dtype", None), "name", None) for array in ARRAYS))
+
+    def emit(ctx, builder, sig, args):
+        given = {name: builder.extract_value(args[0], i) for i, name in enumerate(w.fields)}
+        result = _fields(ctx, builder, kind)
+        for array in ARRAYS:
+            size, address = 0, I64(0)
+            if kinds[array] is not types.none:
+                size = kinds[array].dtype.bitwidth // 8
+                address = builder.ptrtoint(ctx.make_array(kinds[array])(ctx, builder, given[array]).data, I64)
+            address = builder.add(address, builder.mul(given[f"{array}_0"], I64(size)))
+            setattr(result, f"{array}_0", address)
+            for axis in AXES:
+                setattr(result, f"{array}_{axis}", builder.mul(given[f"{array}_{axis}"], I64(size)))
+        result.omit = given["omit"]
+        return result._getvalue()
+
+    return kind(w), emit
+
+
+@intrinsic
+def shifted(typingctx, w, n, c, s):
+    """The cursor of what lies n samples, c channels and s values further on; None of None."""
+    numbers = (types.int64,) * 3
+    if w is types.none:
+        return _nothing(types.none(w, *numbers))
+
+    def emit(ctx, builder, sig, args):
+        result = _fields(ctx, builder, w, args[0])
+        for array in ARRAYS:
+            address = getattr(result, f"{array}_0")
+            for axis, steps in zip(AXES, args[1:], strict=True):
+                address = builder.add(address, builder.mul(steps, getattr(result, f"{array}_{axis}")))
+            setattr(result, f"{array}_0", address)
+        return result._getvalue()
+
+    return w(w, *numbers), emit
+
+
+@intrinsic
+def rows_of(typingctx, w, n):
+    """A cursor for rows of n samples each, where it was for samples; None of None."""
+    if w is types.none:
+        return _nothing(types.none(w, types.int64))
+
+    def emit(ctx, builder, sig, args):
+        result = _fields(ctx, builder, w, args[0])
+        for array in ARRAYS:
+            setattr(result, f"{array}_n", builder.mul(args[1], getattr(result, f"{array}_n")))
+        return result._getvalue()
+
+    return w(w, types.int64), emit
+
+
+@intrinsic
+def for_map(typingctx, dy, w):
+    """The cursor that the map asks; None forwards, where it is the same for every value."""
+    if dy is types.none or w is types.none:
+        return _nothing(types.none(dy, w))
+    return w(dy, w), lambda ctx, builder, sig, args: args[1]
+
+
+@intrinsic
+def omits(typingctx, w):
+    """Whether a NaN is a missing value."""
+    return types.boolean(w), lambda ctx, builder, sig, args: _fields(ctx, builder, w, args[0]).omit
+
+
+@intrinsic
+def counts(typingctx, w):
+    """How often the one value that is there counts, if it is no missing one."""
+
+    def emit(ctx, builder, sig, args):
+        here, result = _fields(ctx, builder, w, args[0]), DOUBLE(1.0)
+        if w.weights is not None:
+            pointer = builder.inttoptr(here.weights_0, STORED[w.weights].as_pointer())
+            result = widen(builder, builder.load(pointer), w.weights)
+        if w.where is not None:
+            held = builder.load(builder.inttoptr(here.where_0, I8.as_pointer()))
+            result = builder.select(builder.icmp_unsigned("!=", held, I8(0)), result, DOUBLE(0.0))
+        return result
+
+    return types.float64(w), emit
+
+
 # ---- from memory
 
 
 def _gatherer(module, element):
-    """An LLVM function (address, step, n) of <LANES x element>, whose first n lanes lie `step` apart."""
+    """An LLVM function (address, step, n) of <LANES x element>, whose first n lanes lie `step` bytes apart."""
     name = f"nbnorm_gather_{element}"
     if name in module.globals:
         return module.globals[name]
     kind = ir.VectorType(element, LANES)
-    function = ir.Function(module, ir.FunctionType(kind, [element.as_pointer(), I64, I64]), name)
+    function = ir.Function(module, ir.FunctionType(kind, [I64, I64, I64]), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
-    pointer, step, n = function.args
+    address, step, n = function.args
     room = builder.alloca(kind)
     builder.store(number(kind, 0), room)
     places = builder.bitcast(room, element.as_pointer())
     with cgutils.for_range(builder, n) as loop:
-        value = builder.load(builder.gep(pointer, [builder.mul(loop.index, step)]))
-        builder.store(value, builder.gep(places, [loop.index]))
+        place = builder.inttoptr(builder.add(address, builder.mul(loop.index, step)), element.as_pointer())
+        builder.store(builder.load(place), builder.gep(places, [loop.index]))
     builder.ret(builder.load(room))
     return function
 
 
-def _strided(ctx, builder, array, raw_array, i, step, n):
-    """array[i + lane*step] of n lanes (all of them when it is None) as a raw vector."""
-    element = STORED[array.dtype.name]
-    kind, size = ir.VectorType(element, LANES), array.dtype.bitwidth // 8
-    pointer = _address(ctx, builder, array, raw_array, i, element)
+def _strided(builder, address, step, dtype, n):
+    """The values that lie `step` bytes apart of n lanes (all of them when it is None) as a raw vector."""
+    element, size = STORED[dtype], {"uint8": 1, "float32": 4, "float64": 8}[dtype]
+    kind, pointer = ir.VectorType(element, LANES), builder.inttoptr(address, element.as_pointer())
     found = []
-    with builder.if_else(builder.icmp_signed("==", step, I64(1)), likely=True) as (beside, apart):
+    with builder.if_else(builder.icmp_signed("==", step, I64(size)), likely=True) as (beside, apart):
         with beside:
             place = builder.bitcast(pointer, kind.as_pointer())
             if n is None:
@@ -143,7 +263,7 @@ def _strided(ctx, builder, array, raw_array, i, step, n):
                 with others:
                     gather = _gatherer(builder.module, element)
                     count = I64(LANES) if n is None else n
-                    found.append((builder.call(gather, (pointer, step, count)), builder.block))
+                    found.append((builder.call(gather, (address, step, count)), builder.block))
             both = builder.phi(kind)
             for raw, block in found[1:]:
                 both.add_incoming(raw, block)
@@ -154,66 +274,72 @@ def _strided(ctx, builder, array, raw_array, i, step, n):
     return result
 
 
-def _holds(array, *others):
-    signature = (array, types.int64, types.int64, *others)
-    if array is types.none:
-        return _nothing(types.none(*signature))
+def _holds(w, *others):
+    if w.where is None:
+        return _nothing(types.none(w, *others))
 
     def emit(ctx, builder, sig, args):
-        raw = _strided(ctx, builder, array, args[0], args[1], args[2], args[3] if others else None)
+        here = _fields(ctx, builder, w, args[0])
+        raw = _strided(builder, here.where_0, here.where_s, w.where, args[1] if others else None)
         return builder.icmp_unsigned("!=", raw, number(raw.type, 0))
 
-    return mask(*signature), emit
+    return mask(w, *others), emit
 
 
-def _factors(array, *others):
-    signature = (array, types.int64, types.int64, *others)
-    if array is types.none:
-        return _nothing(types.none(*signature))
+def _factors(w, *others):
+    if w.weights is None:
+        return _nothing(types.none(w, *others))
 
     def emit(ctx, builder, sig, args):
-        raw = _strided(ctx, builder, array, args[0], args[1], args[2], args[3] if others else None)
-        return widen(builder, raw, array.dtype.name, DOUBLE)
+        here = _fields(ctx, builder, w, args[0])
+        raw = _strided(builder, here.weights_0, here.weights_s, w.weights, args[1] if others else None)
+        return widen(builder, raw, w.weights, DOUBLE)
 
-    return vector(*signature), emit
-
-
-@intrinsic
-def holds(typingctx, array, i, step):
-    """Which of array[i], array[i + step], ... are not 0; None of None."""
-    return _holds(array)
+    return vector(w, *others), emit
 
 
 @intrinsic
-def holds_part(typingctx, array, i, step, n):
+def holds(typingctx, w):
+    """Which of LANES values the mask has; None without one."""
+    return _holds(w)
+
+
+@intrinsic
+def holds_part(typingctx, w, n):
     """The same of the first n lanes; nothing behind them is touched."""
-    return _holds(array, types.int64)
+    return _holds(w, types.int64)
 
 
 @intrinsic
-def factors(typingctx, array, i, step):
-    """array[i], array[i + step], ...; None of None."""
-    return _factors(array)
+def factors(typingctx, w):
+    """The weights of LANES values; None without them."""
+    return _factors(w)
 
 
 @intrinsic
-def factors_part(typingctx, array, i, step, n):
+def factors_part(typingctx, w, n):
     """The same of the first n lanes, 0 in the others; nothing behind them is touched."""
-    return _factors(array, types.int64)
+    return _factors(w, types.int64)
 
 
 if config.DISABLE_JIT:
     from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
         below,
+        counts,
+        cursor,
         either,
         factors,
         factors_part,
         finite,
+        for_map,
         holds,
         holds_part,
         joined,
         kept,
+        shifted,
         often,
+        omits,
         positive,
         present,
+        rows_of,
     )

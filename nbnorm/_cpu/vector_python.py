@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm._counted import Counted
 from nbnorm._cpu.plan import LANES
 
 FEW = 8
@@ -149,8 +150,8 @@ def finite(v: Vector) -> Mask:
     return np.isfinite(v)
 
 
-def present(v: Vector, omit: bool) -> Mask:
-    return ~(np.isnan(v) & omit)
+def present(v: Vector, w: Counted) -> Mask:
+    return ~(np.isnan(v) & w.omit)
 
 
 def positive(v: Vector | None) -> Mask | None:
@@ -173,7 +174,35 @@ def often(m: Mask, factor: Vector | None) -> Vector:
     return np.where(m, 1.0 if factor is None else factor, 0.0)
 
 
-def factors_part(array: NDArray | None, i: int, step: int, n: int) -> Vector | None:
+def cursor(w: Counted | None) -> Counted | None:
+    return w
+
+
+def shifted(w: Counted | None, n: int, c: int, s: int) -> Counted | None:
+    return w and w._replace(
+        where_0=w.where_0 + n * w.where_n + c * w.where_c + s * w.where_s,
+        weights_0=w.weights_0 + n * w.weights_n + c * w.weights_c + s * w.weights_s,
+    )
+
+
+def rows_of(w: Counted | None, n: int) -> Counted | None:
+    return w and w._replace(where_n=n * w.where_n, weights_n=n * w.weights_n)
+
+
+def for_map(dy: NDArray | None, w: Counted | None) -> Counted | None:
+    return None if dy is None else w
+
+
+def omits(w: Counted) -> bool:
+    return w.omit
+
+
+def counts(w: Counted) -> float:
+    held, weight = (_apart(w.where, w.where_0, 0, 1), _apart(w.weights, w.weights_0, 0, 1))
+    return float(held is None or held[0] != 0) * (1.0 if weight is None else weight[0])
+
+
+def _apart(array: NDArray | None, i: int, step: int, n: int) -> Vector | None:
     assert 1 <= n <= LANES
     if array is None:
         return None
@@ -181,14 +210,18 @@ def factors_part(array: NDArray | None, i: int, step: int, n: int) -> Vector | N
     return np.concatenate([array[i + step * np.arange(n)].astype(np.float64), np.zeros(LANES - n)])
 
 
-def factors(array: NDArray | None, i: int, step: int) -> Vector | None:
-    return factors_part(array, i, step, LANES)
+def factors_part(w: Counted, n: int) -> Vector | None:
+    return _apart(w.weights, w.weights_0, w.weights_s, n)
 
 
-def holds_part(array: NDArray | None, i: int, step: int, n: int) -> Mask | None:
-    found = factors_part(array, i, step, n)
+def factors(w: Counted) -> Vector | None:
+    return factors_part(w, LANES)
+
+
+def holds_part(w: Counted, n: int) -> Mask | None:
+    found = _apart(w.where, w.where_0, w.where_s, n)
     return None if found is None else found != 0
 
 
-def holds(array: NDArray | None, i: int, step: int) -> Mask | None:
-    return holds_part(array, i, step, LANES)
+def holds(w: Counted) -> Mask | None:
+    return holds_part(w, LANES)

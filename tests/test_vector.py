@@ -39,6 +39,8 @@ def test_the_twin_in_python_has_nothing_else():
         for name, value in (vars(vector) | vars(vector_memory) | vars(vector_mask)).items()
         if isinstance(value, _Intrinsic) and not name.startswith("_")
     }
-    assert {name for name in functions if not any(hasattr(module, name) for module in (vector, vector_memory, vector_mask))} == set()
+    assert {
+        name for name in functions if not any(hasattr(module, name) for module in (vector, vector_memory, vector_mask))
+    } == set()
     assert config.DISABLE_JIT or {"load", "fold", "lanes"} <= intrinsics
     assert intrinsics <= functions

@@ -13,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.counted import counted_image, lanes_that_count, lanes_that_count_part
+from nbnorm._cpu.counted import counted_image, lanes_that_count
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, share, spread
-from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, routine
+from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, once, routine
 from nbnorm._cpu.vector_mask import cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import (
     LINE,
@@ -27,6 +27,7 @@ from nbnorm._cpu.vector_memory import (
     lanes,
     load_as,
     load_part_as,
+    matrix,
     prefetch,
     store,
     store_part,
@@ -36,16 +37,22 @@ from nbnorm._cpu.vector_memory import (
 from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
-START, WHOLE = np.intp(0), np.intp(FEW)
+NONE, START, WHOLE, ALL = np.intp(0), np.intp(0), np.intp(FEW), np.intp(LANES)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 GROUP = 65_536  # values that are walked forwards before going back
 ABREAST = 4  # rows that share what is loaded of the tables
 
 
 @routine
-def image(x, dy, ddx, k, h, o, a, b, scale, shift, t):
-    """The map of vectors x, dy and ddx (or None); coefficients are numbers, vectors, or tables read at t."""
+def image(x, dy, ddx, w, n, k, h, o, a, b, scale, shift, t):
+    """The map of vectors x, dy and ddx (or None), at the cursor, of which n lanes are there.
+
+    Coefficients are numbers, vectors, or tables read at t.
+    """
     u, scale, shift = deviation(x, lanes(k, t), lanes(h, t), lanes(a, t)), lanes(scale, t), lanes(shift, t)
+    if w is not None:
+        m, factor = lanes_that_count(w, x, n)
+        return counted_image(x, dy, u, m, factor, lanes(h, t), lanes(a, t), scale, shift)
     if dy is None:
         return affine(u, scale, shift)
     v, a = minus(dy, lanes(h, t)), lanes(a, t)
@@ -55,38 +62,11 @@ def image(x, dy, ddx, k, h, o, a, b, scale, shift, t):
 
 
 @routine
-def whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t):
-    """The map of LANES values from x[i] on, which are at the cursor."""
-    u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
-    if w is None:
-        result = image(u, v, z, k, h, o, a, b, scale, shift, t)
-    else:
-        m, factor = lanes_that_count(w, u)
-        result = counted_image(
-            u, v, m, factor, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t)
-        )  # fmt: skip
-    return result
-
-
-@routine
-def beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t):
-    """The same of vectors of which the first n lanes are there."""
-    if w is None:
-        result = image(u, v, z, k, h, o, a, b, scale, shift, t)
-    else:
-        m, factor = lanes_that_count_part(w, u, n)
-        result = counted_image(
-            u, v, m, factor, lanes(k, t), lanes(h, t), lanes(a, t), lanes(scale, t), lanes(shift, t)
-        )  # fmt: skip
-    return result
-
-
-@routine
 def part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t):
     """y[i : i + n], n <= LANES."""
     u, v = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
     z = load_part_as(scale, ddx, i, n, LANES)
-    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, t), LANES)
+    store_part(y, i, n, image(u, v, z, w, n, k, h, o, a, b, scale, shift, t), LANES)
 
 
 @routine
@@ -94,14 +74,14 @@ def few(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift):
     """y[i : i + n], n <= FEW."""
     u, v = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
     z = load_part_as(scale, ddx, i, n, FEW)
-    store_part(y, i, n, beginning(u, v, z, w, n, k, h, o, a, b, scale, shift, START), FEW)
+    store_part(y, i, n, image(u, v, z, w, n, k, h, o, a, b, scale, shift, START), FEW)
 
 
 @routine
 def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
     """y[i:end], which is at the cursor; coefficients are numbers, or tables read from position t on.
 
-    Streaming from memory, it asks for what lies `ahead` values further on; None where the CPU sees that coming.
+    Streaming from memory, it asks for what lies `ahead` values further on; 0 where the CPU sees that coming.
     """
     if streaming:
         n = min(end - i, until_line(y, i))
@@ -111,17 +91,19 @@ def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahe
             t += n
             w = shifted(w, 0, 0, n)
         while i + LANES <= end:
-            if ahead is not None:
+            if ahead > 0:
                 prefetch(x, i + ahead)
                 prefetch(dy, i + ahead)
                 prefetch(ddx, i + ahead)
-            stream(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t))
+            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
+            stream(y, i, image(u, v, z, w, ALL, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
             w = shifted(w, 0, 0, LANES)
     else:
         while i + LANES <= end:
-            store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, t))
+            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
+            store(y, i, image(u, v, z, w, ALL, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
             w = shifted(w, 0, 0, LANES)
@@ -140,10 +122,11 @@ def segment(x, dy, ddx, w, y, c, i, end, origins, coef, streaming):
     if ddx is not None:
         b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
     if streaming:
-        run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, None)
+        run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, NONE)
         return
     while i + LANES <= end:
-        store(y, i, whole(x, dy, ddx, w, i, k, h, o, a, b, scale, shift, START))
+        u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
+        store(y, i, image(u, v, z, w, ALL, k, h, o, a, b, scale, shift, START))
         i += LANES
         w = shifted(w, 0, 0, LANES)
     while i + FEW <= end:
@@ -195,21 +178,22 @@ def apply_segments(x, dy, ddx, w, y, stats, coef, N, C, S, streaming, workers):
 
 @Kernel
 def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
-    """With the running statistics, `both` means and variances, which also fill stats, unless None; scratch (4 * C)."""
-    mean, coef = both[:C], scratch[: 4 * C].reshape(4, C)
-    finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
+    """With the running statistics, `both` of `finalize_running`, which fill stats too, unless None; scratch (4 * C)."""
+    coef = matrix(scratch, 0, 4, C)
+    finalize_running(both, gamma, beta, eps, stats, coef)
     for worker in prange(workers):
-        segments(worker, workers, x, None, None, None, y, mean, coef, N, C, S, streaming)
+        segments(worker, workers, x, None, None, None, y, both, coef, N, C, S, streaming)
 
 
 # ---- columns
 
 
-@routine
+@once
 def rows_image(x, dy, ddx, w, y, i, rows, stride, k, h, o, a, b, scale, shift):
     for r in range(rows):
         at = i + r * stride
-        store(y, at, whole(x, dy, ddx, shifted(w, r, 0, 0), at, k, h, o, a, b, scale, shift, START))
+        u, v, z = load_as(scale, x, at), load_as(scale, dy, at), load_as(scale, ddx, at)
+        store(y, at, image(u, v, z, shifted(w, r, 0, 0), ALL, k, h, o, a, b, scale, shift, START))
 
 
 @function
@@ -236,12 +220,12 @@ def rows_run(x, dy, ddx, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shif
         i += ABREAST * stride
         w = shifted(w, ABREAST, 0, 0)
     for _ in range(rows % ABREAST):
-        run(x, dy, ddx, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, None)
+        run(x, dy, ddx, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
         i += stride
         w = shifted(w, 1, 0, 0)
 
 
-@routine
+@once
 def line_start(i, size, edge, line):
     """The next i where a line begins: runs end and begin there. One line begins at `edge`, each has `line` values."""
     if 0 < i < size:
@@ -249,7 +233,7 @@ def line_start(i, size, edge, line):
     return min(i, size)
 
 
-@function
+@once
 def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0, the cursor at row 0.
 
@@ -280,18 +264,18 @@ def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift
         r1 = r
 
 
-@function
+@once
 def columns(worker, workers, x, dy, ddx, w, y, origins, coef, tables, N, C, S, K, abreast, streaming):
     """What one worker does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
     pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
     first, last = share(worker, workers, parts * pieces)
-    own = tables[worker]
-    k, scale, shift, a, h = own[0], own[1], own[2], own[3], own[4]
+    k, width = tables[worker], tables.shape[1] // (5 if ddx is None else 7)
+    scale, shift, a, h = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
     b, o = a, h
     if ddx is not None:
-        b, o = own[5], own[6]
+        b, o = k[5 * width :], k[6 * width :]
     for task in range(last - 1, first - 1, -1):
         r0, r1 = share(task % pieces, pieces, rows)
         j = task // pieces * MAP_WIDTH
@@ -315,7 +299,7 @@ def columns(worker, workers, x, dy, ddx, w, y, origins, coef, tables, N, C, S, K
 
 @Kernel
 def apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 5, min(K, MAP_WIDTH) + 3 * LANES) is scratch, 7 with ddx."""
+    """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch, 7 with ddx."""
     for worker in prange(workers):
         columns(worker, workers, x, dy, ddx, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
 
@@ -325,8 +309,8 @@ def running_columns(
     x, y, both, gamma, beta, eps, stats, scratch, N, C, S, K, abreast, streaming, workers
 ):  # fmt: skip
     """The same for columns; behind the 4 * C values of scratch are the tables."""
-    mean, coef, rest = both[:C], scratch[: 4 * C].reshape(4, C), scratch[4 * C :]
-    tables = rest.reshape(workers, 5, rest.size // (5 * workers))
-    finalize_running(mean, both[C:], gamma, beta, eps, stats, coef)
+    coef = matrix(scratch, 0, 4, C)
+    tables = matrix(scratch, 4 * C, workers, (scratch.size - 4 * C) // workers)
+    finalize_running(both, gamma, beta, eps, stats, coef)
     for worker in prange(workers):
-        columns(worker, workers, x, None, None, None, y, mean, coef, tables, N, C, S, K, abreast, streaming)
+        columns(worker, workers, x, None, None, None, y, both, coef, tables, N, C, S, K, abreast, streaming)

@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.sums import add, add_values
-from nbnorm._cpu.vector import function, minus, routine
+from nbnorm._cpu.vector import function, routine
 from nbnorm._cpu.vector_mask import (
     below,
     counts,
     cursor,
     either,
     factors,
-    factors_part,
     finite,
     holds,
-    holds_part,
     joined,
     kept,
-    shifted,
     often,
     omits,
     positive,
     present,
+    shifted,
 )
 from nbnorm._cpu.vector_memory import element
-from nbnorm._formulas import affine, fma, next_place, ninther
+from nbnorm._formulas import affine, fma, next_place
 
 TRIES = 64  # places where a value that counts is looked for, before every place is
 
 
 @routine
-def lanes_that_count(w, x):
-    """The mask of vector x at the cursor, and its weights (or None)."""
-    factor = factors(w)
-    return joined(joined(holds(w), positive(factor)), present(x, w)), factor
-
-
-@routine
-def lanes_that_count_part(w, x, n):
-    """The same of its first n lanes."""
-    factor = factors_part(w, n)
-    given = joined(holds_part(w, n), positive(factor))
-    return joined(joined(given, present(x, w)), below(n)), factor
+def lanes_that_count(w, x, n):
+    """The mask of the first n lanes of vector x at the cursor, and its weights (or None)."""
+    factor = factors(w, n)
+    return joined(joined(joined(holds(w, n), positive(factor)), present(x, w)), below(n)), factor
 
 
 @routine
@@ -65,10 +53,10 @@ def add_counted(sums, x, dy, u, m, factor, inside, h):
 
 
 @routine
-def counted_image(x, dy, m, factor, k, h, a, scale, shift):
+def counted_image(x, dy, u, m, factor, h, a, scale, shift):
     """Eq. 24, and 0 where there is no value."""
     here = finite(x)
-    of_x = kept(m, weighted(factor, affine(kept(here, minus(x, k)), scale, shift)))
+    of_x = kept(m, weighted(factor, affine(kept(here, u), scale, shift)))
     return kept(either(m, here), fma(dy - often(m, factor) * h, a, of_x))
 
 
@@ -102,28 +90,9 @@ def found(x, w, c, part, N, C, S):
     return -1
 
 
-@function
-def sample(array, x, w, c, part, N, C, S):
-    return element(array, found(x, w, c, part, N, C, S))
-
-
-@function
-def counted_origin(array, x, w, c, N, C, S):
-    """Eq. 2 for values of x, or of dy, that count; 0 when none does."""
-    if found(x, w, c, np.intp(0), N, C, S) < 0:
-        return 0.0
-    return ninther(
-        sample(array, x, w, c, np.intp(0), N, C, S), sample(array, x, w, c, np.intp(1), N, C, S),
-        sample(array, x, w, c, np.intp(2), N, C, S), sample(array, x, w, c, np.intp(3), N, C, S),
-        sample(array, x, w, c, np.intp(4), N, C, S), sample(array, x, w, c, np.intp(5), N, C, S),
-        sample(array, x, w, c, np.intp(6), N, C, S), sample(array, x, w, c, np.intp(7), N, C, S),
-        sample(array, x, w, c, np.intp(8), N, C, S),
-    )  # fmt: skip
-
-
 @Compiled
 def first_short(x, w, least, N, C, S, answer):
-    """w is a _counted.Counted; answer[0] is the first channel whose values do not count more than `least` times in all, or C."""
+    """answer[0] is the first channel whose values do not count more than `least` times in all, or C; w a Counted."""
     answer[0], its = C, cursor(w)
     for c in range(C - 1, -1, -1):
         total = 0.0

@@ -15,7 +15,7 @@ from numba import float64, types
 from numba.extending import overload
 
 from nbnorm._cpu.launch import Compiled
-from nbnorm._cpu.vector import INLINED, function, routine
+from nbnorm._cpu.vector import INLINED, function, once, routine
 from nbnorm._cpu.vector_memory import double, is_single, set_double
 from nbnorm._formulas import (
     COUNT,
@@ -41,6 +41,8 @@ from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 A, SCALE, SHIFT, H, B, ORIGIN_OF_DDX = range(6)  # rows of coef
 POWER, OFFSET_OF_X = A, H  # when it is float32
+BETA = DY_ORIGIN  # a row of sums, in a forward pass, which has no dy
+DGAMMA, DBETA = PRODUCT, SUM  # what the sums have become behind `finalize_channel`
 POOLED = -1.0  # the momentum of exact pooling, where a kernel does both
 
 
@@ -72,7 +74,7 @@ def parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, inv_std):
     set_parameter(dbeta, c, C, sum_dy)
 
 
-@routine
+@once
 def count_of(count, c, stats):
     """W of channel c: `count`, or where that is None what reduce found."""
     result = count
@@ -81,7 +83,7 @@ def count_of(count, c, stats):
     return result
 
 
-@routine
+@once
 def divisor_of(count, c, stats):
     """The same, and 1 for 0: every sum is 0 then."""
     result = count
@@ -112,38 +114,68 @@ def _(coef, c, k, scale, shift, varies):
     return body
 
 
-@routine
-def finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef):
-    """Eq. 4 to 6 when dy is None, Eq. 11 and 12 when it is an array: with gamma and beta, or with their gradients.
-
-    The other pair is None: Numba does not compile what stands under a test that None has failed.
-    """
-    C = stats.shape[1]
-    n = divisor_of(count, c, stats)
-    if gamma is not None:
-        d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], n)
-        inv_std, g = inverse_std(m2 / n, eps), parameter(gamma, c, C, 1.0)
-        stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c], stats[GAMMA, c] = d, m2, inv_std, g
-        scale, shift = normalizing_map(d, inv_std, g, parameter(beta, c, C, 0.0))
-        set_map(coef, c, stats[ORIGIN, c], scale, shift, m2 > 0.0)
-    if dy is not None:
-        s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
-        sum_dy_xmu = centred_product(s, sums[PRODUCT, c], d)
-        a, scale, shift = gradient_map(s, sum_dy_xmu, d, n, stats[GAMMA, c], stats[INV_STD, c])
-        coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
-        parameter_gradients(dgamma, dbeta, c, C, whole_sum(s, h, n), sum_dy_xmu, stats[INV_STD, c])
+@function
+def read_parameter(values, default, first, last, C, row):
+    """row[first:last] = gamma or beta, as float64: in the loop of `finalize_channels` its forms would be branches, for
+    each of which LLVM makes a loop of its own."""
+    for c in range(np.uintp(first), np.uintp(last)):
+        row[c] = parameter(values, c, C, default)
 
 
 @function
-def finalize_channels(dy, first, last, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef):
+def write_parameter(values, first, last, C, row):
+    """The way back, for gradients."""
+    for c in range(np.uintp(first), np.uintp(last)):
+        set_parameter(values, c, C, row[c])
+
+
+@once
+def read_parameters(gamma, beta, first, last, stats, sums):
+    """gamma into stats and beta into sums; nothing in a backward pass, where they are None."""
+    if gamma is not None:
+        read_parameter(gamma, 1.0, first, last, stats.shape[1], stats[GAMMA])
+        read_parameter(beta, 0.0, first, last, stats.shape[1], sums[BETA])
+
+
+@once
+def write_gradients(dgamma, dbeta, first, last, sums):
+    """From sums, behind `finalize_channel`; nothing in a forward pass, where they are None."""
+    if dgamma is not None:
+        write_parameter(dgamma, first, last, sums.shape[1], sums[DGAMMA])
+        write_parameter(dbeta, first, last, sums.shape[1], sums[DBETA])
+
+
+@once
+def finalize_channel(dy, gamma, c, stats, sums, eps, count, coef):
+    """Eq. 4 to 6 when dy is None, Eq. 11 and 12 when gamma is: Numba drops what stands under a test that None fails."""
+    n = divisor_of(count, c, stats)
+    if gamma is not None:
+        d, m2 = moments(sums[SUM, c], sums[PRODUCT, c], n)
+        inv_std, g = inverse_std(m2 / n, eps), stats[GAMMA, c]
+        stats[DEVIATION, c], stats[M2, c], stats[INV_STD, c] = d, m2, inv_std
+        scale, shift = normalizing_map(d, inv_std, g, sums[BETA, c])
+        set_map(coef, c, stats[ORIGIN, c], scale, shift, m2 > 0.0)
+    if dy is not None:
+        s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
+        sum_dy_xmu, inv_std = centred_product(s, sums[PRODUCT, c], d), stats[INV_STD, c]
+        a, scale, shift = gradient_map(s, sum_dy_xmu, d, n, stats[GAMMA, c], inv_std)
+        coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
+        sums[DGAMMA, c], sums[DBETA, c] = sum_dy_xmu * inv_std, whole_sum(s, h, n)
+
+
+@once
+def finalize_channels(dy, gamma, first, last, stats, sums, eps, count, coef):
     """Channels first:last. Unsigned, so that no index may be negative: then LLVM divides eight at a time."""
     for c in range(np.uintp(first), np.uintp(last)):
-        finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
+        finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
 
 
 @Compiled
 def finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef):
-    finalize_channels(dy, 0, stats.shape[1], stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
+    first, C = np.intp(0), stats.shape[1]
+    read_parameters(gamma, beta, first, C, stats, sums)
+    finalize_channels(dy, gamma, first, C, stats, sums, eps, count, coef)
+    write_gradients(dgamma, dbeta, first, C, sums)
 
 
 @Compiled
@@ -157,17 +189,23 @@ def finalize_given(stats, gamma, beta, eps, count, coef):
         set_map(coef, c, stats[ORIGIN, c], scale, shift, stats[M2, c] > 0.0)
 
 
-@function
-def finalize_running(mean, var, gamma, beta, eps, stats, coef):
-    """The running statistics in the place of a batch's: k is the mean, d is 0; stats, unless None, get var for m2."""
-    C = mean.size
-    for c in range(C):
-        inv_std, g = inverse_std(var[c], eps), parameter(gamma, c, C, 1.0)
+@once
+def finalize_running(both, gamma, beta, eps, stats, coef):
+    """The running statistics in the place of a batch's: k is the mean, d is 0; stats, unless None, get var for m2.
+
+    both (4 * C): means and variances, and room for gamma and beta.
+    """
+    first, C = np.intp(0), coef.shape[1]
+    var, g, b = both[C:], both[2 * C :], both[3 * C :]
+    read_parameter(gamma, 1.0, first, C, C, g)
+    read_parameter(beta, 0.0, first, C, C, b)
+    for c in range(np.uintp(C)):
+        inv_std = inverse_std(var[c], eps)
         if stats is not None:
-            stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = mean[c], 0.0, var[c]
-            stats[INV_STD, c], stats[GAMMA, c] = inv_std, g
-        scale, shift = normalizing_map(0.0, inv_std, g, parameter(beta, c, C, 0.0))
-        set_map(coef, c, mean[c], scale, shift, True)
+            stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = both[c], 0.0, var[c]
+            stats[INV_STD, c], stats[GAMMA, c] = inv_std, g[c]
+        scale, shift = normalizing_map(0.0, inv_std, g[c], b[c])
+        set_map(coef, c, both[c], scale, shift, True)
 
 
 @function
@@ -188,7 +226,7 @@ def samples_of(counters, samples, c):
     return result
 
 
-@routine
+@once
 def count_batch(counters, count):
     counters[BATCHES] += 1
     if count is not None:

@@ -10,8 +10,17 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from nbnorm._cpu.apply import START, STREAMING, chunk, rows_run, run
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, finalize_channel, finalize_channels
+from nbnorm._cpu.apply import NONE, START, STREAMING, chunk, rows_run, run
+from nbnorm._cpu.finalize import (
+    SCALE,
+    SHIFT,
+    A,
+    H,
+    finalize_channel,
+    finalize_channels,
+    read_parameters,
+    write_gradients,
+)
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.reduce import (
     add_sums,
@@ -23,9 +32,9 @@ from nbnorm._cpu.reduce import (
     share,
     spread,
 )
-from nbnorm._cpu.vector import INLINED
+from nbnorm._cpu.vector import INLINED, LANES, zeros
 from nbnorm._cpu.vector_mask import cursor, for_map, shifted
-from nbnorm._cpu.vector_memory import fence, is_single
+from nbnorm._cpu.vector_memory import fence, is_single, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN
 
 
@@ -49,6 +58,7 @@ def fused_segments(
         of_map = for_map(dy, its)
         first, last = share(worker, workers, C)
         k = stats[ORIGIN]  # here, since a view counts references
+        read_parameters(gamma, beta, first, last, stats, sums)
         for c in range(first, last):
             origins(x, dy, its, True, stats, sums, c, c + 1, N, C, S)
             s, q, n = 0.0, 0.0, 0.0
@@ -58,9 +68,10 @@ def fused_segments(
                 q += dq
                 n += dn
             keep_sums(dy, w, c, s, q, n, stats, sums)
-            finalize_channel(dy, c, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
+            finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
             for t in range(chunks - 1, -1, -1):
                 chunk(x, dy, None, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)
+        write_gradients(dgamma, dbeta, first, last, sums)
         if streaming:
             fence()
 
@@ -89,13 +100,16 @@ def fused_columns(
                 spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
             for r in range(0, N, block):
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
-                acc[at : at + terms * width] = 0.0
+                for j in range(at, at + terms * width, LANES):
+                    store(acc, j, zeros())
                 i, of_block = r * K + c0 * S, shifted(its, r, 0, c0 * S)
                 column_sums(x, dy, of_block, i, min(block, N - r), K, cols, k, h, acc, at, width)
                 if at > 0:
                     add_sums(x, dy, its, acc, at, width)
             channels_totals(x, dy, its, acc, width, c0, c1, S, 1, stats, sums)
-            finalize_channels(dy, c0, c1, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
+            read_parameters(gamma, beta, c0, c1, stats, sums)
+            finalize_channels(dy, gamma, c0, c1, stats, sums, eps, count, coef)
+            write_gradients(dgamma, dbeta, c0, c1, sums)
             spread(scale, coef[SCALE], c0 * S, cols, C, S)
             spread(shift, coef[SHIFT], c0 * S, cols, C, S)
             if dy is not None or is_single(coef):
@@ -106,7 +120,7 @@ def fused_columns(
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i, of_row = n * K + c0 * S, shifted(of_map, n, 0, 0)
-                    run(x, dy, None, of_row, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, None)
+                    run(x, dy, None, of_row, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, NONE)
             else:
                 rows_run(x, dy, None, of_map, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START)
         if streaming:

@@ -27,7 +27,12 @@ def fused_double_segments(
         first, last = share(w, workers, C)
         origins = stats[ORIGIN]  # here, since a view counts references
         for c in range(first, last):
-            k, d, h, o = stats[ORIGIN, c], stats[DEVIATION, c], origin(dy, c, N, C, S), origin(ddx, c, N, C, S)
+            k, d, h, o = (
+                stats[ORIGIN, c],
+                stats[DEVIATION, c],
+                origin(dy, x, None, c, N, C, S),
+                origin(ddx, x, None, c, N, C, S),
+            )
             s, q, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
             for j in range(chunks):
                 its_s, its_q, _ = chunk_sums(x, dy, None, c, j, per, piece, N, C, S, k, h)

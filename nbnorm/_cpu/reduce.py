@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.counted import add_counted, counted_origin, lanes_that_count, lanes_that_count_part
+from nbnorm._cpu.counted import add_counted, found, lanes_that_count
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, routine
+from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, once, routine, zeros
 from nbnorm._cpu.vector_mask import below, cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
 from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
@@ -27,7 +27,7 @@ from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sa
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
-ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW = np.intp(8), np.intp(4), np.intp(1)
+ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, ALL = np.intp(8), np.intp(4), np.intp(1), np.intp(LANES)
 
 
 @routine
@@ -38,17 +38,23 @@ def share(w, workers, tasks):
 
 
 @routine
-def sample(x, c, part, N, C, S):
-    return element(x, sample_index(c, part, N, C, S))
+def sample(array, x, w, c, part, N, C, S):
+    """Of x, or of dy, a value that counts; 0 when none does."""
+    if w is not None:
+        i = found(x, w, c, part, N, C, S)
+        return element(array, i) if i >= 0 else 0.0
+    return element(array, sample_index(c, part, N, C, S))
 
 
 @routine
-def origin(x, c, N, C, S):
-    """k, from nine values."""
+def origin(array, x, w, c, N, C, S):
+    """k, or h, from nine values."""
     return ninther(
-        sample(x, c, np.intp(0), N, C, S), sample(x, c, np.intp(1), N, C, S), sample(x, c, np.intp(2), N, C, S),
-        sample(x, c, np.intp(3), N, C, S), sample(x, c, np.intp(4), N, C, S), sample(x, c, np.intp(5), N, C, S),
-        sample(x, c, np.intp(6), N, C, S), sample(x, c, np.intp(7), N, C, S), sample(x, c, np.intp(8), N, C, S),
+        sample(array, x, w, c, np.intp(0), N, C, S), sample(array, x, w, c, np.intp(1), N, C, S),
+        sample(array, x, w, c, np.intp(2), N, C, S), sample(array, x, w, c, np.intp(3), N, C, S),
+        sample(array, x, w, c, np.intp(4), N, C, S), sample(array, x, w, c, np.intp(5), N, C, S),
+        sample(array, x, w, c, np.intp(6), N, C, S), sample(array, x, w, c, np.intp(7), N, C, S),
+        sample(array, x, w, c, np.intp(8), N, C, S),
     )  # fmt: skip
 
 
@@ -60,15 +66,9 @@ def origins(x, dy, w, centred, stats, sums, first, last, N, C, S):
     """
     for c in range(first, last):
         if dy is None:
-            stats[ORIGIN, np.uintp(c)] = channel_origin(x, x, w, c, N, C, S)
+            stats[ORIGIN, np.uintp(c)] = origin(x, x, w, c, N, C, S)
         elif centred:
-            sums[DY_ORIGIN, np.uintp(c)] = channel_origin(dy, x, w, c, N, C, S)
-
-
-@routine
-def channel_origin(array, x, w, c, N, C, S):
-    """Of x or dy."""
-    return origin(array, c, N, C, S) if w is None else counted_origin(array, x, w, c, N, C, S)
+            sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, c, N, C, S)
 
 
 @routine
@@ -80,7 +80,7 @@ def rows_sums(x, dy, w, i, rows, stride, k, h, sums):
         if w is None:
             sums = add(sums, u if dy is None else minus(g, h), u)
         else:
-            m, factor = lanes_that_count(shifted(w, r, 0, 0), v)
+            m, factor = lanes_that_count(shifted(w, r, 0, 0), v, ALL)
             sums = add_counted(sums, v, g, u, m, factor, None, h)
     return sums
 
@@ -94,7 +94,7 @@ def rows_sums_part(x, dy, w, i, rows, stride, n, k, h, sums):
             u = keep(v - k, n, LANES)
             sums = add(sums, u if dy is None else keep(g - h, n, LANES), u)
         else:
-            m, factor = lanes_that_count_part(shifted(w, r, 0, 0), v, n)
+            m, factor = lanes_that_count(shifted(w, r, 0, 0), v, n)
             sums = add_counted(sums, v, g, v - k, m, factor, below(n), h)
     return sums
 
@@ -108,7 +108,7 @@ def rows_sums_few(x, dy, w, i, rows, stride, n, k, h, sums):
             u = keep(v - k, n, FEW)
             sums = add(sums, u if dy is None else keep(g - h, n, FEW), u)
         else:
-            m, factor = lanes_that_count_part(shifted(w, r, 0, 0), v, n)
+            m, factor = lanes_that_count(shifted(w, r, 0, 0), v, n)
             sums = add_counted(sums, v, g, v - k, m, factor, below(n), h)
     return sums
 
@@ -185,7 +185,7 @@ def reduce_segments(x, dy, w, centred, stats, sums, parts, N, C, S, per, piece, 
 # ---- columns
 
 
-@routine
+@function
 def spread(table, values, j, n, C, S):
     """table[:n] = what belongs to columns j : j + n, a value of each column's channel; columns repeat for ever.
 
@@ -250,7 +250,7 @@ def add_sums(x, dy, w, acc, at, width):
         store_sums(acc, j, width, sums)
 
 
-@routine
+@once
 def channel_totals(x, dy, w, acc, width, c, C, S, tile):
     """s, q and the count of all columns of channel c, S neighbours in each of `tile` copies."""
     sums = no_sums(x, dy, w)
@@ -263,7 +263,7 @@ def channel_totals(x, dy, w, acc, width, c, C, S, tile):
     return totals(sums)
 
 
-@routine
+@once
 def channels_totals(x, dy, w, acc, width, first, last, S, tile, stats, sums):
     """The sums of channels first:last, whose columns begin at acc[0], and their counts where they are not known."""
     C = last - first
@@ -304,7 +304,8 @@ def reduce_columns(
                 filled = panel
             at = b * terms * width + j
             for r in range(terms):
-                acc[at + r * width : at + r * width + cols] = 0.0
+                for i in range(at + r * width, at + r * width + cols, LANES):
+                    store(acc, i, zeros())
             of_block, of_rest = shifted(its, b * block, 0, j), shifted(its, rows, 0, j)
             column_sums(x, dy, of_block, b * block * K + j, n, K, cols, k, h, acc, at, width)
             if rest > j and b == blocks - 1:

@@ -59,8 +59,9 @@ def running_forward(
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats, unless None, with the variance for m2."""
     N, C, S = shape
+    both = np.empty(4 * C)
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
-        both = running.both.copy()
+        both[: 2 * C] = running.both
     gamma, beta = _parameter(gamma), _parameter(beta)
     workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
     scratch = np.empty(4 * C + 5 * workers * cut.width, OF_MAP[x.itemsize])  # coef, and tables of columns
@@ -213,7 +214,7 @@ def _apply(
     runs = in_rows(w, S), throughout(w, C, S)
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, *runs)
     if cut.K:
-        tables = np.empty((workers, 5 if ddx is None else 7, cut.width), coef.dtype)
+        tables = np.empty((workers, (5 if ddx is None else 7) * cut.width), coef.dtype)
         apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)
     else:
         apply_segments(x, dy, ddx, w, y, stats, coef, N, C, S, cut.streaming, workers)

@@ -14,7 +14,7 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, overload
 
-from nbnorm._cpu.vector import INLINED, LANES, first, fold, routine, vector, zeros
+from nbnorm._cpu.vector import INLINED, LANES, first, fold, once, vector, zeros
 from nbnorm._cpu.vector_memory import I64, _address, _masked, load, load_part, store
 from nbnorm._floats import DOUBLE, I32, number
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
@@ -182,7 +182,7 @@ def _rows(builder, terms, memory, at, width, kind):
     return [builder.bitcast(builder.gep(memory, [place]), kind.as_pointer()) for place in places]
 
 
-@routine
+@once
 def store_sums(memory, at, width, sums):
     for r in range(len(sums)):
         store(memory, at + r * width, sums[r])

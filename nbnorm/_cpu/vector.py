@@ -35,6 +35,7 @@ INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrappe
 INLINED: Any = {**INNER, "forceinline": True}
 routine = njit(**INLINED)
 function = njit(**INNER)  # not forced into its caller
+once = njit(inline="always", **INNER)  # part of its caller before types are known: for what a kernel does in one place
 
 
 class Vector(types.Type):

@@ -1,6 +1,6 @@
 """Masks: which lanes of a vector count. One bit a lane; None is a mask of every lane.
 
-A *cursor* says where masks and weights of a vector lie: addresses, so that nobody counts references to arrays in a loop.
+A *cursor* says where masks and weights of a vector lie: addresses, so that no loop counts references to arrays.
 It is None in a kernel without them, and so is what comes from it: there is nothing to type or to compile.
 `holds` and `factors` read what a user gave for each position, in steps of any size: 1 is a vector load, 0 one value for
 all lanes, and any other a loop.
@@ -243,27 +243,26 @@ def _gatherer(module, element):
 
 
 def _strided(builder, address, step, dtype, n):
-    """The values that lie `step` bytes apart of n lanes (all of them when it is None) as a raw vector."""
+    """The values that lie `step` bytes apart of the first n lanes as a raw vector, 0 in the others."""
     element, size = STORED[dtype], {"uint8": 1, "float32": 4, "float64": 8}[dtype]
     kind, pointer = ir.VectorType(element, LANES), builder.inttoptr(address, element.as_pointer())
     found = []
     with builder.if_else(builder.icmp_signed("==", step, I64(size)), likely=True) as (beside, apart):
         with beside:
-            place = builder.bitcast(pointer, kind.as_pointer())
-            if n is None:
-                raw = builder.load(place, align=size)
-            else:
-                arguments = [place, I32(size), first(builder, n, LANES), number(kind, 0)]
-                raw = _masked(builder, "load", kind, kind, arguments)
-            found.append((raw, builder.block))
+            arguments = [
+                builder.bitcast(pointer, kind.as_pointer()),
+                I32(size),
+                first(builder, n, LANES),
+                number(kind, 0),
+            ]
+            found.append((_masked(builder, "load", kind, kind, arguments), builder.block))
         with apart:
             with builder.if_else(builder.icmp_signed("==", step, I64(0)), likely=True) as (same, others):
                 with same:
                     found.append((splat(builder, builder.load(pointer)), builder.block))
                 with others:
                     gather = _gatherer(builder.module, element)
-                    count = I64(LANES) if n is None else n
-                    found.append((builder.call(gather, (address, step, count)), builder.block))
+                    found.append((builder.call(gather, (address, step, n)), builder.block))
             both = builder.phi(kind)
             for raw, block in found[1:]:
                 both.add_incoming(raw, block)
@@ -274,52 +273,31 @@ def _strided(builder, address, step, dtype, n):
     return result
 
 
-def _holds(w, *others):
+@intrinsic
+def holds(typingctx, w, n):
+    """Which of the first n values the mask has; None without one. Nothing behind them is touched."""
     if w.where is None:
-        return _nothing(types.none(w, *others))
+        return _nothing(types.none(w, types.int64))
 
     def emit(ctx, builder, sig, args):
         here = _fields(ctx, builder, w, args[0])
-        raw = _strided(builder, here.where_0, here.where_s, w.where, args[1] if others else None)
+        raw = _strided(builder, here.where_0, here.where_s, w.where, args[1])
         return builder.icmp_unsigned("!=", raw, number(raw.type, 0))
 
-    return mask(w, *others), emit
+    return mask(w, types.int64), emit
 
 
-def _factors(w, *others):
+@intrinsic
+def factors(typingctx, w, n):
+    """The weights of the first n values; None without them. Nothing behind them is touched."""
     if w.weights is None:
-        return _nothing(types.none(w, *others))
+        return _nothing(types.none(w, types.int64))
 
     def emit(ctx, builder, sig, args):
         here = _fields(ctx, builder, w, args[0])
-        raw = _strided(builder, here.weights_0, here.weights_s, w.weights, args[1] if others else None)
-        return widen(builder, raw, w.weights, DOUBLE)
+        return widen(builder, _strided(builder, here.weights_0, here.weights_s, w.weights, args[1]), w.weights, DOUBLE)
 
-    return vector(w, *others), emit
-
-
-@intrinsic
-def holds(typingctx, w):
-    """Which of LANES values the mask has; None without one."""
-    return _holds(w)
-
-
-@intrinsic
-def holds_part(typingctx, w, n):
-    """The same of the first n lanes; nothing behind them is touched."""
-    return _holds(w, types.int64)
-
-
-@intrinsic
-def factors(typingctx, w):
-    """The weights of LANES values; None without them."""
-    return _factors(w)
-
-
-@intrinsic
-def factors_part(typingctx, w, n):
-    """The same of the first n lanes, 0 in the others; nothing behind them is touched."""
-    return _factors(w, types.int64)
+    return vector(w, types.int64), emit
 
 
 if config.DISABLE_JIT:
@@ -329,17 +307,15 @@ if config.DISABLE_JIT:
         cursor,
         either,
         factors,
-        factors_part,
         finite,
         for_map,
         holds,
-        holds_part,
         joined,
         kept,
-        shifted,
         often,
         omits,
         positive,
         present,
         rows_of,
+        shifted,
     )

@@ -44,6 +44,26 @@ def element(typingctx, array, i):
 
 
 @intrinsic
+def matrix(typingctx, memory, at, rows, columns):
+    """memory[at : at + rows * columns] as an array of two dimensions. It owns nothing and costs nothing, unlike
+    `reshape`, which takes a tenth of a second to compile."""
+    kind = types.Array(memory.dtype, 2, "C")
+
+    def emit(ctx, builder, sig, args):
+        flat, result = ctx.make_array(memory)(ctx, builder, args[0]), ctx.make_array(kind)(ctx, builder)
+        size, (rows, columns) = flat.itemsize, args[2:]
+        result.data = builder.gep(flat.data, [args[1]])
+        result.nitems, result.itemsize = builder.mul(rows, columns), size
+        result.shape = cgutils.pack_array(builder, [rows, columns])
+        result.strides = cgutils.pack_array(builder, [builder.mul(columns, size), size])
+        for owner in ("meminfo", "parent"):
+            setattr(result, owner, ir.Constant(getattr(flat, owner).type, None))
+        return result._getvalue()
+
+    return kind(memory, types.intp, types.intp, types.intp), emit
+
+
+@intrinsic
 def double(typingctx, array, i):
     """The float64 number whose halves are array[2*i] and array[2*i + 1]."""
 
@@ -267,6 +287,7 @@ if config.DISABLE_JIT:
         load_as,
         load_part,
         load_part_as,
+        matrix,
         prefetch,
         set_double,
         store,

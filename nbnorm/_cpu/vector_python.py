@@ -73,6 +73,10 @@ def element(array: NDArray, i: int) -> float:
     return _widen(_inside(array, i, 1))[0]
 
 
+def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
+    return memory[at : at + rows * columns].reshape(rows, columns)
+
+
 def double(array: NDArray, i: int) -> float:
     return _inside(array, 2 * i, 2).view(np.float64)[0]
 
@@ -210,18 +214,10 @@ def _apart(array: NDArray | None, i: int, step: int, n: int) -> Vector | None:
     return np.concatenate([array[i + step * np.arange(n)].astype(np.float64), np.zeros(LANES - n)])
 
 
-def factors_part(w: Counted, n: int) -> Vector | None:
+def factors(w: Counted, n: int) -> Vector | None:
     return _apart(w.weights, w.weights_0, w.weights_s, n)
 
 
-def factors(w: Counted) -> Vector | None:
-    return factors_part(w, LANES)
-
-
-def holds_part(w: Counted, n: int) -> Mask | None:
+def holds(w: Counted, n: int) -> Mask | None:
     found = _apart(w.where, w.where_0, w.where_s, n)
     return None if found is None else found != 0
-
-
-def holds(w: Counted) -> Mask | None:
-    return holds_part(w, LANES)

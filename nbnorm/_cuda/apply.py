@@ -31,7 +31,7 @@ from nbnorm._cuda.finalize import (
 )
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, TABLES
-from nbnorm._cuda.reduce import following
+from nbnorm._cuda.reduce import following, rest_of_segments
 from nbnorm._cuda.vector import ahead, element, lanes, load, load_table, places_for, put, routine, store
 from nbnorm._formulas import affine, affine_of_three, affine_of_two
 
@@ -47,6 +47,16 @@ def image(x, dy, ddx, k, scale, shift, a, h, b, o):
     return affine_of_three(ddx - o, b, dy - h, a, u, scale, shift)
 
 
+@routine
+def map_one(x, dy, ddx, w, y, at, n, c, s, k, scale, shift, a, h, b, o):
+    """Value (n, c, s), which is at `at` and in no pack."""
+    v, g, z = element(x, at), element(dy, at), element(ddx, at)
+    if w is None:
+        put(y, at, image(v, g, z, k, scale, shift, a, h, b, o))
+    else:
+        put(y, at, counted_image(v, g, times(w, x, at, n, c, s), k, scale, shift, a, h))
+
+
 # ---- segments
 
 
@@ -57,27 +67,29 @@ def recall(x, at, room, j):
 
 
 @routine
-def segment_image(x, dy, ddx, w, packs, n, c, i, k, scale, shift, a, h, b, o):
-    """`image` of pack i of segment n of channel c."""
+def segment_image(x, dy, ddx, w, packs, n, c, at, C, S, k, scale, shift, a, h, b, o):
+    """`image` of the pack at `at` in segment n of channel c."""
     if w is None:
         result = image(x, dy, ddx, k, scale, shift, a, h, b, o)
     else:
-        m = times_in_segment(w, x, packs, n, c, i * lanes(packs))
+        m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
         result = counted_image(x, dy, m, k, scale, shift, a, h)
     return result
 
 
 @routine
-def map_segments(x, dy, ddx, w, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o):
+def map_segments(
+    x, dy, ddx, w, y, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
+):  # fmt: skip
     """Part p of channel c, cut as in segment_sums."""
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
     if dy is None:
         while j + 3 * T < end:  # all loads before the first store: the compiler must not move them across
-            a0, n, i = following(n, i, dn, di, c, C, SV)
-            a1, n, i = following(n, i, dn, di, c, C, SV)
-            a2, n, i = following(n, i, dn, di, c, C, SV)
-            a3, n, i = following(n, i, dn, di, c, C, SV)
+            a0, n, i = following(n, i, dn, di, c, C, S, SV, x)
+            a1, n, i = following(n, i, dn, di, c, C, S, SV, x)
+            a2, n, i = following(n, i, dn, di, c, C, S, SV, x)
+            a3, n, i = following(n, i, dn, di, c, C, S, SV, x)
             x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
             x2, x3 = recall(x, a2, x_room, j + 2 * T), recall(x, a3, x_room, j + 3 * T)
             store(y, a0, image(x0, None, None, k, scale, shift, a, h, b, o))
@@ -88,30 +100,35 @@ def map_segments(x, dy, ddx, w, y, x_room, dy_room, c, p, t, T, N, C, SV, per, k
     else:
         while j + T < end:
             n0, i0 = n, i
-            a0, n1, i1 = following(n0, i0, dn, di, c, C, SV)
-            a1, n, i = following(n1, i1, dn, di, c, C, SV)
+            a0, n1, i1 = following(n0, i0, dn, di, c, C, S, SV, x)
+            a1, n, i = following(n1, i1, dn, di, c, C, S, SV, x)
             x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
             dy0, dy1 = recall(dy, a0, dy_room, j), recall(dy, a1, dy_room, j + T)
             ddx0, ddx1 = load(ddx, a0), load(ddx, a1)
-            store(y, a0, segment_image(x0, dy0, ddx0, w, x, n0, c, i0, k, scale, shift, a, h, b, o))
-            store(y, a1, segment_image(x1, dy1, ddx1, w, x, n1, c, i1, k, scale, shift, a, h, b, o))
+            store(y, a0, segment_image(x0, dy0, ddx0, w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
+            store(y, a1, segment_image(x1, dy1, ddx1, w, x, n1, c, a1, C, S, k, scale, shift, a, h, b, o))
             j += 2 * T
     while j < end:
         n0, i0 = n, i
-        a0, n, i = following(n0, i0, dn, di, c, C, SV)
+        a0, n, i = following(n0, i0, dn, di, c, C, S, SV, x)
         x0, dy0 = recall(x, a0, x_room, j), recall(dy, a0, dy_room, j)
-        store(y, a0, segment_image(x0, dy0, load(ddx, a0), w, x, n0, c, i0, k, scale, shift, a, h, b, o))
+        store(y, a0, segment_image(x0, dy0, load(ddx, a0), w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
         j += T
+    m, rest = p * T + t, N * (S - SV * lanes(x))
+    while m < rest:
+        n, s = rest_of_segments(m, c, C, S, SV, x)
+        map_one(x, dy, ddx, w, y, (n * C + c) * S + s, n, c, s, k, scale, shift, a, h, b, o)
+        m += P * T
 
 
 @routine
-def segments_ahead(x, dy, c, p, t, T, N, C, SV, per):
+def segments_ahead(x, dy, c, p, t, T, N, C, S, SV, per):
     """Ask for what map_segments reads first."""
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
     for _ in range(4 if dy is None else 2):
         if j < end:
-            at, n, i = following(n, i, dn, di, c, C, SV)
+            at, n, i = following(n, i, dn, di, c, C, S, SV, x)
             ahead(x, at)
             ahead(dy, at)
             j += T
@@ -124,12 +141,14 @@ def normalize_segments(
     """Block (c, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    segments_ahead(x, None, c, p, t, T, N, C, SV, per)
+    segments_ahead(x, None, c, p, t, T, N, C, S, SV, per)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     first = p == P - 1 and t == 0
     k, scale, shift = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
     commit_first(c, C, first, parts, 2 * C * P, stats, mean, var, counters, momentum, ddof, count)
-    map_segments(x, None, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
+    map_segments(
+        x, None, None, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, 0.0, 0.0, 0.0, 0.0
+    )
 
 
 @Kernel
@@ -137,12 +156,12 @@ def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, 
     """Block (c, p) of a backward pass; the first of a channel keeps dgamma and dbeta."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    segments_ahead(x, dy, c, p, t, T, N, C, SV, per)
+    segments_ahead(x, dy, c, p, t, T, N, C, S, SV, per)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     k, scale, shift, a, h = finalize_backward(
         s, q, c, C, p == P - 1 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
     )
-    map_segments(x, dy, None, None, dx, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)
+    map_segments(x, dy, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, 0.0, 0.0)
 
 
 @Kernel
@@ -150,7 +169,9 @@ def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, e
     """Block (c, p) with the running statistics."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
-    map_segments(x, None, None, None, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
+    map_segments(
+        x, None, None, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, 0.0, 0.0, 0.0, 0.0
+    )
 
 
 @Kernel
@@ -164,7 +185,7 @@ def apply_segments(x, dy, ddx, w, y, coef, N, C, S, SV, per, P):
     b, o = 0.0, 0.0
     if ddx is not None:
         b, o = coef[B * C + c], coef[ORIGIN_OF_DDX * C + c]
-    map_segments(x, dy, ddx, w, y, None, None, c, p, t, T, N, C, SV, per, k, scale, shift, a, h, b, o)
+    map_segments(x, dy, ddx, w, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o)
 
 
 # ---- columns
@@ -226,18 +247,13 @@ def map_columns(x, dy, ddx, w, y, tables, places, g, p, t, T, N, C, S, K, tile, 
     for j in range(first + t, min(K, first + width, rest), T):
         i, at = j - first, rows * K + j
         k, scale, shift = tables[i], tables[SCALE * width + i], tables[SHIFT * width + i]
-        if dy is None:
-            put(y, at, image(element(x, at), None, None, k, scale, shift, 0.0, 0.0, 0.0, 0.0))
-        else:
+        a, h, b, o = 0.0, 0.0, 0.0, 0.0
+        if dy is not None:
             a, h = tables[A * width + i], tables[H * width + i]
-            v, g, z, b, o = element(x, at), element(dy, at), element(ddx, at), 0.0, 0.0
-            if ddx is not None:
-                b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
-            if w is None:
-                put(y, at, image(v, g, z, k, scale, shift, a, h, b, o))
-            else:
-                m = times(w, x, at, rows * tile + j // (C * S), j // S % C, j % S)
-                put(y, at, counted_image(v, g, m, k, scale, shift, a, h))
+        if ddx is not None:
+            b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
+        n = rows * tile + j // (C * S)
+        map_one(x, dy, ddx, w, y, at, n, j // S % C, j % S, k, scale, shift, a, h, b, o)
 
 
 @routine

@@ -13,7 +13,7 @@ from nbnorm._cuda.finalize import finalize_backward, finalize_forward
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.reduce import block_sums, origins, segment_sums
-from nbnorm._cuda.vector import room
+from nbnorm._cuda.vector import lanes, room
 from nbnorm._formulas import ORIGIN
 
 
@@ -22,13 +22,16 @@ def fused_segments(x, y, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
     """Block c: a training forward of channel c."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, x_room = cuda.shared.array(PAIRS, float64), room(x, 0)
+    whole = SV * lanes(x)  # what S is, as the compiler sees it: no value is in no pack
     k, h = origins(x, None, None, 1, c, N, C, S, stats)
     if t == 0:
         stats[ORIGIN * C + c] = k
-    s, q, _ = segment_sums(x, None, None, x_room, None, c, 0, t, T, N, C, SV, per, k, h)
+    s, q, _ = segment_sums(x, None, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, h)
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
-    map_segments(x, None, None, None, y, x_room, None, c, 0, t, T, N, C, SV, per, k, scale, shift, 0.0, 0.0, 0.0, 0.0)
+    map_segments(
+        x, None, None, None, y, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift, 0.0, 0.0, 0.0, 0.0
+    )
 
 
 @Kernel
@@ -36,8 +39,11 @@ def fused_gradient_segments(x, dy, dx, stats, dgamma, dbeta, N, C, S, SV, per, P
     """Block c: a backward pass of channel c."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, x_room, dy_room = cuda.shared.array(PAIRS, float64), room(x, 0), room(dy, per)
+    whole = SV * lanes(x)
     k, h = origins(x, dy, None, 1, c, N, C, S, stats)
-    s, q, _ = segment_sums(x, dy, None, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, h)
+    s, q, _ = segment_sums(x, dy, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, h)
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
-    map_segments(x, dy, None, None, dx, x_room, dy_room, c, 0, t, T, N, C, SV, per, k, scale, shift, a, h, 0.0, 0.0)
+    map_segments(
+        x, dy, None, None, dx, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift, a, h, 0.0, 0.0
+    )

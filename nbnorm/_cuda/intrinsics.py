@@ -161,6 +161,19 @@ def lanes(typingctx, packs):
     return types.int64(packs), lambda context, builder, sig, args: ir.Constant(ir.IntType(64), count)
 
 
+@intrinsic
+def pack_at(typingctx, packs, i):
+    """The first pack at or behind value i."""
+    count = packs.dtype.lanes
+
+    def emit(context, builder, sig, args):
+        kind = args[1].type
+        behind = builder.add(args[1], ir.Constant(kind, count - 1))
+        return builder.lshr(behind, ir.Constant(kind, count.bit_length() - 1))  # lanes are a power of two
+
+    return types.int64(packs, types.int64), emit
+
+
 def _access(pack):
     """The LLVM type that one instruction reads or writes, and its size in bytes.
 

@@ -34,9 +34,11 @@ ROOM = (47 << 10) - 8 * PAIRS
 class Cut(NamedTuple):
     """How both reduce and apply cut the work.
 
-    Segments (channels first): block (c, p) takes packs p*per to (p + 1)*per of channel c, in segments of SV packs
-    each. Columns: `tile` rows of N lie side by side and make a row of K values, so that a row is whole packs and wide
-    enough for a block; block (b, p) takes rows p*per to (p + 1)*per of `across` packs, `down` rows at once.
+    Segments (channels first): block (c, p) takes packs p*per to (p + 1)*per of channel c, in segments of SV packs each,
+    from the first that is aligned. Wherever a segment begins it has so many whole packs; the S - SV*lanes values around
+    them, none where packs divide S, are read and written one by one. Columns: `tile` rows of N lie side by side and
+    make a row of K values, so that a row is whole packs and wide enough for a block; block (b, p) takes rows p*per to
+    (p + 1)*per of `across` packs, `down` rows at once.
     """
 
     segments: bool
@@ -51,10 +53,12 @@ class Cut(NamedTuple):
 
 
 def room(cut: Cut, itemsize: int, arrays: int) -> int:
-    """Bytes of shared memory that keep the packs of a channel of so many arrays, for one launch; 0 for several."""
+    """Bytes of shared memory that keep all of a channel of so many arrays, in packs, for one launch; 0 for several."""
     if not ONE_LAUNCH or not cut.segments or cut.grid[1] > 1:
         return 0
-    per = cut.numbers[4]
+    _, _, S, SV, per, _ = cut.numbers
+    if SV * cut.lanes != S:
+        return 0
     size = arrays * per * cut.lanes * itemsize
     return size if size <= ROOM else 0
 
@@ -81,15 +85,16 @@ def cut_counted(shape: tuple[int, int, int], itemsize: int) -> Cut:
 
 @lru_cache(1024)
 def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
-    lanes = gcd(S, ACCESS // itemsize)
-    packs = N * S // lanes
+    lanes = ACCESS // itemsize
+    SV = S // lanes if S % lanes == 0 else (S - lanes + 1) // lanes
+    packs = N * SV
     threads = min(THREADS, WARP)
     while threads < THREADS and threads * STEPS < packs:
         threads *= 2
     parts = min(-(-BLOCKS // C), max(1, packs // (threads * STEPS)), THREADS)
     per = -(-packs // parts)
     P = -(-packs // per)
-    return Cut(True, lanes, (C, P), threads, (N, C, S, S // lanes, per, P), C, P, 1, _finalize_threads(P))
+    return Cut(True, lanes, (C, P), threads, (N, C, S, SV, per, P), C, P, 1, _finalize_threads(P))
 
 
 @lru_cache(1024)

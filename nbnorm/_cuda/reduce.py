@@ -27,7 +27,19 @@ from nbnorm._cuda.counted import (
 )
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
-from nbnorm._cuda.vector import element, fold, lanes, load, load_table, places_for, routine, store, store_table, zeros
+from nbnorm._cuda.vector import (
+    element,
+    fold,
+    lanes,
+    load,
+    load_table,
+    pack_at,
+    places_for,
+    routine,
+    store,
+    store_table,
+    zeros,
+)
 from nbnorm._formulas import ORIGIN, accumulate, ninther, sample_index
 from nbnorm._running import SAMPLES
 
@@ -111,13 +123,28 @@ def block_sums(s, q, shared, t, threads):
     return shared[0], shared[threads]
 
 
+@routine
+def rest_terms(x, dy, w, i, n, c, s, k, h):
+    """The terms and the count of value i, (n, c, s), which is in no pack."""
+    value, g = element(x, i), element(dy, i)
+    often = 0.0
+    if w is None:
+        u = value - k
+        v = u if dy is None else g - h
+    else:
+        often = times(w, x, i, n, c, s)
+        v, u = counted_terms(value, g, often, k, h)
+    total_s, total_q = accumulate(0.0, 0.0, v, u)
+    return total_s, total_q, often
+
+
 # ---- segments
 
 
 @routine
-def following(n, i, dn, di, c, C, SV):
+def following(n, i, dn, di, c, C, S, SV, packs):
     """Where pack i of segment n of channel c lies, and the pack `dn` segments and `di` packs behind it."""
-    at = (n * C + c) * SV + i
+    at = pack_at(packs, (n * C + c) * S) + i
     n += dn
     i += di
     if i >= SV:
@@ -127,8 +154,20 @@ def following(n, i, dn, di, c, C, SV):
 
 
 @routine
-def add_and_keep(s, q, count, x, dy, w, packs, n, c, i, k, h, x_room, dy_room, j):
-    """`add`, of pack i of segment n of channel c; what has a room (fused.py) is kept there, as pack j."""
+def rest_of_segments(m, c, C, S, SV, packs):
+    """Segment and place in it of value m of those of channel c that are before or behind the packs of their segment."""
+    L = lanes(packs)
+    rest = S - SV * L
+    n, s = m // rest, m % rest
+    first = (n * C + c) * S
+    if s >= pack_at(packs, first) * L - first:
+        s += SV * L
+    return n, s
+
+
+@routine
+def add_and_keep(s, q, count, x, dy, w, packs, n, c, at, C, S, k, h, x_room, dy_room, j):
+    """`add`, of the pack at `at` in segment n of channel c; what has a room (fused.py) is kept there, as pack j."""
     if x_room is not None:
         store(x_room, j, x)
     if dy_room is not None:
@@ -136,46 +175,58 @@ def add_and_keep(s, q, count, x, dy, w, packs, n, c, i, k, h, x_room, dy_room, j
     if w is None:
         s, q = add(s, q, x, dy, k, h)
     else:
-        m = times_in_segment(w, x, packs, n, c, i * lanes(packs))
+        m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
         s, q, count = add_counted(s, q, count, x, dy, m, k, h)
     return s, q, count
 
 
 @routine
-def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, SV, per, k, h):
-    """Packs p*per to (p + 1)*per of channel c: the sums and the count, 0 where it is known, of thread t."""
+def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, h):
+    """Packs p*per to (p + 1)*per of channel c, and a share of what is in none: the sums and the count, 0 where it is
+    known, of thread t.
+    """
     s, q, count = zeros(x), zeros(x), zeros(x)
     j, end = p * per + t, min(N * SV, (p + 1) * per)
     n, i, dn, di = j // SV, j % SV, T // SV, T % SV
     if dy is None:
         while j + 3 * T < end:  # four packs are on their way before the first is needed
             n0, i0 = n, i
-            a0, n1, i1 = following(n0, i0, dn, di, c, C, SV)
-            a1, n2, i2 = following(n1, i1, dn, di, c, C, SV)
-            a2, n3, i3 = following(n2, i2, dn, di, c, C, SV)
-            a3, n, i = following(n3, i3, dn, di, c, C, SV)
+            a0, n1, i1 = following(n0, i0, dn, di, c, C, S, SV, x)
+            a1, n2, i2 = following(n1, i1, dn, di, c, C, S, SV, x)
+            a2, n3, i3 = following(n2, i2, dn, di, c, C, S, SV, x)
+            a3, n, i = following(n3, i3, dn, di, c, C, S, SV, x)
             x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
-            s, q, count = add_and_keep(s, q, count, x0, None, w, x, n0, c, i0, k, h, x_room, None, j)
-            s, q, count = add_and_keep(s, q, count, x1, None, w, x, n1, c, i1, k, h, x_room, None, j + T)
-            s, q, count = add_and_keep(s, q, count, x2, None, w, x, n2, c, i2, k, h, x_room, None, j + 2 * T)
-            s, q, count = add_and_keep(s, q, count, x3, None, w, x, n3, c, i3, k, h, x_room, None, j + 3 * T)
+            s, q, count = add_and_keep(s, q, count, x0, None, w, x, n0, c, a0, C, S, k, h, x_room, None, j)
+            s, q, count = add_and_keep(s, q, count, x1, None, w, x, n1, c, a1, C, S, k, h, x_room, None, j + T)
+            s, q, count = add_and_keep(s, q, count, x2, None, w, x, n2, c, a2, C, S, k, h, x_room, None, j + 2 * T)
+            s, q, count = add_and_keep(s, q, count, x3, None, w, x, n3, c, a3, C, S, k, h, x_room, None, j + 3 * T)
             j += 4 * T
     else:
         while j + T < end:
             n0, i0 = n, i
-            a0, n1, i1 = following(n0, i0, dn, di, c, C, SV)
-            a1, n, i = following(n1, i1, dn, di, c, C, SV)
+            a0, n1, i1 = following(n0, i0, dn, di, c, C, S, SV, x)
+            a1, n, i = following(n1, i1, dn, di, c, C, S, SV, x)
             x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
-            s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, i0, k, h, x_room, dy_room, j)
-            s, q, count = add_and_keep(s, q, count, x1, dy1, w, x, n1, c, i1, k, h, x_room, dy_room, j + T)
+            s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, a0, C, S, k, h, x_room, dy_room, j)
+            s, q, count = add_and_keep(s, q, count, x1, dy1, w, x, n1, c, a1, C, S, k, h, x_room, dy_room, j + T)
             j += 2 * T
     while j < end:
         n0, i0 = n, i
-        a0, n, i = following(n0, i0, dn, di, c, C, SV)
+        a0, n, i = following(n0, i0, dn, di, c, C, S, SV, x)
         x0, dy0 = load(x, a0), load(dy, a0)
-        s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, i0, k, h, x_room, dy_room, j)
+        s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, a0, C, S, k, h, x_room, dy_room, j)
         j += T
-    return fold(s), fold(q), fold(count)
+    total_s, total_q, total = fold(s), fold(q), fold(count)
+    rest = N * (S - SV * lanes(x))
+    m = p * T + t
+    while m < rest:
+        n, s_in = rest_of_segments(m, c, C, S, SV, x)
+        more_s, more_q, often = rest_terms(x, dy, w, (n * C + c) * S + s_in, n, c, s_in, k, h)
+        total_s += more_s
+        total_q += more_q
+        total += often
+        m += P * T
+    return total_s, total_q, total
 
 
 @Kernel
@@ -184,7 +235,7 @@ def reduce_segments(x, dy, w, stats, parts, counters, N, C, S, SV, per, P, centr
     c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     k, h = origins(x, dy, w, centred, c, N, C, S, stats)
-    s, q, count = segment_sums(x, dy, w, None, None, c, p, t, T, N, C, SV, per, k, h)
+    s, q, count = segment_sums(x, dy, w, None, None, c, p, t, T, N, C, S, SV, per, P, k, h)
     total_s, total_q = block_sums(s, q, shared, t, T)
     if t == 0:
         parts[2 * (c * P + p)] = total_s
@@ -201,21 +252,6 @@ def reduce_segments(x, dy, w, stats, parts, counters, N, C, S, SV, per, P, centr
 
 
 # ---- columns
-
-
-@routine
-def rest_terms(x, dy, w, i, n, c, s, k, h):
-    """The terms and the count of value i, (n, c, s), in the row that is not whole."""
-    value, g = element(x, i), element(dy, i)
-    often = 0.0
-    if w is None:
-        u = value - k
-        v = u if dy is None else g - h
-    else:
-        often = times(w, x, i, n, c, s)
-        v, u = counted_terms(value, g, often, k, h)
-    total_s, total_q = accumulate(0.0, 0.0, v, u)
-    return total_s, total_q, often
 
 
 @routine

@@ -63,6 +63,10 @@ def lanes(packs: Packs) -> int:
     return packs.lanes
 
 
+def pack_at(packs: Packs, i: int) -> int:
+    return -(-i // packs.lanes)
+
+
 def load(packs: Packs | None, i: int) -> NDArray[np.float64] | None:
     return None if packs is None else _widen(packs.values[i * packs.lanes : (i + 1) * packs.lanes])
 

@@ -9,7 +9,7 @@ else:
 
 routine = target.routine
 element, put = target.element, target.put
-fold, lanes, zeros = target.fold, target.lanes, target.zeros
+fold, lanes, pack_at, zeros = target.fold, target.lanes, target.pack_at, target.zeros
 load, store, ahead, room = target.load, target.store, target.ahead, target.room
 load_table, store_table = target.load_table, target.store_table
 finite, ordered, kept, joined = target.finite, target.ordered, target.kept, target.joined

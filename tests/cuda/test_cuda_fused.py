@@ -11,9 +11,8 @@ from tolerance import dtype_of
 import nbnorm
 
 SHAPES = {
-    "whole packs": (1, 7, 64),
-    "half packs": (3, 7, 68),
-    "single values": (2, 7, 67),
+    "whole packs": (1, 9, 64),
+    "several segments": (3, 9, 72),
     "many channels": (2, 9, 8, 9),
 }
 
@@ -48,14 +47,14 @@ def test_a_step(cupy, rng, shape, dtype, switched_on):
 
 @pytest.mark.parametrize("options", [{"use_gamma": False, "use_beta": False}, {"track_running": False}], ids=str)
 def test_options_of_the_state(cupy, rng, options, switched_on):
-    x, dy = (cupy.asarray(sample(rng, (2, 7, 68))) for _ in range(2))
+    x, dy = (cupy.asarray(sample(rng, (2, 9, 72))) for _ in range(2))
     check_step(cupy, x, dy, rng, **options)
     assert len(switched_on) == 2
 
 
 @pytest.mark.parametrize("mean", [1e4, -1e8])
 def test_no_digit_is_lost_when_the_mean_is_large(cupy, rng, mean, switched_on):
-    x = (rng.normal(size=(2, 7, 68)) + mean).astype(np.float32)
+    x = (rng.normal(size=(2, 9, 72)) + mean).astype(np.float32)
     check_step(cupy, cupy.asarray(x), cupy.asarray(rng.normal(size=x.shape).astype(np.float32)), rng)
     assert len(switched_on) == 2
 
@@ -64,7 +63,7 @@ def test_no_digit_is_lost_when_the_mean_is_large(cupy, rng, mean, switched_on):
 @pytest.mark.parametrize("over", ["dy", "x"])
 def test_results_go_where_they_should(cupy, rng, over, dtype, switched_on):
     """Also over what other threads of the block still need."""
-    x, dy = (cupy.asarray(sample(rng, (3, 7, 68), dtype)) for _ in range(2))
+    x, dy = (cupy.asarray(sample(rng, (3, 9, 72), dtype)) for _ in range(2))
     state, _, _, saved = check_forward(cupy, x, rng, out=cupy.empty_like(x))
     given = {"dy": dy, "x": x}
     before = {name: array.get() for name, array in given.items()}
@@ -97,10 +96,11 @@ def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, switched_on
 def test_what_does_not_fit_takes_two_launches(cupy, rng, switched_on, monkeypatch):
     from nbnorm._cuda import plan
 
-    x, dy = (cupy.asarray(sample(rng, (2, 7, 68))) for _ in range(2))
-    monkeypatch.setattr(plan, "ROOM", 2 * 68 * 4)  # x alone
+    x, dy = (cupy.asarray(sample(rng, (2, 9, 72))) for _ in range(2))
+    monkeypatch.setattr(plan, "ROOM", 2 * 72 * 4)  # x alone
     check_step(cupy, x, dy, rng)
     assert switched_on == ["fused_segments"]
-    monkeypatch.setattr(plan, "ROOM", 2 * 68 * 4 - 1)
+    check_step(cupy, *(cupy.asarray(sample(rng, (2, 9, 67))) for _ in range(2)), rng)  # not whole packs
+    monkeypatch.setattr(plan, "ROOM", 2 * 72 * 4 - 1)
     check_step(cupy, x, dy, rng)
     assert switched_on == ["fused_segments"]

@@ -78,9 +78,11 @@ def may_overlap(a: Any, b: Any) -> bool:
 
     CuPy's own test sees only what one allocation of its has; memory that came by DLPack has many owners.
     """
-    (a_first, a_end), (b_first, b_end) = _reach(a.shape, a.strides, a.itemsize), _reach(b.shape, b.strides, b.itemsize)
-    of_a, of_b = address(a), address(b)
-    return of_a + a_first < of_b + b_end and of_b + b_first < of_a + a_end
+    geometry, other = (a.shape, a.strides, a.itemsize), (b.shape, b.strides, b.itemsize)
+    first, end = _reach(*geometry)
+    b_first, b_end = (first, end) if other == geometry else _reach(*other)
+    distance = b.data.ptr - a.data.ptr
+    return first < distance + b_end and distance + b_first < end
 
 
 @lru_cache(1024)

@@ -34,6 +34,21 @@ def test_a_step(cupy, rng, shape, dtype):
 
 
 @pytest.mark.each_value
+@pytest.mark.parametrize("S", [65, 66, 69, 70, 71, 76])
+def test_segments_begin_anywhere_between_packs(cupy, rng, S, dtype):
+    """Whole packs from the first that is aligned, the values around them one by one; nothing beside is touched."""
+    room = cupy.asarray(sample(rng, (4 * 3 * S + 32,), dtype, axis=0))
+    x, out = room[: 6 * S].reshape(2, 3, S), room[-(-6 * S // 8) * 8 + 16 :][: 6 * S].reshape(2, 3, S)
+    first = out.data.ptr - room.data.ptr
+    before = room.get().tobytes()
+    state, _, _, saved = check_forward(cupy, x, rng, out=out)
+    check_backward(cupy, cupy.asarray(sample(rng, x.shape, dtype)), saved, state)
+    after = room.get().tobytes()
+    assert after[:first] == before[:first]
+    assert after[first + out.nbytes :] == before[first + out.nbytes :]
+
+
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(2, 3, 68), (37, 5)], ids=str)
 def test_a_step_with_the_running_statistics(cupy, rng, shape, dtype):
     x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))

@@ -14,7 +14,7 @@ from tolerance import assert_close
 import nbnorm
 
 pytestmark = pytest.mark.real_gpu
-SHAPES = [(32, 64, 28, 28), (64, 32, 7, 7), (5_000, 64), (100_003, 3)]
+SHAPES = [(32, 64, 28, 28), (16, 24, 35, 35), (64, 32, 7, 7), (5_000, 64), (100_003, 3)]
 
 
 def whole_step(x, dy, state):

@@ -1,7 +1,5 @@
 """Forward mode and the double backward pass: the complex step, the oracle, each other, and third derivatives."""
 
-import doctest
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -214,14 +212,6 @@ def test_gradients_of_given_statistics(rng):
             y = reference.formula(x, state.gamma, state.beta, state.eps, for_formula(moved))
             expected, terms = (dy * y).sum().imag / h, np.abs(dy[:, c]).sum() * np.abs(saved.gamma[c])
             assert abs(found[c] - expected) <= 1e-12 * terms * (1 + np.abs(y[:, c]).max())
-
-
-def test_the_examples_of_the_page():
-    page = Path(__file__).parent.parent / "docs" / "derivatives.md"
-    text = page.read_text().replace("```python\n", "").replace("```\n", "\n")
-    examples = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
-    assert len(examples.examples) > 20
-    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 # ---- every dtype and layout: the contract

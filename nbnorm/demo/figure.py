@@ -110,7 +110,8 @@ def _draw_gradients(ax: Axes, scale: float, runs: Pair) -> None:
         norms = np.array([run.gradients_before for run in arm])
         layers = np.arange(1, norms.shape[1] + 1)
         ax.plot(layers, norms.T, color=color, linewidth=0.8, alpha=0.4)
-        ax.plot(layers, np.exp(np.log(norms).mean(axis=0)), color=color, linewidth=3)
+        with np.errstate(divide="ignore"):  # a gradient may have vanished in every digit
+            ax.plot(layers, np.exp(np.log(norms).mean(axis=0)), color=color, linewidth=3)
     ax.set(title=f"weights x {scale:g}", xlabel="layer", yscale="log", xticks=layers)
     ax.grid(color="0.9")
     ax.spines[["top", "right"]].set_visible(False)

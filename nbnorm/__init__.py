@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nbnorm.gradients import Gradients, batch_norm_backward
     from nbnorm.jvp import batch_norm_jvp
     from nbnorm.layer import BatchNorm
+    from nbnorm.renorm import Renorm
     from nbnorm.saved import Saved
     from nbnorm.state import BatchNormState
     from nbnorm.stats import batch_stats, merge_stats
@@ -40,6 +41,7 @@ _HOME = {
     "BatchStats": "_batch_stats",
     "DoubleGradients": "double_backward",
     "Gradients": "gradients",
+    "Renorm": "renorm",
     "Saved": "saved",
     "StateFileError": "files",
     "batch_norm_backward": "gradients",
@@ -62,6 +64,7 @@ __all__ = [
     "BatchStats",
     "DoubleGradients",
     "Gradients",
+    "Renorm",
     "Saved",
     "StateFileError",
     "__version__",

@@ -202,6 +202,46 @@ def param_grads(value: object) -> None:
         raise ValueError(f"param_grads is {_short(value)}; expected 'local' (this shard's) or 'global' (everyone's)")
 
 
+def ghost(value: object) -> int:
+    """How many indices make a ghost batch."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"ghost is {_short(value)}; expected an int, the size of a ghost batch")
+    if value < 1:
+        raise ValueError(f"ghost is {_short(value)}; expected at least 1, the size of a ghost batch")
+    return int(value)
+
+
+def own_statistics(name: str, use_running: bool) -> None:
+    """Ghost batches and renormalization are about the statistics of the batch."""
+    if use_running:
+        raise ValueError(
+            f"{name} is about the statistics of the batch, which use_running=True does not use; leave one of them out"
+        )
+
+
+def unsharded(sync: object) -> None:
+    """Ghost batches are smaller than a batch, shards make one larger."""
+    if sync is not None:
+        raise ValueError("ghost cuts the batch into smaller ones, sync makes one of all ranks; leave one of them out")
+
+
+def enough_in_groups(ghost: int, groups: int, count: int, shape: tuple[int, ...]) -> None:
+    """The variance of the last ghost batch, which may be the smallest, exists; `count` are its values per channel."""
+    if count < 2:
+        raise ValueError(
+            f"ghost={ghost} makes {groups} ghost batches of x.shape={_short(shape)}, the last one with {count} values "
+            "per channel; expected at least 2: choose another size"
+        )
+
+
+def renorm_limits(rmax: float, dmax: float) -> None:
+    """Of r and d."""
+    if not _is_real(rmax) or not rmax >= 1:
+        raise ValueError(f"rmax is {_short(rmax)}; expected 1 or more, such as 3 (1: the batch's variance as it is)")
+    if not _is_real(dmax) or not dmax >= 0:
+        raise ValueError(f"dmax is {_short(dmax)}; expected 0 or more, such as 5 (0: the batch's mean as it is)")
+
+
 def instance(name: str, value: Any, kind: type | tuple[type, ...], way_out: str) -> None:
     """`value` is of this class, or of one of these."""
     if not isinstance(value, kind):

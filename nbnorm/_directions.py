@@ -16,6 +16,12 @@ from nbnorm.saved import Saved
 
 def refuse_what_is_not_built(saved: Saved) -> None:
     """Where some values count more or less than once, all three sums have weights (docs/math.md): not built yet."""
+    if saved.groups or saved._renorm is not None:
+        name = "ghost" if saved.groups else "renorm"
+        raise ValueError(
+            f"the forward pass had {name}=, after which batch_norm_double_backward and batch_norm_jvp are not built; "
+            "they are without it"
+        )
     if saved._w is not None or saved._is_counted:  # on this rank, or on another one
         raise ValueError(
             "the forward pass had where=, weights= or nan='omit', after which batch_norm_double_backward and "

@@ -25,6 +25,8 @@ OFFSET = 3
 DDX, CROSS = 4, 7
 # Rows of `directions` (2, C): tangents of gamma and beta, or cotangents of their gradients; 0 where there is none.
 OF_GAMMA, OF_BETA = range(2)
+# Rows of what batch renormalization keeps (5, C): r, d, gamma, and what takes the places of gamma and beta.
+R, D, PLAIN_GAMMA, CORRECTED_GAMMA, CORRECTED_BETA = range(5)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -256,3 +258,27 @@ def shard_second_dgamma(product, ddx_xmu, delta, inv_std):
 def affine_of_three(w, b, v, a, u, scale, shift):
     """Eq. 29: the map of the double backward pass; w = ddx - o, v = dy - h and u = x - k."""
     return fma(v, a, fma(w, b, affine(u, scale, shift)))
+
+
+@formula
+def within(value, least, most):
+    """`value` no smaller and no larger than these; NaN stays NaN."""
+    return least if value < least else most if value > most else value
+
+
+@formula
+def corrections(mean_offset, std, running_std, rmax, dmax):
+    """Eq. 36: r and d of batch renormalization, from mean - running mean."""
+    return within(std / running_std, 1.0 / rmax, rmax), within(mean_offset / running_std, -dmax, dmax)
+
+
+@formula
+def corrected(gamma, beta, r, d):
+    """Eq. 37: gamma and beta that do to the plain x_hat what gamma and beta do to the corrected one."""
+    return gamma * r, fma(gamma, d, beta)
+
+
+@formula
+def corrected_dgamma(r, d, sum_dy_x_hat, sum_dy):
+    """Eq. 38: dgamma, from the sum of dy times the plain x_hat."""
+    return fma(r, sum_dy_x_hat, d * sum_dy)

@@ -46,3 +46,14 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axe
     for i in reversed(order):
         dense[i], step = step, step * shape[i]
     return Layout((*order,), (*sizes,), (*dense,))  # type: ignore[arg-type]
+
+
+Index = tuple[slice, ...]
+
+
+def groups(shape: tuple[int, ...], axes: tuple[int, ...], n: int) -> list[Index]:
+    """n consecutive indices each of the first axis that is no channel axis; at least one group."""
+    first = min((i for i in range(len(shape)) if i not in axes), default=None)
+    if first is None:  # every axis is a channel axis: each value is a batch
+        return [()]
+    return [(slice(None),) * first + (slice(i, i + n),) for i in range(0, max(1, shape[first]), n)]

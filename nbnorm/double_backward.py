@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _shards
-from nbnorm._directions import failed, like_parameters, like_x
+from nbnorm._directions import failed, like_parameters, like_x, refuse_what_is_not_built
 from nbnorm._formulas import DDX
 from nbnorm.saved import Saved
 
@@ -94,6 +94,7 @@ def batch_norm_double_backward(
     (N, C, S), frozen = layout.shape, saved.use_running
     peers = saved.sync if not frozen or param_grads != "local" else None
     try:
+        refuse_what_is_not_built(saved)
         _arguments.param_grads(param_grads)
         dy = like_x("dy", dy, saved)
         if ddx is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Literal
 
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from nbnorm import _arguments, _device, _shards
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import COUNT, M2
-from nbnorm._layout import Axis, layout_of
+from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA, COUNT, M2
+from nbnorm._layout import Axis, groups, layout_of
 from nbnorm._which import counted
 from nbnorm.parallel import Sync
+from nbnorm.renorm import Renorm
 from nbnorm.saved import Saved
 from nbnorm.state import BatchNormState
 
@@ -28,6 +30,8 @@ def batch_norm_training(
     where: NDArray | None = None,
     weights: NDArray | None = None,
     nan: Literal["propagate", "omit"] = "propagate",
+    ghost: int | None = None,
+    renorm: Renorm | None = None,
     sync: Sync | None = None,
     out: NDArray | None = None,
 ) -> tuple[NDArray, Saved]:
@@ -55,6 +59,12 @@ def batch_norm_training(
         How often a value counts, 0 or more: with 2 as if it were there twice.
     nan : "propagate" or "omit"
         Whether a NaN of x makes its channel NaN, or is a missing value: one that does not count.
+    ghost : int, optional
+        Ghost (virtual) batches: so many consecutive indices of the first axis that is no channel axis are a batch of
+        their own, and a step of its own for the running statistics. The last one may be smaller.
+    renorm : Renorm, optional
+        Batch renormalization: mean and standard deviation of the batch are corrected towards the running ones, as they
+        are before it.
     sync : callable, optional
         x is this process's shard of the batch, which may be empty, and `sync` reaches the others (`nbnorm.parallel`,
         such as ``nbnorm.parallel.mpi.sync(comm)``): the statistics are those of the whole batch.
@@ -76,7 +86,7 @@ def batch_norm_training(
     ValueError
         When shapes do not fit, `out` cannot take the result, a weight is negative or not finite, or a channel has fewer
         than 2 values; of those that count as `where`, `weights` and `nan` say it needs some, and more than one where
-        a moving average takes their variance.
+        a moving average takes their variance. When `ghost` or `renorm` meets ``use_running=True``, or `ghost` a `sync`.
         A call that raises has changed nothing.
     RuntimeError
         When another rank of `sync` has raised an error.
@@ -95,9 +105,13 @@ def batch_norm_training(
     With `sync`, x is read twice and two small messages are exchanged, whatever the size of the batch. All ranks then
     have the same running statistics to the bit, if they had before.
 
+    With `ghost`, `saved.groups` has what each ghost batch saved. With `renorm`, x is read twice, and r and d of the
+    paper are constants in the backward pass.
+
     References
     ----------
-    S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167.
+    S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167. E. Hoffer, I. Hubara and D. Soudry, "Train
+    longer, generalize better", 2017, arXiv:1705.08741. S. Ioffe, "Batch Renormalization", 2017, arXiv:1702.03275.
 
     Examples
     --------
@@ -115,6 +129,10 @@ def batch_norm_training(
         _arguments.messenger(sync)
     peers = sync if update_running or not use_running else None
     try:
+        if ghost is not None:
+            _arguments.own_statistics("ghost", use_running)
+            _arguments.unsharded(sync)
+            return _in_ghost_batches(x, state, axis, ghost, update_running, where, weights, nan, renorm, out)
         kernels, x, axes = _checked(x, state, axis)
         layout = layout_of(x, axes)
         N, C, S = layout.shape
@@ -126,6 +144,10 @@ def batch_norm_training(
         if out is not None:
             _arguments.output(kernels, out, x, {"x": x}, allowed=())
         running = state._demand_running() if use_running else None
+        if renorm is not None:
+            _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
+            _arguments.own_statistics("renorm", use_running)
+            state._demand_running()
         if momentum is None and update is not None:
             update.demand_count()
 
@@ -140,11 +162,12 @@ def batch_norm_training(
                 short = kernels.short_channel(flat, layout.shape, w, least)
                 _arguments.enough_counted(short, least, use_running, state.shape)
             saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels, sync)
+            saved._renorm = None if renorm is None else kernels.kept(xp.empty((5, C)))
             saved._w, saved._where, saved._weights, saved._nan = w, where, weights, nan
             if peers is not None or (use_running and update is not None):
                 batch = kernels.kept(make((rows, C)))
-                if x.size:
-                    kernels.batch_statistics(flat, layout.shape, batch, w)
+            if x.size and (batch is not stats or renorm is not None):
+                kernels.batch_statistics(flat, layout.shape, batch, w)
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
         _shards.announce(peers, _shards.failed_forward)
         raise
@@ -172,19 +195,63 @@ def batch_norm_training(
             kernels.merge_statistics(counts, gathered, batch)
         if not use_running or update is not None:
             saved._batch, saved._count = batch, count
+        gamma, beta = state.gamma, state.beta
+        if renorm is not None:
+            corrected, of_state = saved._renorm, state._demand_running()
+            assert corrected is not None
+            kernels.renormalize(stats, gamma, beta, state.eps, count, of_state, renorm.rmax, renorm.dmax, corrected)
+            gamma, beta = corrected[CORRECTED_GAMMA], corrected[CORRECTED_BETA]
         if running is not None:
-            kernels.running_forward(flat, target, layout.shape, state.gamma, state.beta, state.eps, running, stats)
-        elif peers is not None:
-            kernels.normalize(flat, target, layout.shape, state.gamma, state.beta, state.eps, count, stats)
+            kernels.running_forward(flat, target, layout.shape, gamma, beta, state.eps, running, stats)
+        elif peers is not None or renorm is not None:
+            kernels.normalize(flat, target, layout.shape, gamma, beta, state.eps, count, stats)
         elif x.size:
             last = update if target is y else None  # nothing that may fail comes after a change of the state
-            gamma, beta = state.gamma, state.beta
             if kernels.training_forward(flat, target, layout.shape, gamma, beta, state.eps, stats, w, last, momentum):
                 update = None
         kernels.finish(layout, target, y)
         if update is not None:
             kernels.commit(update, momentum, batch, count)
     return y, saved
+
+
+def _in_ghost_batches(
+    x: NDArray, state: BatchNormState, axis: Axis, ghost: int, update_running: bool, where: NDArray | None,
+    weights: NDArray | None, nan: Literal["propagate", "omit"], renorm: Renorm | None, out: NDArray | None,
+) -> tuple[NDArray, Saved]:  # fmt: skip
+    """One step after the other, when all is known to go well with every one of them."""
+    kernels, x, axes = _checked(x, state, axis)
+    whole = counted(kernels, layout_of(x, axes), x, where, weights, nan)
+    if out is not None:
+        _arguments.output(kernels, out, x, {"x": x}, allowed=())
+    parts = groups(x.shape, axes, _arguments.ghost(ghost))
+    update = state._running if update_running else None
+    least = 0.0 if update is None or state.momentum is None else 1.0
+    with kernels.on_device_of(x):
+        xp = kernels.xp
+        cut = [
+            [None if array is None else xp.broadcast_to(array, x.shape)[part] for part in parts]
+            for array in (where, weights)
+        ]
+        if whole is None:
+            count = x[parts[-1]].size // max(1, math.prod(x.shape[i] for i in axes))
+            _arguments.enough_in_groups(ghost, len(parts), count, x.shape)
+        else:
+            for part, of_where, of_weights in zip(parts, *cut, strict=True):
+                layout = layout_of(x[part], axes)
+                w = counted(kernels, layout, x[part], of_where, of_weights, nan)
+                assert w is not None
+                short = kernels.short_channel(kernels.read(layout, x[part]), layout.shape, w, least)
+                _arguments.enough_counted(short, least, False, state.shape)
+        y = xp.empty_like(x) if out is None else out
+        saved = [
+            batch_norm_training(
+                x[part], state, axis=axis, update_running=update_running, where=of_where, weights=of_weights, nan=nan,
+                renorm=renorm, out=y[part],
+            )[1]
+            for part, of_where, of_weights in zip(parts, *cut, strict=True)
+        ]  # fmt: skip
+    return y, Saved.of_groups(x, axis, state, parts, saved)
 
 
 def batch_norm_inference(x: NDArray, state: BatchNormState, *, axis: Axis = 1, out: NDArray | None = None) -> NDArray:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _shards
+from nbnorm._directions import like_x
 from nbnorm._dispatch import kernels_for
 from nbnorm.saved import Saved
 
@@ -80,6 +81,9 @@ def batch_norm_backward(
     """
     if not isinstance(saved, Saved):
         _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
+    if saved.groups:
+        _arguments.param_grads(param_grads)
+        return _of_ghost_batches(dy, saved, out)
     x, layout, stats, flat = saved.x, saved._layout, saved._stats, saved._flat
     N, C, S = layout.shape
     peers = saved.sync if not saved.use_running or param_grads != "local" else None
@@ -100,6 +104,10 @@ def batch_norm_backward(
             make = xp.empty if x.size else xp.zeros
             dgamma = make(saved._shape, saved._dtype) if saved._with_gamma else None
             dbeta = make(saved._shape, saved._dtype) if saved._with_beta else None
+            of_gamma, of_beta = dgamma, dbeta
+            if saved._renorm is not None:
+                plain = kernels.scratch(2 * C).reshape(2, C)
+                of_gamma, of_beta = plain
             given, target = kernels.read(layout, dy), kernels.write(layout, dx)
             if peers is not None:
                 message, total = kernels.scratch(4 * C + 1), kernels.scratch(4 * C).reshape(4, C)
@@ -120,11 +128,32 @@ def batch_norm_backward(
             kernels.merge_gradient_sums(counts, gathered, total)
             own = stats if param_grads == "global" or saved._own is None else saved._own
             part, of_part = (total, count) if param_grads == "global" else (sums, own_count)
-            kernels.parameter_gradients(part, of_part, stats, own, dgamma, dbeta)
+            kernels.parameter_gradients(part, of_part, stats, own, of_gamma, of_beta)
             whole = None if saved.use_running else total
             kernels.apply_gradients(given, flat, target, layout.shape, stats, whole, count, saved._w)
         elif x.size:
             backward = kernels.running_backward if saved.use_running else kernels.backward
-            backward(given, flat, target, layout.shape, stats, dgamma, dbeta, saved._w)
+            backward(given, flat, target, layout.shape, stats, of_gamma, of_beta, saved._w)
+        if saved._renorm is not None:
+            kernels.renormalized_gradients(saved._renorm, plain, dgamma, dbeta)
         kernels.finish(layout, target, dx)
+    return Gradients(dx, dgamma, dbeta)
+
+
+def _of_ghost_batches(dy: NDArray, saved: Saved, out: NDArray | None) -> Gradients:
+    """Those of each; the gradients of the parameters are added in float64."""
+    x, kernels = saved.x, saved._kernels
+    dy = like_x("dy", dy, saved)
+    if out is not None:
+        _arguments.output(kernels, out, x, {"dy": dy, "x": x}, allowed=("dy", "x"))
+    with kernels.on_device_of(x):
+        xp, exist = kernels.xp, (saved._with_gamma, saved._with_beta)
+        dx = xp.empty_like(x) if out is None else out
+        totals = [kernels.kept(xp.zeros(saved._shape)) if one else None for one in exist]
+        for part, group in zip(saved._parts, saved.groups, strict=True):
+            of_group = batch_norm_backward(dy[part], group, out=dx[part])
+            for total, one in zip(totals, of_group[1:], strict=True):
+                if total is not None:
+                    total += kernels.kept(one)
+        dgamma, dbeta = (None if total is None else total.astype(saved._dtype) for total in totals)
     return Gradients(dx, dgamma, dbeta)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _shards
-from nbnorm._directions import failed, like_parameters, like_x
+from nbnorm._directions import failed, like_parameters, like_x, refuse_what_is_not_built
 from nbnorm.saved import Saved
 
 
@@ -72,6 +72,7 @@ def batch_norm_jvp(
     N, C, S = layout.shape
     peers = None if saved.use_running else saved.sync
     try:
+        refuse_what_is_not_built(saved)
         if dx is not None:
             dx = like_x("dx", dx, saved)
         if out is not None:

@@ -13,6 +13,7 @@ from nbnorm._layout import Axis
 from nbnorm.functional import batch_norm_inference, batch_norm_training, saved_of_inference
 from nbnorm.gradients import batch_norm_backward
 from nbnorm.parallel import Sync
+from nbnorm.renorm import Renorm
 from nbnorm.saved import Saved
 from nbnorm.state import BatchNormState
 
@@ -29,6 +30,8 @@ class BatchNorm:
         The channel axis of the inputs.
     eps, momentum, use_gamma, use_beta, track_running, unbiased, skip_nonfinite, dtype, device
         As in `BatchNormState`.
+    ghost, renorm
+        As in `batch_norm_training`, for calls that normalize with the batch.
 
     Attributes
     ----------
@@ -75,6 +78,8 @@ class BatchNorm:
 
     state: BatchNormState
     axis: Axis
+    ghost: int | None = None
+    renorm: Renorm | None = None
     training: bool = True
     frozen: bool = False
     dgamma: NDArray | None = None
@@ -88,6 +93,8 @@ class BatchNorm:
         num_features: int | tuple[int, ...],
         *,
         axis: Axis = 1,
+        ghost: int | None = None,
+        renorm: Renorm | None = None,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         use_gamma: bool = True,
@@ -99,6 +106,10 @@ class BatchNorm:
         device: str = "cpu",
     ) -> None:
         self.axis = axis
+        self.ghost = None if ghost is None else _arguments.ghost(ghost)
+        if renorm is not None:
+            _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
+            self.renorm = renorm
         self.state = BatchNormState(
             num_features,
             eps=eps,
@@ -209,7 +220,8 @@ class BatchNorm:
             keep = self.frozen or not self.training
             y, last = batch_norm_training(
                 x, self.state, axis=self.axis, use_running=keep, update_running=not keep,
-                where=where, weights=weights, nan=nan, sync=sync, out=out,
+                where=where, weights=weights, nan=nan, ghost=None if keep else self.ghost,
+                renorm=None if keep else self.renorm, sync=sync, out=out,
             )  # fmt: skip
         else:
             y = batch_norm_inference(x, self.state, axis=self.axis, out=out)
@@ -263,7 +275,7 @@ class BatchNorm:
         state = self.state
         used: list[Any] = [last, state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
         if isinstance(last, Saved):
-            used = [last._flat, last._where, last._weights]
+            used = [array for one in (last.groups or [last]) for array in (one._flat, one._where, one._weights)]
         return [_device.host(array).tobytes() for array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:

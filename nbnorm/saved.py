@@ -13,12 +13,13 @@ from nbnorm import _device
 from nbnorm._batch_stats import BatchStats
 from nbnorm._counted import Counted, compact
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN
-from nbnorm._layout import Axis, Layout
+from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN, PLAIN_GAMMA
+from nbnorm._layout import Axis, Index, Layout
 from nbnorm._shards import FAILED
 from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.state import BatchNormState
+from nbnorm.stats import merge_stats
 
 
 class Saved:
@@ -44,6 +45,9 @@ class Saved:
         Whether the statistics were the running ones, and so do not depend on x.
     sync : callable or None
         How the forward pass reached the other shards of the batch.
+    groups : tuple of Saved
+        What each ghost batch saved, in order, where there was a `ghost`; otherwise empty. Then mean, var and inv_std
+        have those of each along a new first axis, and `stats` are those of all together.
 
     Notes
     -----
@@ -61,9 +65,9 @@ class Saved:
     >>> other.update(saved.stats)
     """
 
-    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_kernels", "_layout", "_nan", "_own", "_shape",
-                 "_stats", "_w", "_weights", "_where", "_with_beta", "_with_gamma", "axis", "sync", "use_running",
-                 "x")  # fmt: skip
+    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_kernels", "_layout", "_nan", "_own", "_parts",
+                 "_renorm", "_shape", "_stats", "_w", "_weights", "_where", "_with_beta", "_with_gamma", "axis",
+                 "groups", "sync", "use_running", "x")  # fmt: skip
 
     def __init__(
         self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
@@ -81,14 +85,35 @@ class Saved:
         self._counts: NDArray[np.float64] | None = None  # of a batch in shards: values per channel of every rank
         self._own: NDArray | None = None  # and the statistics of this shard, when not the running ones were used
         self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
+        self._renorm: NDArray | None = None  # rows of batch renormalization; `_stats` has r*gamma
+        self.groups: tuple[Saved, ...] = ()
+        self._parts: list[Index] = []  # where they are in x
+
+    @classmethod
+    def of_groups(cls, x: NDArray, axis: Axis, state: BatchNormState, parts: list[Index], groups: list[Saved]) -> Saved:
+        """Of ghost batches; their parameter gradients are float64, to be added."""
+        first = groups[0]
+        saved = cls(x, x, first._layout, axis, False, state, first._stats, first._kernels, None)
+        saved.groups, saved._parts = tuple(groups), parts
+        for group in groups:
+            group._dtype = np.dtype(np.float64)
+        return saved
+
+    def _of_each(self, name: str) -> NDArray[np.float64]:
+        with self._kernels.on_device_of(self._stats):
+            return self._kernels.xp.stack([getattr(group, name) for group in self.groups])
 
     @property
     def mean(self) -> NDArray[np.float64]:
+        if self.groups:
+            return self._of_each("mean")
         with self._kernels.on_device_of(self._stats):
             return (self._stats[ORIGIN] + self._stats[DEVIATION]).reshape(self._shape)
 
     @property
     def var(self) -> NDArray[np.float64]:
+        if self.groups:
+            return self._of_each("var")
         with self._kernels.on_device_of(self._stats):
             count = self._stats[COUNT] if self._count is None else self._count
             var = self._stats[M2].copy() if self.use_running else self._stats[M2] / count
@@ -96,16 +121,21 @@ class Saved:
 
     @property
     def inv_std(self) -> NDArray[np.float64]:
+        if self.groups:
+            return self._of_each("inv_std")
         with self._kernels.on_device_of(self._stats):
             return self._stats[INV_STD].reshape(self._shape).copy()
 
     @property
     def gamma(self) -> NDArray[np.float64] | None:
         with self._kernels.on_device_of(self._stats):
-            return self._stats[GAMMA].reshape(self._shape).copy() if self._with_gamma else None
+            gamma = self._stats[GAMMA] if self._renorm is None else self._renorm[PLAIN_GAMMA]
+            return gamma.reshape(self._shape).copy() if self._with_gamma else None
 
     @property
     def stats(self) -> BatchStats:
+        if self.groups:
+            return merge_stats(*(group.stats for group in self.groups))
         batch = self._batch
         if batch is None:
             raise ValueError(
@@ -149,7 +179,7 @@ class Saved:
     def __setstate__(self, own: dict[str, Any]) -> None:
         device = own.pop("device")
         with _device.current(device):  # CuPy unpickles onto the device that is current
-            for name in ("x", "_where", "_weights", "_stats", "_batch", "_own"):
+            for name in ("x", "_where", "_weights", "_stats", "_batch", "_own", "_renorm"):
                 if own[name] is not None:
                     own[name] = _device.library(device).asarray(own[name])
             for name, value in own.items():
@@ -158,7 +188,7 @@ class Saved:
                 if own[name] is not None:
                     setattr(self, name, own[name].transpose(np.argsort(self._layout.order).tolist()))
             self._kernels = kernels_for("saved.x", self.x)
-            self._flat = self._kernels.read(self._layout, self.x)
+            self._flat = self.x if self.groups else self._kernels.read(self._layout, self.x)
             self._w = counted(self._kernels, self._layout, self.x, self._where, self._weights, self._nan)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Saved:

@@ -55,6 +55,12 @@ def wide(value):
     return np.asarray(value).astype(Wide)
 
 
+def exact(array):
+    """The values of an array of any dtype."""
+    array = np.asarray(array)
+    return wide(array.astype(np.float64) if array.dtype.itemsize < 8 else array)
+
+
 def parameter(value, default, channels):
     """gamma or beta, or what stands for None, with a place for the values."""
     return (np.full(channels, default, Wide) if value is None else wide(value))[..., None]
@@ -173,7 +179,66 @@ def weighted_backward(dy, x, w, gamma=None, eps=1e-5, axis=1):
     return Backward(like(dx, x, axis), (g * c * inv_std).sum(-1), g.sum(-1))
 
 
-def formula(x, gamma, beta, eps, statistics=None, w=None):
+def slope_of(activation):
+    """f is the identity for positive numbers and this times the identity for others."""
+    return {None: 1, "relu": 0}[activation] if not isinstance(activation, tuple) else activation[1]
+
+
+def activated(z, activation):
+    """f(z); complex numbers by their real part."""
+    if activation is None:
+        return z
+    negative = np.zeros_like(z) if activation == "relu" else z * np.real(z).dtype.type(activation[1])
+    return np.where(np.isnan(z), z, np.where(np.real(z) > 0, z, negative))
+
+
+def gated(dy, z, activation):
+    """dy*f'(z), 0 and not NaN where f' is 0."""
+    dy = exact(dy)
+    if activation is None:
+        return dy
+    return np.where(z > 0, dy, np.zeros_like(dy) if activation == "relu" else dy * wide(activation[1]))
+
+
+def beside(y, residual=None, activation=None):
+    """What a forward pass gives where `y` is the batch normalization alone."""
+    return activated(y if residual is None else y + exact(residual), activation)
+
+
+def groups(x, axis, n):
+    """Ghost batches: n indices each of the first axis that is no channel axis, as indices of x."""
+    first = min(i for i in range(x.ndim) if i not in channel_axes(x, axis))
+    return [(slice(None),) * first + (slice(i, i + n),) for i in range(0, x.shape[first], n)]
+
+
+def renorm(batch, running_mean, running_var, eps, rmax, dmax):
+    """r and d of batch renormalization for what `training` gave."""
+    sigma_batch, sigma = np.sqrt(batch.var + Wide(eps)), np.sqrt(wide(running_var) + Wide(eps))
+    r = np.clip(sigma_batch / sigma, 1 / Wide(rmax), Wide(rmax))
+    return r, np.clip((batch.mean - wide(running_mean)) / sigma, -Wide(dmax), Wide(dmax))
+
+
+def renormalized(x, r, d, gamma=None, beta=None, eps=1e-5, axis=1):
+    """y of batch renormalization, step by step as in the paper."""
+    c, mean = centred(by_channel(x, axis))
+    sigma = np.sqrt((c * c).mean(-1, keepdims=True) + Wide(eps))
+    x_hat = c / sigma * r[..., None] + d[..., None]
+    return like(parameter(gamma, 1, mean.shape) * x_hat + parameter(beta, 0, mean.shape), x, axis)
+
+
+def renormalized_backward(dy, x, r, d, gamma=None, eps=1e-5, axis=1):
+    """Gradients of `renormalized`, as the paper lists them: r and d are constants."""
+    g, (c, _) = by_channel(dy, axis), centred(by_channel(x, axis))
+    n, r, d = g.shape[-1], r[..., None], d[..., None]
+    sigma = np.sqrt((c * c).mean(-1, keepdims=True) + Wide(eps))
+    of_x_hat = g * parameter(gamma, 1, r.shape[:-1])
+    of_sigma = (of_x_hat * c * (-r / sigma**2)).sum(-1, keepdims=True)
+    of_mean = (of_x_hat * (-r / sigma)).sum(-1, keepdims=True)
+    dx = of_x_hat * r / sigma + of_sigma * c / (n * sigma) + of_mean / n
+    return Backward(like(dx, x, axis), (g * (c / sigma * r + d)).sum(-1), g.sum(-1))
+
+
+def formula(x, gamma, beta, eps, statistics=None, w=None, residual=0, activation=None, r=None, d=None):
     """The textbook formula for x (N, C, S) in the arithmetic of its arguments; works for complex ones too."""
     if statistics is None:
         w = np.ones(x.shape) if w is None else w
@@ -181,11 +246,14 @@ def formula(x, gamma, beta, eps, statistics=None, w=None):
         mean = (w * x).sum((0, 2), keepdims=True) / total
         statistics = mean, (w * (x - mean) ** 2).sum((0, 2), keepdims=True) / total
     mean, var = statistics
-    return gamma[None, :, None] * (x - mean) / np.sqrt(var + eps) + beta[None, :, None]
+    x_hat = (x - mean) / np.sqrt(var + eps)
+    if r is not None:
+        x_hat = x_hat * r[None, :, None] + d[None, :, None]
+    return activated(gamma[None, :, None] * x_hat + beta[None, :, None] + residual, activation)
 
 
-def complex_step(x, dy, gamma, beta, eps, statistics=None, w=None):
-    """Gradients of sum(dy * formula(x, gamma, beta)) for x (N, C, S), float64.
+def complex_step(x, dy, gamma, beta, eps, statistics=None, w=None, **beside):
+    """Gradients of sum(dy * formula(x, gamma, beta)) for x (N, C, S), float64; what stands beside is constant.
 
     The imaginary part of f(a + ih)/h is f'(a) without a difference, so a tiny h truncates nothing.
     """
@@ -196,7 +264,7 @@ def complex_step(x, dy, gamma, beta, eps, statistics=None, w=None):
         result = np.empty(arguments[which].shape)
         for i in np.ndindex(result.shape):
             arguments[which][i] += 1j * h
-            result[i] = (dy * formula(*arguments, eps, statistics, w)).sum().imag / h
+            result[i] = (dy * formula(*arguments, eps, statistics, w, **beside)).sum().imag / h
             arguments[which][i] = arguments[which][i].real
         return result
 

@@ -44,6 +44,7 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm.folding",
         "nbnorm.exchange",
         "nbnorm.saved",
+        "nbnorm.renorm",
         "nbnorm.stats",
     },
     {"nbnorm.parallel.mpi", "nbnorm.parallel.dask", "nbnorm.parallel.nccl"},

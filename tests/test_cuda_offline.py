@@ -77,6 +77,8 @@ OTHERS = {
     "combine.add_shards": ((F64, F64, F64), [1] * 3),
     "combine.whole_gradients": ((F64, F64, F64, *PARAMETERS), [1, 1.0]),
     "combine.finalize_sums": ((F64, F64, F64), [1, 1, 1.0]),
+    "renorm.correct": ((F64, *PARAMETERS, F64, F64, F64), [1] + [1.0] * 4),
+    "renorm.correct_gradients": ((F64, F64, *PARAMETERS), [1]),
     "finalize.commit_batch": ((F64, F64, F64, "int64", F64), [1] * 2 + [1.0] * 3),
 }
 REGISTERS = 128  # of a thread: two blocks of 256 on every multiprocessor

@@ -25,6 +25,7 @@ from nbnorm._cpu.memory import (
     write,
     xp,
 )
+from nbnorm._cpu.renorm import renormalize, renormalized_gradients
 from nbnorm._cpu.shards import (
     apply_gradients,
     gradient_sums,
@@ -69,6 +70,8 @@ __all__ = [
     "on_device_of",
     "parameter_gradients",
     "read",
+    "renormalize",
+    "renormalized_gradients",
     "rows",
     "running_backward",
     "running_forward",

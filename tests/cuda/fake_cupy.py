@@ -154,6 +154,7 @@ def made():
     strided = np.lib.stride_tricks.as_strided
     tricks = types.SimpleNamespace(as_strided=lambda a, shape, strides: _view(strided(_plain(a), shape, strides), a))
     cupy.lib = types.SimpleNamespace(stride_tricks=tricks)
+    cupy.stack = lambda arrays: _made(np.stack)([*map(_here, arrays)])
     cupy.concatenate = lambda arrays, axis=0: _made(np.concatenate)([*map(_here, arrays)], axis)
     cupy.may_share_memory = lambda a, b: _root(a) is _root(b) and np.may_share_memory(_plain(a), _plain(b))
     cupy.ndarray = ndarray

@@ -139,7 +139,18 @@ def case(rng, layout, form, dtype, shape=SHAPE):
     return x, dy, w, counting, axis
 
 
-@pytest.mark.each_pair
+# What is not said to be exhaustive here shares few kernels: each takes seconds to compile, with a mask as without.
+
+
+@pytest.mark.parametrize(
+    ("layout", "form"), [("NCHW", "where, padding"), ("rows", "where, first axis"), ("NCHW", "all")]
+)
+def test_a_step_with_each_form_of_work(layout, form, rng):
+    x, dy, w, counting, axis = case(rng, layout, form, "float32")
+    check_counted(x, dy, w, random_state(rng, features(x, axis), eps=1e-3, momentum=0.25), counting, axis)
+
+
+@pytest.mark.exhaustive("test_a_step_with_each_form_of_work, float32")
 @every_layout
 @every_form
 @pytest.mark.parametrize("use_running", [False, True])
@@ -149,7 +160,7 @@ def test_a_step_equals_the_definition(dtype, layout, form, use_running, rng):
     check_counted(x, dy, w, state, counting, axis, use_running)
 
 
-@pytest.mark.each_pair
+@pytest.mark.exhaustive("test_merged_pieces_equal_the_whole, float32")
 @every_layout
 @every_form
 def test_statistics_equal_the_definition(dtype, layout, form, rng):
@@ -168,7 +179,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.each_pair
+@pytest.mark.exhaustive("test_a_mask_of_rows_equals_the_rows has small shapes")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_form
 @pytest.mark.parametrize("order", ["channels first", "channels last"])
@@ -193,12 +204,8 @@ def cut(counting, start, stop):
     }
 
 
-@pytest.mark.each_pair
-@every_form
-@pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)
-@pytest.mark.parametrize("param_grads", ["local", "global"])
-@pytest.mark.parametrize("use_running", [False, True])
-def test_shards_with_masks_of_their_own_equal_the_whole(dtype, form, shape, param_grads, use_running, rng):
+def check_shards(dtype, form, shape, param_grads, use_running, rng):
+    """Ranks with masks of their own, one of them without a sample, against the whole batch."""
     x, dy = sample(rng, shape, dtype), rng.normal(size=shape).astype(dtype_of(dtype))
     counting = FORMS[form](rng, x, 1)
     x, w = spoiled(rng, x, counting, 1)
@@ -246,6 +253,19 @@ def test_shards_with_masks_of_their_own_equal_the_whole(dtype, form, shape, para
         assert snapshot(own) == snapshot(ranks[0][0])
 
 
+def test_shards_with_masks_of_their_own(rng):
+    check_shards("float32", "where, all of x", (9, 3, 7), "local", False, rng)
+
+
+@pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
+@every_form
+@pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)
+@pytest.mark.parametrize("param_grads", ["local", "global"])
+@pytest.mark.parametrize("use_running", [False, True])
+def test_shards_equal_the_whole(dtype, form, shape, param_grads, use_running, rng):
+    check_shards(dtype, form, shape, param_grads, use_running, rng)
+
+
 # ---- what must be so
 
 
@@ -266,6 +286,7 @@ def test_the_oracle_equals_the_complex_step(shape, fractions, rng):
     np.testing.assert_allclose(y.astype(float), reference.formula(x, gamma, beta, 1e-3, w=w), rtol=0, atol=1e-13)
 
 
+@pytest.mark.exhaustive("the oracle is tested against it")
 @pytest.mark.parametrize("shape", [(4, 3, 1), (3, 2, 4), (2, 3, 70), (20, 5, 1)], ids=str)
 def test_gradients_equal_the_complex_step(shape, rng):
     x, dy = sample(rng, shape, "float64"), sample(rng, shape, "float64")
@@ -283,6 +304,7 @@ def test_gradients_equal_the_complex_step(shape, rng):
     assert_gradient_close(found.dgamma, expected.dgamma, np.abs(dy * x_hat).sum((0, 2)))
 
 
+@pytest.mark.exhaustive("float64; weights are in test_a_step_with_each_form_of_work")
 def test_integer_weights_are_repetitions(rng):
     x, times = sample(rng, (6, 3), "float64"), np.array([[1], [0], [3], [2], [1], [0]])
     repeated = np.repeat(x, times[:, 0], axis=0)
@@ -295,7 +317,11 @@ def test_integer_weights_are_repetitions(rng):
     assert state.num_samples == other.num_samples == 7
 
 
-@pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3, 8), (6, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(6, 3, 70), (6, 3), pytest.param((6, 3, 8), marks=pytest.mark.exhaustive("kernels of their own"))],
+    ids=str,
+)
 def test_a_mask_of_rows_equals_the_rows(shape, rng):
     x, dy, rows = sample(rng, shape), sample(rng, shape), np.array([True, False, True, True, False, True])
     dy[~rows] = 0
@@ -313,6 +339,7 @@ def test_a_mask_of_rows_equals_the_rows(shape, rng):
     assert state.num_samples == other.num_samples
 
 
+@pytest.mark.exhaustive("a kernel for weights alone")
 def test_weights_of_0_and_1_are_a_mask_to_the_bit(rng):
     x, dy, where = sample(rng, (5, 3, 70)), sample(rng, (5, 3, 70)), rng.random((5, 1, 70)) < 0.5
     results = []
@@ -322,6 +349,7 @@ def test_weights_of_0_and_1_are_a_mask_to_the_bit(rng):
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.exhaustive("a kernel for weights alone")
 def test_scaled_weights_give_the_same_y(rng):
     """A power of two scales every sum exactly."""
     x, weights = sample(rng, (20, 3)), rng.uniform(0.5, 3, (20, 1))
@@ -467,7 +495,7 @@ def test_merged_pieces_equal_the_whole(rng):
 
 @pytest.mark.parametrize("mode", ["training", "frozen", "evaluation"])
 def test_the_layer_takes_them_in_every_mode(mode, rng):
-    x, dy, where = sample(rng, (6, 3, 70)), sample(rng, (6, 3, 70)), rng.random((6, 1, 70)) < 0.6
+    x, dy, where = sample(rng, (6, 3, 7)), sample(rng, (6, 3, 7)), rng.random((6, 1, 7)) < 0.6
     x = np.where(where, x, np.float32(np.nan))
     layer = nbnorm.BatchNorm(3)
     layer.frozen = mode == "frozen"
@@ -498,6 +526,7 @@ def test_copies_of_saved_give_the_same_gradients(rng):
     assert_stat_close(saved.var, reference.weighted_training(x, w).var)
 
 
+@pytest.mark.exhaustive("twins of their own; test_threads has those without a mask")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_any_number_of_threads_gives_the_same_bits(threads, rng):
     x, dy = sample(rng, (9, 6, 80, 80)), sample(rng, (9, 6, 80, 80))
@@ -516,11 +545,15 @@ def test_nothing_of_the_size_of_x_is_made(rng):
     """Beside y: a mask of rows, of padding or of x's own shape is read where it is."""
     x = sample(rng, (32, 16, 64, 64))
     y, state = np.empty_like(x), nbnorm.BatchNormState(16)
-    for shape in ((32, 1, 1, 1), (32, 1, 64, 64), x.shape):
-        where = rng.random(shape) < 0.7
-        training(x, state, where=where, out=y)
-        tracemalloc.start()
-        training(x, state, where=where, out=y)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < x.nbytes / 50
+    nbnorm.set_num_threads(1)  # the kernels of other tests
+    try:
+        for shape in ((32, 1, 1, 1), (32, 1, 64, 64), x.shape):
+            where = rng.random(shape) < 0.7
+            training(x, state, where=where, out=y)
+            tracemalloc.start()
+            training(x, state, where=where, out=y)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < x.nbytes / 50
+    finally:
+        nbnorm.set_num_threads(None)

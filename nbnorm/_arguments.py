@@ -114,17 +114,22 @@ def mask(where: NDArray, x: NDArray) -> None:
 
 def weights(weights: NDArray, x: NDArray) -> None:
     """How often values of x count."""
+    kind_of_weights(weights, x)
+    if weights.size:
+        least, most = weights.min(), weights.max()  # NaN if there is one
+        if not (least >= 0 and most < math.inf):
+            wrong = most if least >= 0 else least
+            raise ValueError(f"weights has values such as {float(wrong):g}; expected finite ones, not negative")
+
+
+def kind_of_weights(weights: NDArray, x: NDArray) -> None:
+    """The same without a look at values."""
     kind = weights.dtype
     if kind == np.bool_:
         raise TypeError("weights has dtype bool; pass it as where=, or weights.astype(np.float32)")
     if (kind.kind not in "iuf" and kind.name != "bfloat16") or kind.itemsize > 8:
         raise TypeError(f"weights has dtype {kind!s:.60}; expected real numbers of at most 64 bits, such as float32")
     _broadcasts("weights", weights, x)
-    if weights.size:
-        least, most = weights.min(), weights.max()  # NaN if there is one
-        if not (least >= 0 and most < math.inf):
-            wrong = most if least >= 0 else least
-            raise ValueError(f"weights has values such as {float(wrong):g}; expected finite ones, not negative")
 
 
 def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:

@@ -76,6 +76,62 @@ def test_statistics_on_a_cluster(client, chunks, rng):
     assert all(same_bits(a, b) for a, b in zip(stats, again, strict=True))
 
 
+LAZY = {
+    "where, a NumPy array": lambda rng: {"where": rng.random((1000, 1, 40)) < 0.5},
+    "where, in chunks of its own": lambda rng: {
+        "where": da.from_array(rng.random((1000, 6, 40)) < 0.5, chunks=(300, 4, 9))
+    },
+    "where, fewer axes": lambda rng: {"where": rng.random(40) < 0.5},
+    "weights": lambda rng: {"weights": da.from_array(rng.integers(0, 3, (1000, 1, 1)), chunks=(70, 1, 1))},
+    "all": lambda rng: {
+        "where": rng.random((1000, 6, 1)) < 0.5, "weights": rng.uniform(0, 2, (1000, 1, 1)), "nan": "omit",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.each_value
+@every_chunks
+@pytest.mark.parametrize("counting", LAZY.values(), ids=LAZY)
+def test_statistics_of_values_that_count(threads, chunks, counting, rng):
+    x, counting = sample(rng, (1000, 6, 40)), counting(rng)
+    if counting.get("nan") == "omit":
+        x[rng.random(x.shape) < 0.2] = np.nan
+    lazy = nd.batch_stats(da.from_array(x, chunks=chunks), **counting)
+    assert all(isinstance(part, da.Array) and part.shape == (6,) for part in lazy)
+    (stats,) = dask.compute(lazy)
+    where, weights = (
+        None if counting.get(name) is None else np.asarray(counting[name]) for name in ("where", "weights")
+    )
+    count, mean, m2 = reference.weighted_stats(x, reference.counts(x, where, weights, counting.get("nan") == "omit"))
+    # The same products in another order, in float64.
+    assert (np.abs(stats.count - count) <= 1e-13 * count).all()
+    assert_stat_close(stats.mean, mean)
+    assert_stat_close(stats.m2, m2)
+    state = nbnorm.BatchNormState(6, momentum=None)
+    state.update(stats)
+    assert_stat_close(state.running_mean, mean)
+
+
+@pytest.mark.parametrize(("counting", "error", "text"), [
+    ({"where": np.ones((7, 1), bool)}, ValueError, "where has shape (7, 1)"),
+    ({"where": da.ones((8, 1))}, TypeError, "where has dtype float64"),
+    ({"where": [True] * 8}, TypeError, "where is a builtins.list"),
+    ({"weights": da.ones((8, 1), dtype=bool)}, TypeError, "weights has dtype bool"),
+    ({"weights": np.ones((8, 2))}, ValueError, "weights has shape (8, 2)"),
+    ({"nan": "ignore"}, ValueError, "nan is 'ignore'"),
+])  # fmt: skip
+def test_what_counts_is_checked_when_the_graph_is_built(counting, error, text):
+    with pytest.raises(error) as caught:
+        nd.batch_stats(da.ones((8, 3), chunks=4), **counting)
+    assert text in str(caught.value)
+
+
+def test_a_negative_weight_is_found_by_the_task_that_reads_it(threads):
+    stats = nd.batch_stats(da.ones((8, 3), chunks=4), weights=da.from_array(np.array([[1.0]] * 7 + [[-1.0]]), chunks=2))
+    with pytest.raises(ValueError, match="weights has values such as -1"):
+        dask.compute(stats)
+
+
 @every_chunks
 def test_training_and_inference_on_a_cluster(client, chunks, rng):
     x, state = data(rng, 10), random_state(rng, 6)

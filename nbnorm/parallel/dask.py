@@ -6,7 +6,7 @@ A chunk is a shard. Chunks may divide every axis, the channels' too.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -17,13 +17,21 @@ from numpy.typing import NDArray
 import nbnorm
 from nbnorm import _arguments, _device
 from nbnorm._batch_stats import BatchStats
+from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
 from nbnorm.state import BatchNormState
 
 FAN_IN = 8  # statistics that one task merges
 
 
-def batch_stats(x: da.Array, *, axis: Axis = 1) -> BatchStats:
+def batch_stats(
+    x: da.Array,
+    *,
+    axis: Axis = 1,
+    where: da.Array | NDArray | None = None,
+    weights: da.Array | NDArray | None = None,
+    nan: Literal["propagate", "omit"] = "propagate",
+) -> BatchStats:
     """Count, mean and sum of squared deviations of each channel.
 
     Parameters
@@ -32,17 +40,22 @@ def batch_stats(x: da.Array, *, axis: Axis = 1) -> BatchStats:
         As for `nbnorm.batch_stats`; of known chunks.
     axis : int or tuple of int
         The channel axis of x.
+    where, weights : dask.array.Array or array
+        Which values count, and how often, as in `nbnorm.batch_norm_training`; in chunks of any size.
+    nan : {"propagate", "omit"}
+        The same of NaN.
 
     Returns
     -------
     BatchStats
-        mean and m2 are lazy, in chunks like those of the channels; ``dask.compute(stats)`` gives a `BatchStats` of
-        arrays, for `BatchNormState.update`.
+        mean and m2 are lazy, in chunks like those of the channels, and so is count where it has their shape;
+        ``dask.compute(stats)`` gives a `BatchStats` of arrays, for `BatchNormState.update`.
 
     Raises
     ------
     TypeError, ValueError
-        When x is of the wrong kind or dtype, or `axis` does not fit it.
+        When x is of the wrong kind or dtype, or `axis`, `where` or `weights` do not fit it; a negative weight of a lazy
+        array when that is computed.
 
     Notes
     -----
@@ -58,20 +71,31 @@ def batch_stats(x: da.Array, *, axis: Axis = 1) -> BatchStats:
     BatchStats(count=array(6.), mean=array([5., 6.]), m2=array([70., 70.]))
     """
     axes = _checked(x, axis)
+    counting = [_cut_like(x, name, array) for name, array in (("where", where), ("weights", weights))]
+    _arguments.missing(nan)
     parts = delayed(_chunk_stats, pure=True)
     merged = delayed(nbnorm.merge_stats, pure=True)
-    blocks = np.moveaxis(x.to_delayed(), axes, range(len(axes)))
-    means, m2s = (np.empty(blocks.shape[: len(axes)], object) for _ in range(2))
-    for index in np.ndindex(means.shape):
-        level = [parts(block, axes) for block in blocks[index].ravel()]
+    order = (*axes, *(a for a in range(x.ndim) if a not in axes))
+    blocks = [
+        np.broadcast_to(np.array(None) if array is None else array.to_delayed(), x.numblocks).transpose(order)
+        for array in (x, *counting)
+    ]
+    counted = where is not None or weights is not None or nan == "omit"
+    found: dict[str, NDArray] = {
+        name: np.empty([x.numblocks[a] for a in axes], object)
+        for name in (BatchStats._fields if counted else BatchStats._fields[1:])
+    }
+    for index in np.ndindex(found["mean"].shape):
+        chunks = zip(*(of[index].ravel() for of in blocks), strict=True)
+        level = [parts(*arrays, axes, nan) for arrays in chunks]
         while len(level) > 1:
             level = [merged(*level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
         shape = tuple(x.chunks[a][i] for a, i in zip(axes, index, strict=True))
-        means[index], m2s[index] = (
-            da.from_delayed(part, shape, np.float64, meta=x._meta.astype(np.float64))
-            for part in (level[0].mean, level[0].m2)
-        )
-    return BatchStats(np.array(float(_values(x, axes))), da.block(means.tolist()), da.block(m2s.tolist()))
+        for name, of_all in found.items():
+            part = getattr(level[0], name)
+            of_all[index] = da.from_delayed(part, shape, np.float64, meta=x._meta.astype(np.float64))
+    arrays = {name: da.block(of_all.tolist()) for name, of_all in found.items()}
+    return BatchStats(**{"count": np.array(float(_values(x, axes)))} | arrays)
 
 
 def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -> da.Array:
@@ -206,8 +230,24 @@ def _values(x: da.Array, axes: tuple[int, ...]) -> int:
     return math.prod(n for i, n in enumerate(x.shape) if i not in axes)
 
 
-def _chunk_stats(chunk: NDArray, axes: tuple[int, ...]) -> BatchStats:
-    return nbnorm.batch_stats(chunk, axis=axes)
+def _cut_like(x: da.Array, name: str, array: Any) -> da.Array | None:
+    """A mask or weights, of all axes of x and in its chunks, but for the axes along which they are constant."""
+    if array is None:
+        return None
+    if not isinstance(array, da.Array):
+        kernels_for(name, array)  # refuses what is no array
+        array = da.from_array(array, chunks=-1)
+    check = _arguments.mask if name == "where" else _arguments.kind_of_weights
+    check(array, x)
+    array = array[(None,) * (x.ndim - array.ndim)]
+    chunks = tuple((1,) if n == 1 else own for n, own in zip(array.shape, x.chunks, strict=True))
+    return array.rechunk(chunks)
+
+
+def _chunk_stats(
+    chunk: NDArray, where: NDArray | None, weights: NDArray | None, axes: tuple[int, ...], nan: Any
+) -> BatchStats:
+    return nbnorm.batch_stats(chunk, axis=axes, where=where, weights=weights, nan=nan)
 
 
 def _normalized(x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean: Any, var: Any) -> da.Array:

@@ -60,6 +60,18 @@ KERNELS = {
     "fused.fused_gradient_segments": (("X", "X", "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_columns": (("X", "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
 }
+# What else may count: weights alone, of either dtype, and a mask with them.
+COUNTED = {
+    f"{name} {where}, {weights}, counted": (
+        tuple(kind if type(kind) is not tuple else counting for kind in arrays),
+        rest,
+    )
+    for name, (arrays, rest) in KERNELS.items()
+    if name.endswith("counted")
+    for where in ("uint8", None)
+    for weights in ("float32", F64, None)
+    if (counting := (where, weights, "counted")) not in (arrays[2], arrays[3], (None, None, "counted"))
+}
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
     "finalize.finalize_gradient": ((F64, F64, *PARAMETERS, F64), [1] * 5 + [1.0]),
@@ -102,7 +114,7 @@ def compile_for(request):
 
 def signature(name, memory):
     """Module, function, kinds and numbers of a kernel for values of this dtype in memory."""
-    arrays, numbers = {**KERNELS, **OTHERS}[name]
+    arrays, numbers = {**KERNELS, **COUNTED, **OTHERS}[name]
     kinds = tuple((memory, lanes_of(name, memory)) if kind == "X" else kind for kind in arrays)
     return (*name.split()[0].split("."), kinds, tuple(numbers))
 
@@ -140,10 +152,12 @@ def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc
 @pytest.mark.each_value
 @every_architecture
 @pytest.mark.parametrize("memory", DTYPES)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name", [*KERNELS, *(pytest.param(name, marks=pytest.mark.exhaustive("one of each kernel")) for name in COUNTED)]
+)
 def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
     ptx = check_resources(compile_for, name, memory, cc)
-    packs = KERNELS[name][0].count("X")
+    packs = {**KERNELS, **COUNTED}[name][0].count("X")
     written = 0 if name.startswith("reduce") else min(packs, 1)
     loads, stores = wide(ptx, "ld.global"), wide(ptx, "st.global")
     # Four packs in flight and one behind, or two and one of each of two or three arrays.

@@ -3,7 +3,8 @@ Padded sequences
 ================
 
 Sequences of different lengths lie in one array, padded with zeros. Counted as values, the padding pulls the mean
-towards 0 and makes the variance whatever its share makes it; ``where=`` leaves it out.
+towards 0 and makes the variance whatever its share makes it; ``where=`` leaves it out. The gradient is wrong, too,
+when statistics are masked and what the padding's y does is forgotten.
 """
 
 import matplotlib.pyplot as plt
@@ -31,19 +32,34 @@ for x, where in map(batch, shares):
         found["standard deviation"][place].append(np.sqrt(stats.var[0]))
 
 ###############################################################################
-# What a layer would normalize with, and what the sequences are:
+# By hand one masks the statistics, and is not done: y of the padding depends on them, too. Where what follows looks at
+# it, a convolution across the end of a sequence for instance, its gradient acts on the values that count.
 
-figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-for ax, (name, (counted, left_out)) in zip(axes, found.items(), strict=True):
+forgotten = []
+for x, where in map(batch, shares):
+    state = nbnorm.BatchNormState(2)
+    y, saved = nbnorm.batch_norm_training(x, state, where=where)
+    dy = rng.normal(1, 1, x.shape).astype(np.float32)  # of a loss that looks at every y
+    exact, by_hand = (nbnorm.batch_norm_backward(g, saved).dx for g in (dy, np.where(where, dy, 0)))
+    forgotten.append(np.linalg.norm((by_hand - exact)[np.broadcast_to(where, x.shape)]) / np.linalg.norm(exact))
+
+###############################################################################
+# What a layer would normalize with and what the sequences are, and how wrong dx of the values that count is:
+
+figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
+for ax, (name, (counted, left_out)) in zip(axes, found.items(), strict=False):
     ax.plot(shares, counted, "o-", color="#d55e00", label="padding counted")
     ax.plot(shares, left_out, "o-", color="#0072b2", label="where=")
     ax.set(title=name, xlabel="share of padding, about", ylim=(0, None))
 axes[0].legend()
+axes[2].plot(shares, forgotten, "o-", color="#d55e00", label="dy of the padding forgotten")
+axes[2].plot(shares, np.zeros_like(shares), "o-", color="#0072b2", label="batch_norm_backward")
+axes[2].set(title="error of dx, relative", xlabel="share of padding, about")
+axes[2].legend()
 plt.show()
 
 ###############################################################################
-# In training it is the same argument, and the gradient is exact: what the padding's y does to the loss acts on the
-# statistics, and so on the values that count. :doc:`/padding` has the rules.
+# In training it is the same argument, and the gradient is exact. :doc:`/padding` has the rules.
 
 state = nbnorm.BatchNormState(2)
 y, saved = nbnorm.batch_norm_training(x, state, where=where)

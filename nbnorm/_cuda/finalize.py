@@ -57,10 +57,12 @@ def own_sums(parts, c, C, run, copies, t, T):
     """What one of T threads that share channel c adds up of it."""
     s, q = 0.0, 0.0
     for copy in range(copies):
-        for j in range(t, run, T):
+        j = t
+        while j < run:  # a range would divide by its step
             at = 2 * ((copy * C + c) * run + j)
             s += parts[at]
             q += parts[at + 1]
+            j += T
     return s, q
 
 

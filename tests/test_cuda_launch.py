@@ -41,6 +41,19 @@ def test_two_launches_each_way_and_one_of_inference(cupy, started, shape, kind, 
     assert [one.kernel for one in started] == [f"{stage}_{kind}" for stage in expected]
 
 
+@pytest.mark.parametrize(("shape", "kind"), [((8, 16, 10, 10), "segments"), ((500, 16), "columns")])
+def test_two_launches_of_a_backward_pass_with_constant_statistics(cupy, started, shape, kind):
+    """The second one reads dy alone."""
+    x = cupy.asarray(np.ones(shape, np.float32))
+    _, saved = nbnorm.batch_norm_training(
+        x, nbnorm.BatchNormState(16, device="cuda"), use_running=True, update_running=False
+    )
+    started.clear()
+    nbnorm.batch_norm_backward(x, saved)
+    assert [one.kernel for one in started] == [f"reduce_{kind}", f"gradient_{kind}"]
+    assert arguments(started[1])["x"] == 0
+
+
 @pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
 def test_a_launch_of_its_own_folds_in_what_the_others_cannot(cupy, started, shape):
     """A batch that may have to stay out of it, counts of each channel; and y is brought to where it belongs before."""

@@ -48,6 +48,8 @@ KERNELS = {
     "apply.normalize_segments untracked": (("X", "X", F64, F64, *PARAMETERS, None, None, None), [1] * 6 + [1.0] * 4),
     "apply.normalize_columns": (("X", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
     "apply.gradient_columns": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
+    "apply.gradient_segments frozen": ((None, "X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.gradient_columns frozen": ((None, "X", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
     "apply.gradient_segments": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_segments": (("X", "X", None, *PARAMETERS, F64, F64), [1] * 6 + [1.0]),
     "apply.apply_segments": (("X", None, None, None, "X", F64), [1] * 6),

@@ -153,15 +153,25 @@ def normalize_segments(
 
 @Kernel
 def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
-    """Block (c, p) of a backward pass; the first of a channel keeps dgamma and dbeta."""
+    """Block (c, p) of a backward pass; the first of a channel keeps dgamma and dbeta.
+
+    x is None where the statistics do not depend on it: dx = gamma*inv_std*dy.
+    """
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    segments_ahead(x, dy, c, p, t, T, N, C, S, SV, per)
+    segments_ahead(dy, x, c, p, t, T, N, C, S, SV, per)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     k, scale, shift, a, h = finalize_backward(
         s, q, c, C, p == P - 1 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
     )
-    map_segments(x, dy, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, 0.0, 0.0)
+    if x is None:
+        map_segments(
+            dy, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, 0.0, a, 0.0, 0.0, 0.0, 0.0, 0.0
+        )
+    else:
+        map_segments(
+            x, dy, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, 0.0, 0.0
+        )
 
 
 @Kernel
@@ -308,13 +318,13 @@ def normalize_columns(
 
 @Kernel
 def gradient_columns(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, across, down, per, P, count):
-    """Block (b, p) of a backward pass; the first of a channel keeps dgamma and dbeta."""
+    """Block (b, p) of a backward pass, as gradient_segments."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     shared = cuda.shared.array(PAIRS, float64)
-    columns_ahead(x, dy, b, p, t, N, K, tile, across, down, per)
-    width = across * lanes(x)
+    columns_ahead(dy, x, b, p, t, N, K, tile, across, down, per)
+    width = across * lanes(dy)
     first, last = b * width, min(K, b * width + width)
     lead = first // S
     shares = sums_of_channels(
@@ -326,11 +336,16 @@ def gradient_columns(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, a
         k, scale, shift, a, h = finalize_backward(
             shared[i], shared[HALF + i], c, C, keeps, parts[2 * K * P + c], stats, dgamma, dbeta, count
         )
+        if x is None:
+            k, scale, shift = 0.0, a, 0.0
         tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
         tables[SHIFT * width + j - first] = shift
         tables[A * width + j - first], tables[H * width + j - first] = a, h
     cuda.syncthreads()
-    map_columns(x, dy, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    if x is None:
+        map_columns(dy, None, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    else:
+        map_columns(x, dy, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
 
 
 @Kernel

@@ -42,7 +42,6 @@ ROWS, ROWS_OF_THREE = 5, 7
 HALF = PAIRS // 2
 POOLED = -1.0  # the momentum of exact pooling
 UNKNOWN = -1.0  # the count of a batch that has one for each channel
-TRAINED, FROZEN, ABSENT = range(3)  # statistics of the batch; constants; constants, and some of x not there
 
 
 @routine
@@ -214,8 +213,8 @@ def finalize(parts, stats, gamma, beta, coef, C, run, copies, count, eps):
 
 @Kernel
 def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, frozen, count):
-    """Block c: channel c of a backward pass. With frozen statistics dx is gamma*inv_std*dy: FROZEN that as a map of dy
-    alone, ABSENT as one of dy and x, which may have no value.
+    """Block c: channel c of a backward pass. With frozen statistics dx is gamma*inv_std*dy, as a map of dy and x, which
+    may have no value.
     """
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
@@ -223,9 +222,7 @@ def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, f
     if t == 0:
         n = divisor_of(count, c, C, stats)
         k, scale, shift, a, h = finalize_backward(s, q, c, C, True, parts[at_h + c], stats, dgamma, dbeta, n)
-        if frozen == FROZEN:
-            k, scale, shift = 0.0, a, 0.0
-        elif frozen == ABSENT:
+        if frozen:
             scale, shift = 0.0, 0.0
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
         coef[A * C + c], coef[H * C + c] = a, h

@@ -23,11 +23,8 @@ from nbnorm._cuda.apply import (
 from nbnorm._cuda.combine import finalize_given
 from nbnorm._cuda.counted import first_short
 from nbnorm._cuda.finalize import (
-    ABSENT,
-    FROZEN,
     POOLED,
     ROWS,
-    TRAINED,
     UNKNOWN,
     commit_batch,
     count_channels,
@@ -145,7 +142,7 @@ def backward(
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     if w is not None:
         parts = _reduce(cut, pack, x, dy, w, stats)
-        coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, TRAINED)
+        coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, frozen=0)
         _apply(cut, pack, x, dy, w, dx, coef)
         return
     if room := plan.room(cut, x.itemsize, arrays=2):
@@ -156,12 +153,7 @@ def backward(
         )  # fmt: skip
         return
     parts = _reduce(cut, pack, x, dy, None, stats)
-    kernel = gradient_segments if cut.segments else gradient_columns
-    kernel(
-        cut.grid, cut.threads, (pack, pack, pack, F64, F64, _kind(dgamma), _kind(dbeta)),
-        pointer(x), pointer(dy), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma), pointer(dbeta),
-        *cut.numbers, count,
-    )  # fmt: skip
+    _gradient(cut, pack, x, dy, dx, parts, stats, dgamma, dbeta, count)
 
 
 def running_backward(
@@ -171,11 +163,24 @@ def running_backward(
     cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     parts = _reduce(cut, pack, x, dy, w, stats, centred=0)
-    coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, FROZEN if w is None else ABSENT)
     if w is None:
-        _apply(cut, pack, dy, None, None, dx, coef)
+        _gradient(cut, pack, None, dy, dx, parts, stats, dgamma, dbeta, count)
     else:
+        coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, frozen=1)
         _apply(cut, pack, x, dy, w, dx, coef)
+
+
+def _gradient(
+    cut: plan.Cut, pack: Kind, x: Array | None, dy: Array, dx: Array, parts: Array, stats: Array,
+    dgamma: Array | None, dbeta: Array | None, count: float,
+) -> None:  # fmt: skip
+    kernel = gradient_segments if cut.segments else gradient_columns
+    kernel(
+        cut.grid, cut.threads,
+        (None if x is None else pack, pack, pack, F64, F64, _kind(dgamma), _kind(dbeta)),
+        pointer(x), pointer(dy), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma), pointer(dbeta),
+        *cut.numbers, count,
+    )  # fmt: skip
 
 
 def _reduce(
@@ -215,6 +220,7 @@ def _finalize(
 def _finalize_gradient(
     cut: plan.Cut, shape: Shape, parts: Array, stats: Array, dgamma: Array, dbeta: Array, count: float, frozen: int
 ) -> Array:  # fmt: skip
+    """For values that do not count alike."""
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_gradient(

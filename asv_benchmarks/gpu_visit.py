@@ -56,10 +56,13 @@ def main() -> int:
 
 def surroundings(folder: str) -> dict[str, str]:
     """The environment of every part: nbnorm from here, one kernel cache, nvcc's libNVVM where no wheel has one."""
+    sys.path.append(str(ROOT / "tests"))
+    from sources import hash_of_sources  # Numba's cache overlooks an edit in what a kernel calls
+
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     found = {
         "CUDA_HOME": str(Path(nvcc).resolve().parent.parent),
-        "NUMBA_CACHE_DIR": str(Path(tempfile.gettempdir(), "nbnorm-gpu-kernels")),
+        "NUMBA_CACHE_DIR": str(Path(tempfile.gettempdir(), "nbnorm-gpu-kernels", hash_of_sources(ROOT / "nbnorm"))),
     }
     return found | os.environ | {"PYTHONPATH": os.pathsep.join((folder, str(ROOT))), "PYTHONUNBUFFERED": "1"}
 

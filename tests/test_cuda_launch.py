@@ -180,6 +180,15 @@ def test_blocks_cover_the_array_once(cupy, started, shape, dtype):
         assert lanes * itemsize <= 16
 
 
+@pytest.mark.parametrize("S", [64, 65, 66, 67, 196, 289, 1225])
+def test_segments_of_any_length_move_16_bytes_at_a_time(cupy, started, S, dtype):
+    step(cupy, (4, 3, S), dtype_of(dtype))
+    lanes = 16 // dtype_of(dtype).itemsize
+    packs = [str(kind) for one in started for kind in one.signature if "Pack" in str(kind)]
+    assert len(packs) == 1 + 2 + 2 + 3 + 2
+    assert all(f" x {lanes})" in kind for kind in packs)
+
+
 def test_the_current_stream_is_used(cupy, started, monkeypatch):
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: types.SimpleNamespace(ptr=77, is_capturing=bool))
     step(cupy, (8, 16, 10, 10))

@@ -108,8 +108,9 @@ def _columns(N: int, C: int, S: int, itemsize: int) -> Cut:
     def side_by_side(wide: int) -> int:
         return whole * max(1, min(wide * lanes // (whole * base), N // (16 * whole)))
 
-    wide = min(WARP, COLUMNS // lanes)
-    while wide < WARP and N // side_by_side(wide) < THREADS // wide * STEPS:
+    widest = min(WARP, THREADS)
+    wide = min(widest, COLUMNS // lanes)
+    while wide < widest and N // side_by_side(wide) < THREADS // wide * STEPS:
         wide *= 2
     tile = side_by_side(wide)
     K, rows = base * tile, N // tile

@@ -92,12 +92,18 @@ def test_every_public_name_has_a_page():
 # ---- examples
 
 
+def skip_without_what_it_needs(page):
+    for name in re.findall(r"<!-- needs: (\w+) -->", page.read_text()):
+        pytest.importorskip(name, reason=f"NO {name.upper()}: a page is not run")
+
+
 def without_fences(text):
     return re.sub(r"^ *```.*$", "", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in page.read_text()], ids=name_of)
 def test_the_examples_of_a_page_print_what_it_says(page):
+    skip_without_what_it_needs(page)
     examples = doctest.DocTestParser().get_doctest(without_fences(page.read_text()), {}, page.name, str(page), 0)
     assert examples.examples
     assert doctest.DocTestRunner().run(examples).failed == 0
@@ -115,6 +121,7 @@ def programs(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if any(programs(page))], ids=name_of)
 def test_the_programs_of_a_page_run(page, tmp_path, monkeypatch):
     """One after the other, as a reader would. What the pages take for granted is made before."""
+    skip_without_what_it_needs(page)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     names = {"np": np, "nbnorm": nbnorm, "rows": 1000}

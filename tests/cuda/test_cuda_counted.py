@@ -46,7 +46,7 @@ def assert_gradients(found, exact, dy, gone, state, var):
     assert_stat_close(dbeta, exact.dbeta)
 
 
-@pytest.mark.each_pair
+@pytest.mark.each_value
 @every_shape
 @every_form
 @pytest.mark.parametrize("use_running", [False, True])
@@ -71,7 +71,7 @@ def test_a_step_equals_the_definition(cupy, dtype, shape, form, use_running, rng
     assert_gradients(found, gradients, dy, gone, state, running[1] if use_running else batch.var)
 
 
-@pytest.mark.each_pair
+@pytest.mark.each_value
 @every_shape
 @every_form
 def test_statistics_and_pooling(cupy, dtype, shape, form, rng):

@@ -24,7 +24,7 @@ def test_the_cost_of_a_call_for_the_host():
     pytest.importorskip("cuda.core", reason="the launch path of numba-cuda[cu13]")
     if shutil.which("cc") is None:
         pytest.skip("NO C COMPILER for the pretended driver")
-    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu_host.py"), "--rounds", "1", "--runs", "1"]
+    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu" / "gpu_host.py"), "--rounds", "1", "--runs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -102,7 +102,7 @@ def test_a_visit_brings_what_numba_cuda_asks_of_numpy(monkeypatch):
 @pytest.mark.parametrize("what", ["check", "measure"])
 def test_a_dry_visit(tmp_path, what):
     pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
-    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu_visit.py"), what, "--dry-run"]
+    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu" / "gpu_visit.py"), what, "--dry-run"]
     done = subprocess.run(command, env={**os.environ, "OUT": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     parts = {"check": ["first", "tests", "memcheck"], "measure": ["kernels", "bounds", "benchmark"]}[what]
@@ -118,7 +118,7 @@ def test_a_dry_visit(tmp_path, what):
 def test_a_dry_run(tmp_path):
     pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
     saved = tmp_path / "results.json"
-    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu.py"), "--dry-run", "--json", str(saved)]
+    command = [sys.executable, str(ROOT / "asv_benchmarks" / "gpu" / "gpu.py"), "--dry-run", "--json", str(saved)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "nbnorm").rglob("*.py"))
-PROGRAMS = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "asv_benchmarks").glob("*.py")]
+PROGRAMS = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "asv_benchmarks").rglob("*.py")]
 PROGRAMS.remove(Path(__file__).resolve())
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = [re.split(r"[^\w-]", requirement)[0] for extra in EXTRAS.values() for requirement in extra]
@@ -141,8 +141,8 @@ def test_only_a_numpy_without_row_stack_is_a_problem():
     assert (_device.compiler_problem() is None) == hasattr(np, "row_stack")
 
 
-SCRIPTS = sorted(set(re.findall(r"asv_benchmarks/(\w+\.py)", README)))
-QUICK = {"accuracy.py": [], "peers.py": ["--quick", "--shapes", "tiny"]}
+SCRIPTS = sorted(set(re.findall(r"asv_benchmarks/([\w/]+\.py)", README)))
+QUICK = {"peers/accuracy.py": [], "peers/peers.py": ["--quick", "--shapes", "tiny"]}
 NOT_SET_UP = ("asv_runner", "asv", "torch", "jax", "cupy", "ml_dtypes", "safetensors", "matplotlib", "sklearn")
 
 

@@ -1,4 +1,6 @@
-"""asv_benchmarks/peers.py: what it times is batch normalization, and its table is arithmetic on what it measured."""
+"""asv_benchmarks/peers/peers.py: what it times is batch normalization, and its table is arithmetic on what it
+measured.
+"""
 
 import json
 import math
@@ -18,7 +20,7 @@ from peers_process import Process
 from peers_rows import DTYPES, GROUPS, data, row
 from peers_systems import EPS, MOMENTUM, SYSTEMS, WrongResult, make, numpy_dtype
 
-SCRIPT = Path(__file__).resolve().parent.parent / "asv_benchmarks" / "peers.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "asv_benchmarks" / "peers" / "peers.py"
 NEEDS = {"PyTorch": "torch", "torch.compile": "torch", "oneDNN": "torch", "JAX": "jax"}
 ROWS = [*GROUPS["tiny"], "4x3x5x6:sliced", "4x3x5x2:transposed"]
 

@@ -1,6 +1,6 @@
 """The definition in long double, and how far from it a result is.
 
-Needs nothing but NumPy, so that `python asv_benchmarks/accuracy.py` does not either.
+Needs nothing but NumPy, so that `python asv_benchmarks/peers/accuracy.py` does not either.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""python asv_benchmarks/parallel_model.py: what the messages of a step cost by Hockney's model, to thousands of ranks.
+"""python asv_benchmarks/parallel/parallel_model.py: what the messages of a step cost by Hockney's model, to
+thousands of ranks.
 
 With --latency and --bandwidth the table is that of docs/parallel.md for your figures; --picture draws it. Under mpiexec
 it measures:
-mpiexec -n 3 python asv_benchmarks/parallel_model.py --measure prints the latency and the bandwidth that follow from an
+mpiexec -n 3 python asv_benchmarks/parallel/parallel_model.py --measure prints the latency and the bandwidth that
+follow from an
 allgather of few and of many bytes, and the model's time of a step beside the measured one.
 """
 

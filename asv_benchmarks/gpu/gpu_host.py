@@ -1,4 +1,4 @@
-"""python asv_benchmarks/gpu_host.py: what a call on a GPU costs the host, on any Linux machine with a C compiler.
+"""python asv_benchmarks/gpu/gpu_host.py: what a call on a GPU costs the host, on any Linux machine with a C compiler.
 
 Prints µs of Python and of cuda.core for a call whose outputs are given: the median over rounds of the fastest of many
 short runs. CuPy and the driver are pretended and take next to no time. In truth a cupy.empty, of which there is one for

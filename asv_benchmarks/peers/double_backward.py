@@ -1,4 +1,4 @@
-"""python asv_benchmarks/double_backward.py: the double backward pass beside PyTorch's, and forward mode.
+"""python asv_benchmarks/peers/double_backward.py: the double backward pass beside PyTorch's, and forward mode.
 
 float32, two threads, calls in turn, fresh outputs. The least of wall and of processor time (of all threads), which
 neighbours disturb less. A Markdown table.

@@ -1,4 +1,5 @@
-"""python asv_benchmarks/accuracy.py: how many digits of y survive, beside NumPy and, when it is installed, PyTorch.
+"""python asv_benchmarks/peers/accuracy.py: how many digits of y survive, beside NumPy and, when it is installed,
+PyTorch.
 
 16,384 float32 values a channel in 4 channels, gamma 1, beta 0. The reference is computed in long double with two passes
 from the exact float32 values. Errors are in units u = 2**-24 * max|y| of the channel: 0.5 to 1 is correctly rounded,
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from benchmarks.long_double import error, reference
+from asv_shared import error, reference
 
 import nbnorm
 

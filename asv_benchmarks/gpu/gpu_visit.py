@@ -1,4 +1,5 @@
-"""python asv_benchmarks/gpu_visit.py check, then measure: all that is to be learned where a GPU is lent for minutes.
+"""python asv_benchmarks/gpu/gpu_visit.py check, then measure: all that is to be learned where a GPU is lent for
+minutes.
 
 `check` takes at most 330 s: what is installed, first calls, tests/cuda on 12 cores, memcheck. `measure` takes at most
 400 s: every kernel's own time beside PyTorch's and cuDNN's, launch bounds, one launch against two, gpu.py. A part has a
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIMULATOR = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
 # numba-cuda 0.30 asks NumPy for row_stack, which NumPy 2.5 has no more; Python imports this module before any other.
 SHIM = """
@@ -78,7 +79,7 @@ def check(out: Path, dry_run: bool, environment: dict[str, str]) -> list[Part]:
     if dry_run:
         whole, memcheck = ["tests/cuda/test_cuda_values.py", "-n", "2", "-k", "constant_channel"], []
     return [
-        Part("first", 70, [python, "asv_benchmarks/gpu_first.py"]),
+        Part("first", 70, [python, "asv_benchmarks/gpu/gpu_first.py"]),
         Part("tests", 190, [*tests, *whole]),
         Part("memcheck", 65, [*memcheck, *tests, *watched]),
     ]
@@ -88,9 +89,11 @@ def measure(out: Path, dry_run: bool, environment: dict[str, str]) -> list[Part]
     python = sys.executable
     bench = ["--dry-run", "--dtypes", "float32"] if dry_run else ["--quick", "--dtypes", "float32", "float16"]
     return [
-        Part("kernels", 130, [python, "asv_benchmarks/gpu_kernels.py", "rows", "--json", str(out / "kernels.json")]),
-        Part("bounds", 60, [python, "asv_benchmarks/gpu_kernels.py", "bounds", "--json", str(out / "bounds.json")]),
-        Part("benchmark", 200, [python, "asv_benchmarks/gpu.py", *bench, "--json", str(out / "gpu.json")]),
+        Part(
+            "kernels", 130, [python, "asv_benchmarks/gpu/gpu_kernels.py", "rows", "--json", str(out / "kernels.json")]
+        ),
+        Part("bounds", 60, [python, "asv_benchmarks/gpu/gpu_kernels.py", "bounds", "--json", str(out / "bounds.json")]),
+        Part("benchmark", 200, [python, "asv_benchmarks/gpu/gpu.py", *bench, "--json", str(out / "gpu.json")]),
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-STAND_IN = Path(__file__).parents[1] / "tests" / "cuda" / "fake_cupy.py"
+STAND_IN = Path(__file__).parents[2] / "tests" / "cuda" / "fake_cupy.py"
 
 
 class Event:

@@ -1,6 +1,6 @@
 """Calls beside other busy processes: two threads with libgomp's waiting and with ours, and the serial twin.
 
-    python asv_benchmarks/busy.py [neighbours, 2]
+    python asv_benchmarks/parallel/busy.py [neighbours, 2]
 
 Each way of waiting in a process of its own, in turn, three rounds; the numbers of one line are of the same seconds.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import benchmarks  # noqa: F401  names a cache for the kernels of these sources, before Numba is imported
+import asv_shared  # noqa: F401  names a cache for the kernels of these sources, before Numba is imported
 import numba
 import numpy as np
 from numba import prange

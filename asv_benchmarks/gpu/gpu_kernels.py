@@ -1,4 +1,5 @@
-"""python asv_benchmarks/gpu_kernels.py rows | bounds: the GPU's own time of every kernel, by CUPTI through PyTorch's
+"""python asv_benchmarks/gpu/gpu_kernels.py rows | bounds: the GPU's own time of every kernel, by CUPTI through
+PyTorch's
 profiler.
 
 rows: the kernels of nbnorm, of PyTorch with and without cuDNN, and of a plain CuPy expression; bytes per second of each

@@ -1,4 +1,4 @@
-"""mpiexec -n 2 python asv_benchmarks/parallel.py: what `sync` adds to a training step and its backward pass.
+"""mpiexec -n 2 python asv_benchmarks/parallel/parallel.py: what `sync` adds to a training step and its backward pass.
 
 Each rank has its own shard; the step without `sync` is that of the shard alone. Medians over steps that take turns, so
 that a busy machine disturbs both. Other programs on the machine disturb the messages most: measure on a quiet one.

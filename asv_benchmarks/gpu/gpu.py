@@ -1,4 +1,4 @@
-"""python asv_benchmarks/gpu.py: time, bandwidth and errors on a GPU, beside a CuPy expression and, where it is
+"""python asv_benchmarks/gpu/gpu.py: time, bandwidth and errors on a GPU, beside a CuPy expression and, where it is
 installed, PyTorch.
 
 Prints tables, and saves them as JSON and Markdown. Large arrays: microseconds of the GPU by events, median and minimum

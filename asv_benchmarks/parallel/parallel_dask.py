@@ -1,4 +1,5 @@
-"""python asv_benchmarks/parallel_dask.py: the rate of Dask statistics, beside that of reading and summing the chunks.
+"""python asv_benchmarks/parallel/parallel_dask.py: the rate of Dask statistics, beside that of reading and summing
+the chunks.
 
 A file of 2 GB in chunks of 64 MB, two workers of one thread. Both read each chunk from the file (which the operating
 system holds in memory after the first time, if it can); the plain one adds up its values in NumPy.

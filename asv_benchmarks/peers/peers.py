@@ -1,4 +1,4 @@
-"""python asv_benchmarks/peers.py: milliseconds per call beside NumPy, PyTorch, torch.compile, oneDNN and JAX.
+"""python asv_benchmarks/peers/peers.py: milliseconds per call beside NumPy, PyTorch, torch.compile, oneDNN and JAX.
 
 Every system has a process of its own (two OpenMP runtimes in one process disturb each other). Row by row they are timed
 one after the other, so that all of them meet the machine in the same state; several rounds of that, in new processes.

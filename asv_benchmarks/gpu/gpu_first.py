@@ -1,4 +1,4 @@
-"""python asv_benchmarks/gpu_first.py: the first calls on a GPU, a section each, which goes on after a failure.
+"""python asv_benchmarks/gpu/gpu_first.py: the first calls on a GPU, a section each, which goes on after a failure.
 
 What is installed and which libraries are found; how long a first call takes and whether kernels start by the fast way;
 a new host thread; another stream and a graph; y and dx of every dtype beside float64. With NUMBA_ENABLE_CUDASIM=1 in

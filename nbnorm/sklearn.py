@@ -1,0 +1,415 @@
+"""scikit-learn: its StandardScaler for arrays of any number of dimensions. Needs the extra `sklearn`."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from nbnorm import _arguments, _device
+from nbnorm._batch_stats import BatchStats
+from nbnorm._dispatch import kernels_for
+from nbnorm._layout import Axis
+from nbnorm._scale import scale_of
+from nbnorm.functional import batch_norm_inference
+from nbnorm.state import BatchNormState
+from nbnorm.stats import batch_stats, merge_stats
+
+NO_EPS = 5e-324  # the smallest there is: nothing is left of it beside 1
+
+
+class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Subtract the mean of each channel and divide by its standard deviation.
+
+    scikit-learn's estimator of this name, for arrays of any number of dimensions and any channel axis, in float32
+    without loss at any mean/std.
+
+    Parameters
+    ----------
+    axis : int or tuple of int
+        The channel axis of X: statistics are over all other ones. The default, the last one, is the features of a
+        table.
+    with_mean : bool
+        Subtract the mean.
+    with_std : bool
+        Divide by the standard deviation.
+    ddof : float
+        The variance is m2/(count - ddof), as that of `numpy.var`: 0, which scikit-learn has, or 1.
+    copy : bool
+        Whether results are new arrays, or X itself where it is a writable array of floats.
+
+    Attributes
+    ----------
+    mean_ : float64 array, shape of the channel axes, or None
+        None when neither mean nor standard deviation is asked for.
+    var_ : float64 array, shape of the channel axes, or None
+        In the units of X squared; None without `with_std`.
+    scale_ : float64 array, shape of the channel axes, or None
+        What X is divided by: the square root of `var_`, 1 for constant channels; None without `with_std`.
+    n_samples_seen_ : int, float or array, shape of the channel axes
+        Values of each channel, which a table has as many as rows; an array where channels differ because of NaN.
+        With weights their sum, a float.
+    n_features_in_ : int
+        Number of channels.
+    feature_names_in_ : array of str, shape (n_features_in_,)
+        The columns of a DataFrame.
+
+    Notes
+    -----
+    Means and variances are those of scikit-learn up to rounding. Where the two differ:
+
+    - `transform` is computed in float64 and rounded once. scikit-learn rounds the mean to float32 before it subtracts it.
+    - A channel is constant when its standard deviation is at most 2**-52 times its mean. scikit-learn takes for
+      constant what it could not tell from a rounding of its own sums, which is more the more rows there are.
+    - Infinity is an error in `fit`. In `transform` it stays infinity, where scikit-learn reads X once more to refuse it.
+    - A negative weight is an error. Sparse matrices are not taken.
+    - Statistics of a channel that had no value yet are NaN, as there, and become those of the first values that come.
+
+    CuPy arrays are taken where they are, with or without scikit-learn's `array_api_dispatch`; the attributes are
+    CuPy arrays then, and later calls need arrays of that device.
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample variance", The American Statistician
+    37 (1983) 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbnorm.sklearn import StandardScaler
+    >>> StandardScaler().fit_transform([[0.0, 5.0], [2.0, 5.0]])
+    array([[-1.,  0.],
+           [ 1.,  0.]])
+    >>> images = np.arange(48, dtype=np.float32).reshape(2, 4, 3, 2)  # (N, H, W, C)
+    >>> scaler = StandardScaler().fit(images)
+    >>> scaler.mean_, scaler.n_samples_seen_
+    (array([23., 24.]), 24)
+    """
+
+    def __init__(
+        self, *, axis: Axis = -1, with_mean: bool = True, with_std: bool = True, ddof: float = 0, copy: bool = True
+    ) -> None:
+        self.axis = axis
+        self.with_mean = with_mean
+        self.with_std = with_std
+        self.ddof = ddof
+        self.copy = copy
+
+    def fit(self, X: ArrayLike, y: None = None, sample_weight: ArrayLike | None = None) -> Self:
+        """The statistics of X.
+
+        Parameters
+        ----------
+        X : array, shape (N, ..., C)
+            At least 2-D. float16, bfloat16, float32 and float64 stay what they are, other numbers become float64. NaN
+            is a missing value.
+        y : None
+            Ignored.
+        sample_weight : array, shape (N,), optional
+            How often the values at an index of axis 0 count.
+
+        Returns
+        -------
+        StandardScaler
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            When X has an infinite value or fewer than two dimensions, a weight is negative or not finite, there are
+            weights where axis 0 is a channel axis, or a parameter is out of range.
+
+        Notes
+        -----
+        One read of X; two where it has a NaN.
+        """
+        return self._fitted(X, sample_weight, None)
+
+    def partial_fit(self, X: ArrayLike, y: None = None, sample_weight: ArrayLike | None = None) -> Self:
+        """The statistics of X and of all that came before, as if it had been one array.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+
+        Returns
+        -------
+        StandardScaler
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, and when X has other channels than before; the statistics are then what they were.
+
+        Notes
+        -----
+        Pieces carry their mean as one float64: at a mean of 10**8 deviations the variance is known to some 10**-9
+        (docs/numerics.md).
+        """
+        return self._fitted(X, sample_weight, getattr(self, "_stats", None))
+
+    def transform(self, X: ArrayLike, copy: bool | None = None) -> Any:
+        """(X - mean_)/scale_.
+
+        Parameters
+        ----------
+        X : array, shape (N, ..., C)
+            As in `fit`, with the channels it had there.
+        copy : bool, optional
+            Instead of the constructor's.
+
+        Returns
+        -------
+        array, shape (N, ..., C)
+            dtype of X, or float64; a DataFrame where `set_output` says so.
+
+        Raises
+        ------
+        ValueError
+            When X has other channels than in `fit`.
+
+        Notes
+        -----
+        One read of X and one write, in float64 (on the CPU float32 for 16-bit X), rounded once.
+        """
+        check_is_fitted(self)
+        self._names_checked(X)
+        return self._mapped(
+            X, copy, self.mean_ if self.with_mean else None, 1 / self.scale_ if self.with_std else None, None
+        )
+
+    def inverse_transform(self, X: ArrayLike, copy: bool | None = None) -> Any:
+        """X*scale_ + mean_: what `transform` made X of.
+
+        Parameters
+        ----------
+        X : array, shape (N, ..., C)
+            As in `transform`.
+        copy : bool, optional
+            Instead of the constructor's.
+
+        Returns
+        -------
+        array, shape (N, ..., C)
+            dtype of X, or float64.
+
+        Raises
+        ------
+        ValueError
+            When X has other channels than in `fit`.
+        """
+        check_is_fitted(self)
+        return self._mapped(
+            X, copy, None, self.scale_ if self.with_std else None, self.mean_ if self.with_mean else None
+        )
+
+    def to_state(self, *, eps: float = 1e-12) -> BatchNormState:
+        """A state with these statistics as its running ones, for `nbnorm.batch_norm_inference` and further training.
+
+        Parameters
+        ----------
+        eps : float
+            Of the state, in the units of X squared: it takes the place of the scale 1 of constant channels.
+
+        Returns
+        -------
+        BatchNormState
+            Without gamma and beta, momentum None: batches that come are pooled with what the scaler has seen.
+
+        Raises
+        ------
+        ValueError
+            When mean or standard deviation was not asked for, or `ddof` is neither 0 nor 1.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nbnorm.sklearn import StandardScaler
+        >>> StandardScaler().fit(np.array([[1.0], [3.0]])).to_state().running_mean
+        array([2.])
+        """
+        check_is_fitted(self)
+        if not (self.with_mean and self.with_std) or self.ddof not in (0, 1):
+            raise ValueError(
+                f"with_mean={self.with_mean}, with_std={self.with_std}, ddof={self.ddof!s:.20}; "
+                "a state takes the mean and the standard deviation, with ddof 0 or 1"
+            )
+        state = BatchNormState(
+            self._stats.mean.shape if isinstance(self.axis, tuple) else self.n_features_in_,
+            eps=eps, momentum=None, use_gamma=False, use_beta=False, unbiased=self.ddof == 1,
+            device=_device.of(self._stats.mean),
+        )  # fmt: skip
+        state.update(self._stats)
+        return state
+
+    @classmethod
+    def from_state(cls, state: BatchNormState, *, axis: Axis | None = None) -> Self:
+        """A fitted scaler with the running statistics of a state.
+
+        Parameters
+        ----------
+        state : BatchNormState
+            Its gamma, beta and eps are not part of the scaler.
+        axis : int or tuple of int, optional
+            The channel axis of X; the last one, or as many as the state has, unless it is said.
+
+        Returns
+        -------
+        StandardScaler
+            With ddof 1 where the state has the unbiased variance.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When state is none, has no running statistics, or nobody has said how many values they are of.
+
+        Examples
+        --------
+        >>> import numpy as np, nbnorm
+        >>> from nbnorm.sklearn import StandardScaler
+        >>> state = nbnorm.BatchNormState(2, momentum=None)
+        >>> state.update(nbnorm.batch_stats(np.array([[1.0, 5.0], [3.0, 7.0]])))
+        >>> StandardScaler.from_state(state).var_
+        array([2., 2.])
+        """
+        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+        running = state._demand_running().copy()
+        with _device.current(state.device):
+            count = running.num_samples()
+            if not np.any(_device.host(count)):
+                raise ValueError("the running statistics of the state are of 0 values; set state.num_samples")
+            xp, ddof = _device.library(state.device), int(running.ddof)
+            if isinstance(count, int):
+                count = xp.full((), float(count))
+            m2 = xp.where(count > ddof, running.var * (count - ddof), 0.0)
+            if axis is None:
+                axis = tuple(range(-running.mean.ndim, 0)) if isinstance(state.num_features, tuple) else -1
+            return cls(axis=axis, ddof=ddof)._with(BatchStats(count, running.mean.copy(), m2))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
+        return tags
+
+    def _fitted(self, X: Any, sample_weight: Any, before: BatchStats | None) -> Self:
+        if not isinstance(self.ddof, numbers.Real) or not 0 <= self.ddof < math.inf:
+            raise ValueError(f"ddof is {self.ddof!r:.40}; expected a number, 0 or more")
+        if before is not None:
+            self._names_checked(X)
+        values = _values(X, self)
+        axes = _arguments.channels(values, self.axis)
+        if before is not None:
+            self._channels_checked(values, axes)
+        stats = _statistics(values, axes, _weights(sample_weight, values, axes))
+        if before is not None:
+            return self._with(merge_stats(before, stats))
+        validate_data(self, X, reset=True, skip_check_array=True, ensure_2d=False)  # sets or removes feature_names_in_
+        return self._with(stats)
+
+    def _with(self, stats: BatchStats) -> Self:
+        """The attributes, of the statistics of all that was seen."""
+        self._stats = stats
+        self.n_features_in_ = math.prod(stats.mean.shape)
+        with _device.current(_device.of(stats.mean)):
+            xp, count = _device.library(_device.of(stats.mean)), stats.count
+            mean = xp.where(count > 0, stats.mean, np.nan)
+            self.mean_ = mean if self.with_mean or self.with_std else None
+            self.var_ = xp.where(count > self.ddof, stats.m2, np.nan) / (count - self.ddof) if self.with_std else None
+            self.scale_ = scale_of(xp, mean, self.var_) if self.with_std else None
+            each = _device.host(count)
+            whole = bool((each == np.floor(each)).all())
+            if (each == each.flat[0]).all():
+                self.n_samples_seen_ = int(each.flat[0]) if whole else float(each.flat[0])
+            else:
+                self.n_samples_seen_ = count.astype(np.int64) if whole else count.copy()
+        return self
+
+    def _names_checked(self, X: Any) -> None:
+        """A DataFrame has the columns of `fit`; scikit-learn's errors and warnings."""
+        validate_data(self, X, reset=False, skip_check_array=True, ensure_2d=False)
+
+    def _channels_checked(self, X: NDArray, axes: tuple[int, ...]) -> None:
+        """X is where the statistics are, and has their channels."""
+        place = _device.of(self._stats.mean)
+        _arguments.same_device("X", X, _device.of(X), place, "the scaler", "an array there, or fit() again")
+        found, expected = tuple(X.shape[i] for i in axes), self._stats.mean.shape
+        if found != expected:
+            shown, number = (found[0], expected[0]) if len(found) == len(expected) == 1 else (found, expected)
+            raise ValueError(
+                f"X has {shown!s:.40} features, but StandardScaler is expecting {number!s:.40} features as input"
+            )
+
+    def _mapped(self, X: Any, copy: bool | None, before: Any, factor: Any, after: Any) -> Any:
+        """(X - before)*factor + after; None is 0 or 1."""
+        X = _values(X, self)
+        axes = _arguments.channels(X, self.axis)
+        self._channels_checked(X, axes)
+        state = BatchNormState(
+            self._stats.mean.shape, eps=NO_EPS, use_gamma=factor is not None, use_beta=after is not None,
+            dtype="float64", device=_device.of(X),
+        )  # fmt: skip
+        if before is not None:
+            state.running_mean = before
+        if factor is not None:
+            state.gamma = factor
+        if after is not None:
+            state.beta = after
+        copy = self.copy if copy is None else copy
+        in_place = not copy and getattr(X.flags, "writeable", True)
+        return batch_norm_inference(X, state, axis=axes, out=X if in_place else None)
+
+
+def _values(X: Any, scaler: StandardScaler) -> NDArray:
+    """X as an array of floats: itself if it is one."""
+    if isinstance(X, np.ndarray) or _device.of(X) != "cpu":
+        kernels_for("X", X)  # refuses masked arrays, whose mask would be ignored
+    if _device.of(X) != "cpu":
+        return X.astype(np.float64) if X.dtype.kind in "biu" else X
+    kinds: list[Any] = [np.float64, np.float32, np.float16]
+    if getattr(getattr(X, "dtype", None), "name", None) == "bfloat16":
+        kinds.append(X.dtype)
+    return check_array(X, dtype=kinds, allow_nd=True, ensure_all_finite=False, estimator=scaler, input_name="X")
+
+
+def _weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray | None:
+    """Weights along axis 0, as they broadcast to X."""
+    if sample_weight is None:
+        return None
+    if 0 in axes:
+        raise ValueError("sample_weight is along axis 0 of X, which is a channel axis here; expected None")
+    if isinstance(sample_weight, numbers.Real):
+        sample_weight = np.full(len(X), sample_weight, np.float64)
+    if _device.of(sample_weight) == "cpu":
+        sample_weight = check_array(
+            sample_weight, dtype=[np.float64, np.float32], ensure_2d=False, input_name="sample_weight"
+        )
+    if sample_weight.shape != X.shape[:1]:
+        raise ValueError(f"sample_weight has shape {sample_weight.shape!s:.60}; expected {X.shape[:1]}, as axis 0 of X")
+    if not sample_weight.any():
+        raise ValueError("sample_weight is zero everywhere; expected a weight that counts")
+    return sample_weight.reshape(-1, *(1,) * (X.ndim - 1))
+
+
+def _statistics(X: NDArray, axes: tuple[int, ...], weights: NDArray | None) -> BatchStats:
+    """Of what is not NaN; without a mask where nothing is."""
+    if weights is None:
+        stats = batch_stats(X, axis=axes)
+        if _finite(stats):
+            return stats
+    stats = batch_stats(X, axis=axes, weights=weights, nan="omit")
+    if not _finite(stats) and np.isinf(X).any():
+        raise ValueError(f"X contains infinity or a value too large for {X.dtype}; expected finite values, or NaN")
+    return stats
+
+
+def _finite(stats: BatchStats) -> bool:
+    return bool(np.isfinite(stats.mean).all()) and bool(np.isfinite(stats.m2).all())

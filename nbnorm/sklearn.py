@@ -12,13 +12,15 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from nbnorm import _arguments, _device
-from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
+from nbnorm._formulas import two_sum as _two_sum
 from nbnorm._layout import Axis
-from nbnorm._scale import scale_of
+from nbnorm._moments import Moments, merged, moments
+from nbnorm._scale import EPSILON, scale_of
 from nbnorm.functional import batch_norm_inference
 from nbnorm.state import BatchNormState
-from nbnorm.stats import batch_stats, merge_stats
+
+two_sum = getattr(_two_sum, "py_func", _two_sum)  # of arrays; a plain function itself with NUMBA_DISABLE_JIT
 
 NO_EPS = 5e-324  # the smallest there is: nothing is left of it beside 1
 
@@ -63,10 +65,10 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     -----
     Means and variances are those of scikit-learn up to rounding. Where the two differ:
 
-    - `transform` is computed in float64 and rounded once. scikit-learn rounds the mean to float32 before it subtracts it.
+    - `transform` is computed in float64 and rounded once; scikit-learn rounds the mean to float32 before it subtracts.
     - A channel is constant when its standard deviation is at most 2**-52 times its mean. scikit-learn takes for
       constant what it could not tell from a rounding of its own sums, which is more the more rows there are.
-    - Infinity is an error in `fit`. In `transform` it stays infinity, where scikit-learn reads X once more to refuse it.
+    - Infinity is an error in `fit`. In `transform` it stays infinity; scikit-learn reads X once more to refuse it.
     - A negative weight is an error. Sparse matrices are not taken.
     - Statistics of a channel that had no value yet are NaN, as there, and become those of the first values that come.
 
@@ -150,8 +152,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Notes
         -----
-        Pieces carry their mean as one float64: at a mean of 10**8 deviations the variance is known to some 10**-9
-        (docs/numerics.md).
+        The order and the size of the pieces do not matter: their means travel as two numbers, so that no digit is lost
+        where the mean is large.
         """
         return self._fitted(X, sample_weight, getattr(self, "_stats", None))
 
@@ -181,9 +183,14 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._names_checked(X)
-        return self._mapped(
-            X, copy, self.mean_ if self.with_mean else None, 1 / self.scale_ if self.with_std else None, None
-        )
+        factor = 1 / self.scale_ if self.with_std else None
+        if not self.with_mean:
+            return self._mapped(X, copy, None, factor, None)
+        rest = getattr(self, "_mean_rest", None)
+        if rest is not None:
+            # Of no use beside a mean_ that somebody has assigned; beside the own one it is at most half a unit of it.
+            rest = -rest * (abs(rest) <= EPSILON / 2 * abs(self.mean_)) * (1 if factor is None else factor)
+        return self._mapped(X, copy, self.mean_, factor, rest)
 
     def inverse_transform(self, X: ArrayLike, copy: bool | None = None) -> Any:
         """X*scale_ + mean_: what `transform` made X of.
@@ -242,11 +249,11 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 "a state takes the mean and the standard deviation, with ddof 0 or 1"
             )
         state = BatchNormState(
-            self._stats.mean.shape if isinstance(self.axis, tuple) else self.n_features_in_,
+            self._stats.m2.shape if isinstance(self.axis, tuple) else self.n_features_in_,
             eps=eps, momentum=None, use_gamma=False, use_beta=False, unbiased=self.ddof == 1,
-            device=_device.of(self._stats.mean),
+            device=_device.of(self._stats.m2),
         )  # fmt: skip
-        state.update(self._stats)
+        state.update(self._stats.stats)
         return state
 
     @classmethod
@@ -291,7 +298,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             m2 = xp.where(count > ddof, running.var * (count - ddof), 0.0)
             if axis is None:
                 axis = tuple(range(-running.mean.ndim, 0)) if isinstance(state.num_features, tuple) else -1
-            return cls(axis=axis, ddof=ddof)._with(BatchStats(count, running.mean.copy(), m2))
+            return cls(axis=axis, ddof=ddof)._show(Moments(count, running.mean.copy(), xp.zeros(m2.shape), m2))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -300,7 +307,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
         return tags
 
-    def _fitted(self, X: Any, sample_weight: Any, before: BatchStats | None) -> Self:
+    def _fitted(self, X: Any, sample_weight: Any, before: Moments | None) -> Self:
         if not isinstance(self.ddof, numbers.Real) or not 0 <= self.ddof < math.inf:
             raise ValueError(f"ddof is {self.ddof!r:.40}; expected a number, 0 or more")
         if before is not None:
@@ -311,27 +318,34 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             self._channels_checked(values, axes)
         stats = _statistics(values, axes, _weights(sample_weight, values, axes))
         if before is not None:
-            return self._with(merge_stats(before, stats))
+            return self._show(merged(before, stats))
         validate_data(self, X, reset=True, skip_check_array=True, ensure_2d=False)  # sets or removes feature_names_in_
-        return self._with(stats)
+        return self._show(stats)
 
-    def _with(self, stats: BatchStats) -> Self:
+    def _show(self, stats: Moments) -> Self:
         """The attributes, of the statistics of all that was seen."""
         self._stats = stats
-        self.n_features_in_ = math.prod(stats.mean.shape)
-        with _device.current(_device.of(stats.mean)):
-            xp, count = _device.library(_device.of(stats.mean)), stats.count
-            mean = xp.where(count > 0, stats.mean, np.nan)
-            self.mean_ = mean if self.with_mean or self.with_std else None
-            self.var_ = xp.where(count > self.ddof, stats.m2, np.nan) / (count - self.ddof) if self.with_std else None
-            self.scale_ = scale_of(xp, mean, self.var_) if self.with_std else None
+        self.n_features_in_ = math.prod(stats.m2.shape)
+        with _device.current(_device.of(stats.m2)):
+            xp, count = _device.library(_device.of(stats.m2)), stats.count
+            mean, rest = two_sum(stats.origin, stats.deviation)
+            mean = xp.where(count > 0, mean, np.nan)
+            var = xp.where(count > self.ddof, stats.m2, np.nan) / (count - self.ddof)
+            self.mean_: Any = mean if self.with_mean or self.with_std else None
+            self.var_: Any = var if self.with_std else None
+            self.scale_: Any = scale_of(xp, mean, var) if self.with_std else None
+            self._mean_rest = rest  # what rounding the mean to float64 has lost
             each = _device.host(count)
             whole = bool((each == np.floor(each)).all())
+            self.n_samples_seen_: Any = count.astype(np.int64) if whole else count.copy()
             if (each == each.flat[0]).all():
                 self.n_samples_seen_ = int(each.flat[0]) if whole else float(each.flat[0])
-            else:
-                self.n_samples_seen_ = count.astype(np.int64) if whole else count.copy()
         return self
+
+    def _channels(self) -> Any:
+        """An array of the channels; that of the attributes, which somebody may have assigned."""
+        found = [array for array in (self.mean_, self.scale_) if array is not None]
+        return found[0] if found else self._stats.m2
 
     def _names_checked(self, X: Any) -> None:
         """A DataFrame has the columns of `fit`; scikit-learn's errors and warnings."""
@@ -339,9 +353,9 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def _channels_checked(self, X: NDArray, axes: tuple[int, ...]) -> None:
         """X is where the statistics are, and has their channels."""
-        place = _device.of(self._stats.mean)
+        place = _device.of(self._channels())
         _arguments.same_device("X", X, _device.of(X), place, "the scaler", "an array there, or fit() again")
-        found, expected = tuple(X.shape[i] for i in axes), self._stats.mean.shape
+        found, expected = tuple(X.shape[i] for i in axes), self._channels().shape
         if found != expected:
             shown, number = (found[0], expected[0]) if len(found) == len(expected) == 1 else (found, expected)
             raise ValueError(
@@ -354,7 +368,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         axes = _arguments.channels(X, self.axis)
         self._channels_checked(X, axes)
         state = BatchNormState(
-            self._stats.mean.shape, eps=NO_EPS, use_gamma=factor is not None, use_beta=after is not None,
+            self._channels().shape, eps=NO_EPS, use_gamma=factor is not None, use_beta=after is not None,
             dtype="float64", device=_device.of(X),
         )  # fmt: skip
         if before is not None:
@@ -399,17 +413,17 @@ def _weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray |
     return sample_weight.reshape(-1, *(1,) * (X.ndim - 1))
 
 
-def _statistics(X: NDArray, axes: tuple[int, ...], weights: NDArray | None) -> BatchStats:
+def _statistics(X: NDArray, axes: tuple[int, ...], weights: NDArray | None) -> Moments:
     """Of what is not NaN; without a mask where nothing is."""
     if weights is None:
-        stats = batch_stats(X, axis=axes)
+        stats = moments(X, axes)
         if _finite(stats):
             return stats
-    stats = batch_stats(X, axis=axes, weights=weights, nan="omit")
+    stats = moments(X, axes, weights=weights, nan="omit")
     if not _finite(stats) and np.isinf(X).any():
         raise ValueError(f"X contains infinity or a value too large for {X.dtype}; expected finite values, or NaN")
     return stats
 
 
-def _finite(stats: BatchStats) -> bool:
-    return bool(np.isfinite(stats.mean).all()) and bool(np.isfinite(stats.m2).all())
+def _finite(stats: Moments) -> bool:
+    return bool(np.isfinite(stats.deviation).all()) and bool(np.isfinite(stats.m2).all())

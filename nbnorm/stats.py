@@ -7,12 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _device
+from nbnorm import _device
 from nbnorm._batch_stats import BatchStats
-from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN, merge
-from nbnorm._layout import Axis, layout_of
-from nbnorm._which import counted
+from nbnorm._formulas import merge
+from nbnorm._layout import Axis
+from nbnorm._moments import moments
 
 _merge = getattr(merge, "py_func", merge)  # with NUMBA_DISABLE_JIT it is a plain function itself
 
@@ -64,21 +63,7 @@ def batch_stats(
     >>> nbnorm.batch_stats(np.array([[1.0, np.nan], [3.0, 5.0]]), nan="omit")
     BatchStats(count=array([2., 1.]), mean=array([2., 5.]), m2=array([2., 0.]))
     """
-    kernels = kernels_for("x", x)
-    x = kernels.values("x", x)
-    axes = _arguments.channels(x, axis)
-    layout = layout_of(x, axes)
-    N, C, S = layout.shape
-    shape = tuple(x.shape[i] for i in axes)
-    with kernels.on_device_of(x):
-        xp = kernels.xp
-        w = counted(kernels, layout, x, where, weights, nan)
-        stats = (xp.empty if x.size else xp.zeros)((5 if w is None else 6, C))
-        if x.size:
-            kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats, w)
-        mean = stats[ORIGIN] + stats[DEVIATION]
-        count = xp.full((), float(N * S)) if w is None else stats[COUNT].reshape(shape)
-        return BatchStats(count, mean.reshape(shape), stats[M2].reshape(shape))
+    return moments(x, axis, where, weights, nan).stats
 
 
 def merge_stats(*stats: BatchStats) -> BatchStats:

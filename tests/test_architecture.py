@@ -12,6 +12,7 @@ import nbnorm
 PACKAGE = Path(nbnorm.__file__).parent
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
 PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._attributes", "nbnorm._names", "nbnorm._foreign", "nbnorm._running"}
+NEED_A_PACKAGE = {"nbnorm.parallel.dask", "nbnorm.sklearn", "nbnorm.xarray"}  # whatever imports them needs it too
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {
         "nbnorm._formulas",
@@ -29,6 +30,7 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm._shards",
         "nbnorm._counted",
         "nbnorm._batch_stats",
+        "nbnorm._scale",
         *FILES,
         *PIECES_OF_STATE,
     },
@@ -46,8 +48,9 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm.saved",
         "nbnorm.renorm",
         "nbnorm.stats",
+        "nbnorm._moments",
     },
-    {"nbnorm.parallel.mpi", "nbnorm.parallel.dask", "nbnorm.parallel.nccl"},
+    {"nbnorm.parallel.mpi", "nbnorm.parallel.nccl", *NEED_A_PACKAGE},
     {"nbnorm.layer", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},
 ]
 
@@ -90,6 +93,13 @@ def test_imports_point_downward(path):
     inside = [name for name in imports(path) if name.split(".")[0] == "nbnorm"]
     upward = [name for name in inside if name != "nbnorm" and layer_of(name) > own]
     assert upward == []
+
+
+def test_nothing_imports_what_needs_a_package():
+    importing = {module_name(path) for path in SOURCES if NEED_A_PACKAGE & set(imports(path))}
+    assert importing <= {"nbnorm.xarray"}  # itself one of them, for Dask's arrays
+    inside = [n for p in SOURCES if module_name(p) == "nbnorm.xarray" for n in ast.parse(p.read_text()).body]
+    assert not any("nbnorm.parallel" in ast.unparse(n) for n in inside if isinstance(n, ast.Import | ast.ImportFrom))
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,10 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from nbnorm import _arguments, _device
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import two_sum as _two_sum
 from nbnorm._layout import Axis
-from nbnorm._moments import Moments, merged, moments
-from nbnorm._scale import EPSILON, scale_of
-from nbnorm.functional import batch_norm_inference
+from nbnorm._moments import Moments, merged
+from nbnorm._standardize import EPSILON, affine, is_finite, mean_and_rest, present_moments, scale_of, var_of
 from nbnorm.state import BatchNormState
-
-two_sum = getattr(_two_sum, "py_func", _two_sum)  # of arrays; a plain function itself with NUMBA_DISABLE_JIT
-
-NO_EPS = 5e-324  # the smallest there is: nothing is left of it beside 1
 
 
 class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -326,14 +320,12 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """The attributes, of the statistics of all that was seen."""
         self._stats = stats
         self.n_features_in_ = math.prod(stats.m2.shape)
+        (mean, rest), count = mean_and_rest(stats), stats.count
+        var = var_of(count, stats.m2, self.ddof)
         with _device.current(_device.of(stats.m2)):
-            xp, count = _device.library(_device.of(stats.m2)), stats.count
-            mean, rest = two_sum(stats.origin, stats.deviation)
-            mean = xp.where(count > 0, mean, np.nan)
-            var = xp.where(count > self.ddof, stats.m2, np.nan) / (count - self.ddof)
             self.mean_: Any = mean if self.with_mean or self.with_std else None
             self.var_: Any = var if self.with_std else None
-            self.scale_: Any = scale_of(xp, mean, var) if self.with_std else None
+            self.scale_: Any = scale_of(mean, var) if self.with_std else None
             self._mean_rest = rest  # what rounding the mean to float64 has lost
             each = _device.host(count)
             whole = bool((each == np.floor(each)).all())
@@ -367,19 +359,9 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         X = _values(X, self)
         axes = _arguments.channels(X, self.axis)
         self._channels_checked(X, axes)
-        state = BatchNormState(
-            self._channels().shape, eps=NO_EPS, use_gamma=factor is not None, use_beta=after is not None,
-            dtype="float64", device=_device.of(X),
-        )  # fmt: skip
-        if before is not None:
-            state.running_mean = before
-        if factor is not None:
-            state.gamma = factor
-        if after is not None:
-            state.beta = after
         copy = self.copy if copy is None else copy
         in_place = not copy and getattr(X.flags, "writeable", True)
-        return batch_norm_inference(X, state, axis=axes, out=X if in_place else None)
+        return affine(X, axes, before, factor, after, X if in_place else None)
 
 
 def _values(X: Any, scaler: StandardScaler) -> NDArray:
@@ -414,16 +396,7 @@ def _weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray |
 
 
 def _statistics(X: NDArray, axes: tuple[int, ...], weights: NDArray | None) -> Moments:
-    """Of what is not NaN; without a mask where nothing is."""
-    if weights is None:
-        stats = moments(X, axes)
-        if _finite(stats):
-            return stats
-    stats = moments(X, axes, weights=weights, nan="omit")
-    if not _finite(stats) and np.isinf(X).any():
+    stats = present_moments(X, axes, weights=weights)
+    if not is_finite(stats) and np.isinf(X).any():
         raise ValueError(f"X contains infinity or a value too large for {X.dtype}; expected finite values, or NaN")
     return stats
-
-
-def _finite(stats: Moments) -> bool:
-    return bool(np.isfinite(stats.deviation).all()) and bool(np.isfinite(stats.m2).all())

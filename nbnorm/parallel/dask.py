@@ -6,6 +6,7 @@ A chunk is a shard. Chunks may divide every axis, the channels' too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import dask.array as da
@@ -19,6 +20,8 @@ from nbnorm import _arguments, _device
 from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
+from nbnorm._moments import Moments, merged, moments
+from nbnorm.parallel._anew import anew
 from nbnorm.state import BatchNormState
 
 FAN_IN = 8  # statistics that one task merges
@@ -73,29 +76,33 @@ def batch_stats(
     axes = _checked(x, axis)
     counting = [_cut_like(x, name, array) for name, array in (("where", where), ("weights", weights))]
     _arguments.missing(nan)
-    parts = delayed(_chunk_stats, pure=True)
-    merged = delayed(nbnorm.merge_stats, pure=True)
+    found = lazy_moments(x, axes, _chunk_moments, *counting, nan)
+    counted = where is not None or weights is not None or nan == "omit"
+    count = found.count if counted else np.array(float(_values(x, axes)))
+    return BatchStats(count, found.origin + found.deviation, found.m2)
+
+
+def lazy_moments(
+    x: da.Array, axes: tuple[int, ...], of_chunk: Callable[..., Moments], where: da.Array | None = None,
+    weights: da.Array | None = None, *options: Any,
+) -> Moments:  # fmt: skip
+    """Moments of the channels, lazy, in chunks like theirs: those that `of_chunk` finds, merged in a tree."""
+    parts, together, complete = (delayed(function, pure=True) for function in (of_chunk, merged, _with_counts))
     order = (*axes, *(a for a in range(x.ndim) if a not in axes))
     blocks = [
         np.broadcast_to(np.array(None) if array is None else array.to_delayed(), x.numblocks).transpose(order)
-        for array in (x, *counting)
+        for array in (x, where, weights)
     ]
-    counted = where is not None or weights is not None or nan == "omit"
-    found: dict[str, NDArray] = {
-        name: np.empty([x.numblocks[a] for a in axes], object)
-        for name in (BatchStats._fields if counted else BatchStats._fields[1:])
-    }
-    for index in np.ndindex(found["mean"].shape):
+    arrays = [np.empty([x.numblocks[a] for a in axes], object) for _ in Moments._fields]
+    for index in np.ndindex(arrays[0].shape):
         chunks = zip(*(of[index].ravel() for of in blocks), strict=True)
-        level = [parts(*arrays, axes, nan) for arrays in chunks]
+        level = [parts(chunk, axes, *counting, *options) for chunk, *counting in chunks]
         while len(level) > 1:
-            level = [merged(*level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
-        shape = tuple(x.chunks[a][i] for a, i in zip(axes, index, strict=True))
-        for name, of_all in found.items():
-            part = getattr(level[0], name)
-            of_all[index] = da.from_delayed(part, shape, np.float64, meta=x._meta.astype(np.float64))
-    arrays = {name: da.block(of_all.tolist()) for name, of_all in found.items()}
-    return BatchStats(**{"count": np.array(float(_values(x, axes)))} | arrays)
+            level = [together(*level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
+        shape, found = tuple(x.chunks[a][i] for a, i in zip(axes, index, strict=True)), complete(level[0])
+        for i, array in enumerate(arrays):
+            array[index] = da.from_delayed(found[i], shape, np.float64, meta=x._meta.astype(np.float64))
+    return Moments(*(da.block(array.tolist()) for array in arrays))
 
 
 def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -> da.Array:
@@ -163,8 +170,8 @@ def batch_norm_training(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -
 
     Notes
     -----
-    x is read twice: Dask keeps or computes it again, as its scheduler sees fit. The mean travels as one float64: at a
-    mean of 10**4 deviations it is known to 2**-40 of a deviation, and so is y near 0.
+    x is read twice, and not kept in between: y waits for the statistics, and then computes x again. The mean travels
+    as two numbers, so that y is as exact as that of `nbnorm.batch_norm_training` at any mean/std.
 
     Examples
     --------
@@ -178,8 +185,10 @@ def batch_norm_training(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -
     """
     axes = _checked(x, axis, state)
     _arguments.enough_values(_values(x, axes), False, x.shape)
-    stats = batch_stats(x, axis=axis)
-    return _normalized(x, axes, state, stats.mean, stats.m2 / float(stats.count)), stats
+    found, count = lazy_moments(x, axes, moments), float(_values(x, axes))
+    stats = BatchStats(np.array(count), found.origin + found.deviation, found.m2)
+    again = anew(x, [found.m2])
+    return _normalized(again, axes, state, found.origin, found.m2 / count, found.deviation), stats
 
 
 class NumbaThreads(WorkerPlugin):
@@ -244,18 +253,26 @@ def _cut_like(x: da.Array, name: str, array: Any) -> da.Array | None:
     return array.rechunk(chunks)
 
 
-def _chunk_stats(
-    chunk: NDArray, where: NDArray | None, weights: NDArray | None, axes: tuple[int, ...], nan: Any
-) -> BatchStats:
-    return nbnorm.batch_stats(chunk, axis=axes, where=where, weights=weights, nan=nan)
+def _chunk_moments(
+    chunk: NDArray, axes: tuple[int, ...], where: NDArray | None, weights: NDArray | None, nan: Any
+) -> Moments:
+    return moments(chunk, axes, where=where, weights=weights, nan=nan)
 
 
-def _normalized(x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean: Any, var: Any) -> da.Array:
-    """One task a chunk. What belongs to the channels is cut as they are."""
+def _with_counts(found: Moments) -> Moments:
+    """With a count of each channel."""
+    with _device.current(_device.of(found.m2)):
+        return found._replace(count=found.m2 * 0 + found.count)
+
+
+def _normalized(
+    x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean: Any, var: Any, deviation: Any = None
+) -> da.Array:  # fmt: skip
+    """One task a chunk. What belongs to the channels is cut as they are; `deviation` is what mean lacks."""
     index, dtype = tuple(range(x.ndim)), _arguments.dtype("x", x.dtype)  # chunks of y are in native byte order
     chunks = tuple(x.chunks[i] for i in axes)
     arguments: list[Any] = []
-    for array in (mean, var, state.gamma, state.beta):
+    for array in (mean, var, state.gamma, state.beta, deviation):
         lazy = da.from_array(array.copy(), chunks=chunks) if isinstance(array, np.ndarray) else array
         arguments += [lazy, None if lazy is None else axes]
     return da.blockwise(
@@ -265,9 +282,14 @@ def _normalized(x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean:
 
 
 def _chunk_normalized(
-    chunk: NDArray, mean: NDArray, var: NDArray, gamma: NDArray | None, beta: NDArray | None, axes: tuple[int, ...],
-    eps: float,
+    chunk: NDArray, mean: NDArray, var: NDArray, gamma: NDArray | None, beta: NDArray | None,
+    deviation: NDArray | None, axes: tuple[int, ...], eps: float,
 ) -> NDArray:  # fmt: skip
+    if deviation is not None:  # Eq. 6: as a shift, which is float64 then
+        with _device.current(_device.of(chunk)):
+            scale = (1 if gamma is None else _device.moved(gamma, _device.of(chunk))) / np.sqrt(var + eps)
+            beta = (0.0 if beta is None else _device.moved(beta, _device.of(chunk))) - deviation * scale
+            gamma = None if gamma is None else gamma.astype(np.float64)
     parameter = gamma if gamma is not None else beta
     state = BatchNormState(
         mean.shape, eps=eps, use_gamma=gamma is not None, use_beta=beta is not None,

@@ -1,0 +1,260 @@
+"""xarray: statistics and standardization of a DataArray or a Dataset over named dimensions. Needs the extra `xarray`.
+
+Arrays of NumPy, CuPy and Dask; for Dask's the extra `dask` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from nbnorm._batch_stats import BatchStats
+from nbnorm._moments import Moments
+from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of, var_of
+
+Data = TypeVar("Data", xr.DataArray, xr.Dataset)
+Dim = Hashable | Iterable[Hashable]
+
+
+def batch_stats(da: Data, dim: Dim) -> BatchStats:
+    """Count, mean and sum of squared deviations over `dim`, for every index of the other dimensions.
+
+    Parameters
+    ----------
+    da : DataArray or Dataset
+        Of real numbers. NaN is a missing value.
+    dim : str or iterable of str
+        The dimensions to reduce, such as "time" or ("time", "lat", "lon"); each other one is a channel dimension.
+
+    Returns
+    -------
+    BatchStats
+        Of DataArrays with the other dimensions and their coordinates; of Datasets for a Dataset, with the variables
+        that `standardize` changes. Lazy where da is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When da is neither, or has no such dimension, or no real numbers.
+
+    Notes
+    -----
+    One read, of each chunk where da is in chunks. Where no value is there the count is 0 and the mean NaN. The mean is
+    rounded to one float64, which `standardize` without `stats` does not do.
+
+    Examples
+    --------
+    >>> import xarray as xr, nbnorm.xarray
+    >>> da = xr.DataArray([[1.0, 5.0], [3.0, float("nan")]], dims=("time", "place"))
+    >>> count, mean, m2 = nbnorm.xarray.batch_stats(da, "time")
+    >>> mean.dims, count.values, mean.values, m2.values
+    (('place',), array([2., 1.]), array([2., 5.]), array([2., 0.]))
+    """
+    names = _names(da, dim)
+    if isinstance(da, xr.Dataset):
+        each = {name: _stats(da[name], names) for name in _standardized(da, names)}
+        return BatchStats(*(xr.Dataset({name: stats[i] for name, stats in each.items()}) for i in range(3)))
+    return _stats(da, names)
+
+
+def standardize(da: Data, dim: Dim, *, stats: BatchStats | None = None) -> Data:
+    """(da - mean)/std over `dim`, with the mean and the standard deviation (ddof 0) at every index of the others.
+
+    Parameters
+    ----------
+    da : DataArray or Dataset
+        As in `batch_stats`.
+    dim : str or iterable of str
+        The dimensions to reduce. A variable of a Dataset is reduced over those of them that it has.
+    stats : BatchStats, optional
+        Those to use, of `batch_stats`, such as a training period's; da's own unless given.
+
+    Returns
+    -------
+    DataArray or Dataset
+        As da, with name, attributes and coordinates, and lazy where da is. Integers become float64. Variables of a
+        Dataset without these dimensions, and those that are no real numbers, are passed on as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_stats`; when stats has other dimensions or coordinates than da has beside `dim`.
+
+    Notes
+    -----
+    What is constant becomes 0, NaN stays NaN. Arithmetic in float64, rounded once, and the mean is two numbers: float32
+    data lose nothing at any mean/std. Encodings, which say how to pack the values on disk, are dropped.
+
+    Of a Dask array each chunk is read twice, once for the statistics and once for the result, and not kept in between;
+    with `stats` once.
+
+    Examples
+    --------
+    >>> import xarray as xr, nbnorm.xarray
+    >>> da = xr.DataArray([[1.0, 5.0], [3.0, 5.0]], dims=("time", "place"), attrs={"units": "K"})
+    >>> y = nbnorm.xarray.standardize(da, "time")
+    >>> y.values, y.attrs
+    (array([[-1.,  0.],
+           [ 1.,  0.]]), {'units': 'K'})
+    """
+    return _each(da, dim, stats, _forward)
+
+
+def unstandardize(da: Data, dim: Dim, *, stats: BatchStats) -> Data:
+    """da*std + mean: what `standardize` with these statistics made da of.
+
+    Parameters
+    ----------
+    da : DataArray or Dataset
+        Standardized, or anomalies that a model has predicted.
+    dim : str or iterable of str
+        As in `standardize`.
+    stats : BatchStats
+        Of `batch_stats`.
+
+    Returns
+    -------
+    DataArray or Dataset
+        As `standardize` returns it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `standardize`.
+
+    Examples
+    --------
+    >>> import xarray as xr, nbnorm.xarray
+    >>> da = xr.DataArray([1.0, 3.0, 8.0], dims="time")
+    >>> stats = nbnorm.xarray.batch_stats(da, "time")
+    >>> y = nbnorm.xarray.standardize(da, "time", stats=stats)
+    >>> nbnorm.xarray.unstandardize(y, "time", stats=stats).values
+    array([1., 3., 8.])
+    """
+    if stats is None:
+        raise TypeError("stats is None; expected those of the data that were standardized, of batch_stats")
+    return _each(da, dim, stats, _backward)
+
+
+def _each(da: Data, dim: Dim, stats: BatchStats | None, chunk: Any) -> Data:
+    """A map of a DataArray, or of each variable of a Dataset that has the dimensions."""
+    names = _names(da, dim)
+    if stats is not None and not isinstance(stats, BatchStats):
+        raise TypeError(f"stats is a {type(stats).__qualname__}; expected what nbnorm.xarray.batch_stats returned")
+    if isinstance(da, xr.DataArray):
+        return _mapped(da, names, stats, chunk)
+    changed = {}
+    for name in _standardized(da, names):
+        if stats is not None and not all(isinstance(part, xr.Dataset) and name in part for part in stats):
+            raise ValueError(f"stats has no variable {name!r:.60}; expected those of batch_stats of such a Dataset")
+        own = None if stats is None else BatchStats(*(part[name] for part in stats))  # type: ignore[call-overload]
+        changed[name] = _mapped(da[name], names, own, chunk)
+    return da.assign(changed)
+
+
+def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
+    """The names of the dimensions to reduce, which are there."""
+    if not isinstance(da, xr.DataArray | xr.Dataset):
+        raise TypeError(f"da is a {type(da).__module__}.{type(da).__qualname__}; expected a DataArray or a Dataset")
+    names = (dim,) if isinstance(dim, str) or not isinstance(dim, Iterable) else tuple(dim)
+    if not names or not set(names) <= set(da.dims):
+        raise ValueError(f"dim is {dim!r:.50}; expected some of the dimensions of da, {tuple(da.dims)!s:.60}")
+    return names
+
+
+def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]:
+    """The variables of real numbers that have one of the dimensions."""
+    return [name for name, da in ds.data_vars.items() if set(names) & set(da.dims) and _is_real(da.dtype)]
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    return dtype.kind in "iuf" or dtype.name == "bfloat16"
+
+
+def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
+    """The array, with a channel axis in any case, and its channel axes."""
+    x = da.data.astype(np.float64) if da.dtype.kind in "iu" else da.data
+    axes = tuple(i for i, name in enumerate(da.dims) if name not in names)
+    return (x, axes) if axes else (x[..., None], (x.ndim,))
+
+
+def _is_lazy(x: Any) -> bool:
+    """Whether it is an array of Dask, which is asked for only where there is one."""
+    return type(x).__module__.split(".")[0] == "dask"
+
+
+def _moments(x: Any, axes: tuple[int, ...]) -> Moments:
+    if not _is_lazy(x):
+        return present_moments(x, axes)
+    from nbnorm.parallel.dask import lazy_moments
+
+    return lazy_moments(x, axes, present_moments)
+
+
+def _stats(da: xr.DataArray, names: tuple[Hashable, ...]) -> BatchStats:
+    x, axes = _values(da, names)
+    found = _moments(x, axes)
+    dims = tuple(name for name in da.dims if name not in names)
+    reduced = [name for name, coordinate in da.coords.items() if set(names) & set(coordinate.dims)]
+    coords, shape = da.coords.to_dataset().drop_vars(reduced).coords, tuple(da.sizes[name] for name in dims)
+    mean, _ = mean_and_rest(found)
+    count = found.m2 * 0 + found.count  # of each channel
+    arrays = (array.reshape(shape) for array in (count, mean, found.m2))
+    return BatchStats(*(xr.DataArray(array, coords, dims, da.name) for array in arrays))
+
+
+def _mapped(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats | None, chunk: Any) -> xr.DataArray:
+    x, axes = _values(da, names)
+    found = _moments(x, axes) if stats is None else _given(da, names, stats, x, axes)
+    y = _lazy(x, axes, found, chunk, wait=stats is None) if _is_lazy(x) else chunk(x, *found, axes=axes)
+    result = da.copy(data=y.reshape(da.shape))
+    result.encoding = {}
+    return result
+
+
+def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: Any, axes: tuple[int, ...]) -> Moments:
+    """The user's statistics, in the order of the dimensions of da."""
+    dims = tuple(name for name in da.dims if name not in names)
+    for part in stats:
+        if not isinstance(part, xr.DataArray) or set(part.dims) != set(dims):
+            found = part.dims if isinstance(part, xr.DataArray) else type(part).__qualname__
+            raise ValueError(f"stats has {found!s:.60}; expected DataArrays with the dimensions {dims!s:.60}")
+    xr.align(da, *stats, join="exact")
+    shape = tuple(x.shape[i] for i in axes)
+    count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
+    return Moments(count, mean, mean * 0, m2)
+
+
+def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool) -> Any:
+    """A task a chunk. With `wait` x is computed again after the statistics are known, instead of kept until then."""
+    import dask.array
+
+    from nbnorm.parallel._anew import anew
+
+    index, native = tuple(range(x.ndim)), x.dtype.newbyteorder("=")
+    of_channels: list[Any] = []
+    for array in found:
+        of_channels += [dask.array.asarray(array).rechunk(tuple(x.chunks[i] for i in axes)), axes]
+    again = anew(x, [found.m2]) if wait else x
+    return dask.array.blockwise(
+        chunk, index, again, index, *of_channels, axes=axes, dtype=native, meta=x._meta.astype(native)
+    )  # fmt: skip
+
+
+def _forward(
+    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...]
+) -> NDArray:  # fmt: skip
+    mean, rest = mean_and_rest(Moments(count, origin, deviation, m2))
+    factor = 1 / scale_of(mean, var_of(count, m2, 0))
+    return affine(x, axes, mean, factor, -rest * factor)
+
+
+def _backward(
+    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...]
+) -> NDArray:  # fmt: skip
+    mean, _ = mean_and_rest(Moments(count, origin, deviation, m2))
+    return affine(x, axes, None, scale_of(mean, var_of(count, m2, 0)), mean)

@@ -1,0 +1,196 @@
+"""nbnorm.xarray beside xarray's own expressions in float64, on NumPy and on Dask."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import reference
+from common import same_bits, sample
+from tolerance import assert_close, assert_stat_close
+
+import nbnorm
+
+try:
+    import dask
+    import dask.array
+    import xarray as xr
+
+    import nbnorm.xarray as nx
+except ImportError as error:
+    if os.environ.get("NBNORM_REQUIRE_PIPELINES") == "1":
+        raise
+    pytest.skip(f'NO XARRAY TESTS: {error}; pip install -e ".[xarray,dask]"', allow_module_level=True)
+
+DIMS = ("time", "lat", "lon")
+REDUCED = {
+    "one": "time",
+    "the last": ["lon"],
+    "around the channels": ("time", "lon"),
+    "all": ("lat", "time", "lon"),
+}
+CHUNKS = {"NumPy": None, "Dask": {"time": 7, "lat": 2, "lon": 3}}
+every_dim = pytest.mark.parametrize("dim", REDUCED.values(), ids=REDUCED)
+every_array = pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+LIMIT = 64 * 2.0**-53  # of the largest value: sums of twenty, a root and a quotient in float64
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def temperatures(rng, chunks=None, dtype="float64", gaps=True):
+    """(20, 4, 5), with coordinates of every kind."""
+    x = sample(rng, (20, 4, 5), "float64")
+    if gaps:
+        x[rng.random(x.shape) < 0.2] = np.nan
+        x[:, 0, 0], x[:, 1, 1] = np.nan, 0.1
+    coords = {
+        "time": np.datetime64("2020-01-01", "D") + np.arange(20),
+        "lat": np.linspace(-60, 60, 4),
+        "height": ("lat", [1.0, 2, 3, 4]),
+        "season": ("time", ["winter"] * 20),
+        "cell": (("lat", "lon"), np.arange(20).reshape(4, 5)),
+        "run": 3,
+    }
+    da = xr.DataArray(x.astype(dtype), coords, DIMS, "t2m", {"units": "K"})
+    return da if chunks is None else da.chunk(chunks)
+
+
+def near(found, expected):
+    assert found.dims == expected.dims
+    a, b = found.values, expected.values
+    assert ((np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= LIMIT * np.nanmax(np.abs(b)))).all()
+
+
+@every_dim
+@every_array
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # Dask's, of a channel without a value
+def test_statistics_of_what_is_there(dim, chunks, rng):
+    da = temperatures(rng, chunks)
+    stats = nx.batch_stats(da, dim)
+    assert isinstance(stats, nbnorm.BatchStats)
+    assert all(dask.is_dask_collection(part) == (chunks is not None) for part in stats)
+    near(stats.count, da.count(dim))
+    near(stats.mean, da.mean(dim))
+    near(stats.var, da.var(dim).fillna(np.nan))
+    expected = da.mean(dim, keep_attrs=False)
+    assert set(stats.mean.coords) == set(expected.coords)
+    assert stats.mean.name == "t2m"
+
+
+@every_dim
+@every_array
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # Dask's, of a channel without a value
+def test_there_and_back(dim, chunks, rng):
+    da = temperatures(rng, chunks)
+    da.encoding = {"dtype": "int16", "scale_factor": 0.1}
+    stats = nx.batch_stats(da, dim)
+    y, with_stats = nx.standardize(da, dim), nx.standardize(da, dim, stats=stats)
+    std = da.std(dim)
+    near(y, (da - da.mean(dim)) / std.where(std > 1e-15, 1.0))
+    for one in (y, with_stats):
+        assert (one.chunks, one.dims, one.name, one.attrs, one.encoding) == (da.chunks, DIMS, "t2m", da.attrs, {})
+        xr.testing.assert_identical(one.coords.to_dataset(), da.coords.to_dataset())
+        near(one, y)
+        near(nx.unstandardize(one, dim, stats=stats), da)
+    if dim == "time":
+        assert (y.values[:, 1, 1] == 0).all() or np.isnan(da.values[:, 1, 1]).any()
+
+
+def test_constants_become_zero():
+    da = xr.DataArray(np.full((7, 2), [0.1, 1e8 + 1 / 3]), dims=("a", "b"))
+    assert (nx.standardize(da, "a").values == 0).all()
+    assert (nx.standardize(da.chunk(a=2), "a").values == 0).all()
+
+
+@every_array
+def test_float32_at_a_large_mean(chunks, rng):
+    """The mean is two numbers, through the chunks too."""
+    x = (sample(rng, (400, 3, 5), "float64") + 1e6).astype(np.float32)
+    da = xr.DataArray(x, dims=DIMS)
+    y = nx.standardize(da if chunks is None else da.chunk(time=70, lat=2), ("time", "lon"))
+    assert y.dtype == np.float32
+    assert_close(y.values, reference.training(x, eps=0).y)
+    stats = nx.batch_stats(da, ("time", "lon"))
+    assert_stat_close(stats.var.values, reference.training(x, eps=0).var)
+
+
+@every_array
+def test_a_dataset(chunks, rng):
+    da = temperatures(rng, chunks)
+    ds = xr.Dataset(
+        {"t": da, "mask": ("lat", [True] * 4), "names": ("time", ["a"] * 20), "profile": ("time", np.arange(20))},
+        attrs={"title": "x"},
+    )
+    stats = nx.batch_stats(ds, ["time", "lon"])
+    y = nx.standardize(ds, ["time", "lon"])
+    assert list(stats.mean.data_vars) == ["t", "profile"]
+    assert (list(y.data_vars), y.attrs) == (list(ds.data_vars), ds.attrs)
+    near(y.t, nx.standardize(ds.t, ["time", "lon"]))
+    near(y.profile, (ds.profile - ds.profile.mean()) / ds.profile.std())
+    xr.testing.assert_identical(y[["mask", "names"]], ds[["mask", "names"]])
+    back = nx.unstandardize(nx.standardize(ds, ["time", "lon"], stats=stats), ["time", "lon"], stats=stats)
+    near(back.t, ds.t)
+    near(back.profile, ds.profile.astype(float))
+
+
+def test_statistics_of_another_period(rng):
+    da = temperatures(rng, gaps=False)
+    stats = nx.batch_stats(da.isel(time=slice(10)), ("time", "lon"))
+    expected = (da - da.isel(time=slice(10)).mean(("time", "lon"))) / da.isel(time=slice(10)).std(("time", "lon"))
+    near(nx.standardize(da.isel(time=slice(10, 20)), ("time", "lon"), stats=stats), expected.isel(time=slice(10, 20)))
+    field = nx.batch_stats(da, "time")
+    turned = nbnorm.BatchStats(*(part.transpose() for part in field))
+    assert same_bits(nx.standardize(da, "time", stats=field).values, nx.standardize(da, "time", stats=turned).values)
+
+
+def test_each_chunk_is_read_twice_and_not_kept():
+    """Nothing is kept: the second reading of any chunk comes after the first one of all."""
+    reads = []
+
+    def read(block_info=None):
+        reads.append(block_info[None]["chunk-location"])
+        return np.random.default_rng(reads[-1][0]).normal(size=(10, 4)).astype(np.float32)
+
+    x = dask.array.map_blocks(read, chunks=((10,) * 12, (4,)), dtype=np.float32, meta=np.empty((0, 0), np.float32))
+    da = xr.DataArray(x, dims=("time", "lat"))
+    for one in (da, da[5:115, 1:] + 1):  # Dask's own `bind` leaves slices with their old inputs
+        reads.clear()
+        y = nx.standardize(one, "time").compute()
+        assert sorted(reads[:12]) == sorted(reads[12:]) == [(i, 0) for i in range(12)]
+        assert len(reads) == 24
+        assert abs(y.mean()) < 1e-6
+
+
+def test_big_endian_files(rng):
+    da = temperatures(rng, dtype=">f4", gaps=False)
+    expected = nx.standardize(da.astype(np.float32), "time").values
+    for one in (da, da.chunk(time=20)):
+        y = nx.standardize(one, "time")
+        assert y.dtype.isnative
+        assert same_bits(y.values, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda da, stats: nx.standardize(da.values, "time"), TypeError, "da is a numpy.ndarray; expected a DataArray"),
+        (lambda da, stats: nx.standardize(da, "level"), ValueError, "dim is 'level'; expected some of the dimensions"),
+        (lambda da, stats: nx.batch_stats(da, []), ValueError, "dim is []"),
+        (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "x has dtype bool"),
+        (lambda da, stats: nx.unstandardize(da, "time", stats=None), TypeError, "stats is None"),
+        (lambda da, stats: nx.standardize(da, "time", stats=3), TypeError, "stats is a int; expected what"),
+        (lambda da, stats: nx.standardize(da, "lat", stats=stats), ValueError, "expected DataArrays with the dim"),
+        (lambda da, stats: nx.standardize(da[:, ::-1], "time", stats=stats), ValueError, "exact"),
+        (lambda da, stats: nx.standardize(da.to_dataset(), "time", stats=stats), ValueError, "no variable 't2m'"),
+    ],
+)
+def test_what_is_refused(call, error, text, rng):
+    da = temperatures(rng, gaps=False)
+    with pytest.raises(error) as caught:
+        call(da, nx.batch_stats(da, "time"))
+    assert text in str(caught.value)

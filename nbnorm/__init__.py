@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nbnorm.files import StateFileError
     from nbnorm.folding import fold
     from nbnorm.functional import batch_norm_inference, batch_norm_training
-    from nbnorm.gradients import Gradients, batch_norm_backward
+    from nbnorm.gradients import Gradients, ResidualGradients, batch_norm_backward
     from nbnorm.jvp import batch_norm_jvp
     from nbnorm.layer import BatchNorm
     from nbnorm.renorm import Renorm
@@ -42,6 +42,7 @@ _HOME = {
     "DoubleGradients": "double_backward",
     "Gradients": "gradients",
     "Renorm": "renorm",
+    "ResidualGradients": "gradients",
     "Saved": "saved",
     "StateFileError": "files",
     "batch_norm_backward": "gradients",
@@ -65,6 +66,7 @@ __all__ = [
     "DoubleGradients",
     "Gradients",
     "Renorm",
+    "ResidualGradients",
     "Saved",
     "StateFileError",
     "__version__",

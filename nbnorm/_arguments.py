@@ -207,6 +207,18 @@ def param_grads(value: object) -> None:
         raise ValueError(f"param_grads is {_short(value)}; expected 'local' (this shard's) or 'global' (everyone's)")
 
 
+def activation(value: object) -> float | None:
+    """The slope of the activation for negative numbers, or None."""
+    if value is None or value == "relu":
+        return None if value is None else 0.0
+    if isinstance(value, tuple) and len(value) == 2 and value[0] == "leaky_relu":
+        slope = value[1]
+        if not _is_real(slope) or not 0 <= slope < 1:
+            raise ValueError(f'the slope of "leaky_relu" is {_short(slope)}; expected at least 0 and less than 1')
+        return float(slope)
+    raise ValueError(f'activation is {_short(value)}; expected "relu", ("leaky_relu", slope) or None')
+
+
 def ghost(value: object) -> int:
     """How many indices make a ghost batch."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
@@ -214,6 +226,12 @@ def ghost(value: object) -> int:
     if value < 1:
         raise ValueError(f"ghost is {_short(value)}; expected at least 1, the size of a ghost batch")
     return int(value)
+
+
+def without_residual(array: object) -> None:
+    """`dresidual_out` has a meaning after a residual only."""
+    if array is not None:
+        raise ValueError("dresidual_out is an array, but the forward pass had no residual; leave it out")
 
 
 def own_statistics(name: str, use_running: bool) -> None:
@@ -253,12 +271,10 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], way_out: str)
         raise TypeError(f"{name} is a {type(value).__qualname__}; expected {way_out}")
 
 
-def gradient(name: str, array: NDArray, x: NDArray) -> None:
-    """dy, or another array like it, fits the x of the forward pass."""
+def like_x(name: str, array: NDArray, x: NDArray, owner: str = "the forward pass's x") -> None:
+    """A residual, dy, or another array like it, fits x."""
     if array.shape != x.shape:
-        raise ValueError(
-            f"{name} has shape {_short(array.shape)}; expected that of the forward pass's x, {_short(x.shape)}"
-        )
+        raise ValueError(f"{name} has shape {_short(array.shape)}; expected that of {owner}, {_short(x.shape)}")
     if array.dtype != x.dtype:
         raise TypeError(
             f"{name} has dtype {array.dtype}; expected {x.dtype}, that of x ({name}.astype(x.dtype) converts)"
@@ -276,7 +292,9 @@ def direction(name: str, array: NDArray, shape: tuple[int, ...], exists: bool) -
         raise TypeError(f"{name} has dtype {array.dtype}; expected float32 or float64, as {parameter} has")
 
 
-def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...]) -> None:
+def output(
+    kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...], name: str = "out"
+) -> None:  # fmt: skip
     """`out` can take the result: an array like x, apart from every input or, where allowed, one of them itself.
 
     Raises
@@ -287,27 +305,28 @@ def output(kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray]
     plain = type(out) is kernels.Array
     if not plain and (not isinstance(out, kernels.Array) or isinstance(out, np.ma.MaskedArray | np.matrix)):
         expected = f"{kernels.Array.__module__}.{kernels.Array.__qualname__}"
-        raise TypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; expected a {expected}")
+        raise TypeError(f"{name} is a {type(out).__module__}.{type(out).__qualname__}; expected a {expected}")
     if out.shape != x.shape:
-        raise ValueError(f"out has shape {_short(out.shape)}; expected that of x, {_short(x.shape)}")
+        raise ValueError(f"{name} has shape {_short(out.shape)}; expected that of x, {_short(x.shape)}")
     if out.dtype != x.dtype:
-        raise ValueError(f"out has dtype {out.dtype}; expected {x.dtype} in native byte order, as x")
+        raise ValueError(f"{name} has dtype {out.dtype}; expected {x.dtype} in native byte order, as x")
     flags = out.flags
     if kernels.device(out) != kernels.device(x):
-        raise ValueError(f"out is on {kernels.device(out)}; expected {kernels.device(x)}, where x is")
+        raise ValueError(f"{name} is on {kernels.device(out)}; expected {kernels.device(x)}, where x is")
     if not getattr(flags, "writeable", True):
-        raise ValueError("out is read-only; pass a writable array, such as np.empty_like(x)")
+        raise ValueError(f"{name} is read-only; pass a writable array, such as np.empty_like(x)")
     if not getattr(flags, "aligned", True):
-        raise ValueError("out is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
+        raise ValueError(f"{name} is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
     if not flags.c_contiguous and _overlaps_itself(out):
-        raise ValueError("out overlaps itself, as a broadcast view does; pass np.empty_like(x)")
-    touched = [name for name, array in inputs.items() if kernels.may_overlap(out, array)]  # bounds only: cheap
-    same = [name for name in touched if _is_same(kernels, out, inputs[name])]
-    for name in touched:
-        if name in same and name not in allowed:
-            raise ValueError(f"out is {name} itself, which the backward pass needs; pass another array")
-        if not same and _shares(kernels, out, inputs[name]):
-            raise ValueError(f"out overlaps {name} in memory; pass an array of its own")
+        raise ValueError(f"{name} overlaps itself, as a broadcast view does; pass np.empty_like(x)")
+    touched = [key for key, array in inputs.items() if kernels.may_overlap(out, array)]  # bounds only: cheap
+    same = [key for key in touched if _is_same(kernels, out, inputs[key])]
+    for other in touched:
+        if other in same and other not in allowed:
+            need = "gets another result" if other == "out" else "the backward pass needs"
+            raise ValueError(f"{name} is {other} itself, which {need}; pass another array")
+        if not same and _shares(kernels, out, inputs[other]):
+            raise ValueError(f"{name} overlaps {other} in memory; pass an array of its own")
 
 
 def num_features(value: int | tuple[int, ...]) -> int | tuple[int, ...]:

@@ -16,8 +16,13 @@ from nbnorm.saved import Saved
 
 def refuse_what_is_not_built(saved: Saved) -> None:
     """Where some values count more or less than once, all three sums have weights (docs/math.md): not built yet."""
-    if saved.groups or saved._renorm is not None:
-        name = "ghost" if saved.groups else "renorm"
+    beside = {
+        "ghost": bool(saved.groups),
+        "renorm": saved._renorm is not None,
+        "residual": saved._with_residual,
+        "activation": saved._slope is not None,
+    }
+    if name := next((name for name, given in beside.items() if given), None):
         raise ValueError(
             f"the forward pass had {name}=, after which batch_norm_double_backward and batch_norm_jvp are not built; "
             "they are without it"
@@ -35,7 +40,7 @@ def like_x(name: str, array: NDArray, saved: Saved) -> NDArray:
     there, way_out = saved._kernels.device(saved.x), "an array there, as it gave y"
     _arguments.same_device(name, array, kernels.device(array), there, "x of the forward pass", way_out)
     array = kernels.values(name, array)
-    _arguments.gradient(name, array, saved.x)
+    _arguments.like_x(name, array, saved.x)
     return array
 
 

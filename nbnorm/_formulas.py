@@ -16,6 +16,8 @@ formula: Any = numba.njit(inline="always")
 # Rows of a `stats` array (5, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std, gamma.
 # A sixth one where not every value counts once: W, which is otherwise the same number for all.
 ORIGIN, DEVIATION, M2, INV_STD, GAMMA, COUNT = range(6)
+# And two more, after that, where the backward pass asks for the sign of y: scale and shift of Eq. 7.
+SIGN_SCALE, SIGN_SHIFT = 6, 7
 # Rows of a `sums` array (3, C): s and q, which become sum_dy and sum_dy_xmu, and h, the origin of dy.
 SUM, PRODUCT, DY_ORIGIN = range(3)
 # A fourth one in the sums of a shard: e, the sum of x - mean over the shard. PRODUCT is then sum(v*(x - mean)).
@@ -44,6 +46,12 @@ def sample_index(c, part, N, C, S):
 def next_place(m, size):
     """Where among so many places to look next for a value that counts: a golden section further on, around."""
     return (m + size * 618 // 1000 + 1) % size
+
+
+@formula
+def gate(g, z, slope):
+    """Eq. 35 for numbers: g where z is positive, else slope*g, and 0 for slope 0 whatever g is."""
+    return g if z > 0.0 else 0.0 if slope == 0.0 else slope * g
 
 
 @formula

@@ -14,7 +14,7 @@ from nbnorm.functional import batch_norm_inference, batch_norm_training, saved_o
 from nbnorm.gradients import batch_norm_backward
 from nbnorm.parallel import Sync
 from nbnorm.renorm import Renorm
-from nbnorm.saved import Saved
+from nbnorm.saved import Activation, Saved
 from nbnorm.state import BatchNormState
 
 
@@ -30,8 +30,10 @@ class BatchNorm:
         The channel axis of the inputs.
     eps, momentum, use_gamma, use_beta, track_running, unbiased, skip_nonfinite, dtype, device
         As in `BatchNormState`.
+    activation
+        As in `batch_norm_training`.
     ghost, renorm
-        As in `batch_norm_training`, for calls that normalize with the batch.
+        The same, for calls that normalize with the batch.
 
     Attributes
     ----------
@@ -39,6 +41,8 @@ class BatchNorm:
         Parameters (`state.gamma`, `state.beta`) and running statistics.
     axis : int or tuple of int
         The channel axis.
+    activation, ghost, renorm
+        As in the constructor. May be assigned between calls.
     training : bool
         Whether a call normalizes with the batch and updates the running statistics, or uses and keeps these; set by
         `train` and `eval`.
@@ -49,6 +53,8 @@ class BatchNorm:
         of what the state has too, and `backward` compares every byte. At first False.
     dgamma, dbeta : array, shape num_features, or None
         Gradients of the parameters, from the last `backward`.
+    dresidual : array, shape (N, C, ...), or None
+        Gradient of the residual, if the call had one.
 
     Warns
     -----
@@ -59,7 +65,8 @@ class BatchNorm:
     -----
     In every mode a call keeps its x for `backward`, and the last call's only. x must not change before: no ReLU in
     place on it, no next batch in the same array. Nor must the state after a call in evaluation mode, which keeps no
-    more than x: `backward` takes gamma, eps and the running statistics as they are then. `debug` notices both.
+    more than x: `backward` takes gamma, beta, eps and the running statistics as they are then. After a call with both a
+    residual and an activation y must not change either. `debug` notices all of this.
     To infer and keep nothing: ``batch_norm_inference(x, layer.state, axis=layer.axis)``.
 
     Copies and pickles are independent of the original and do not have the last x.
@@ -78,12 +85,14 @@ class BatchNorm:
 
     state: BatchNormState
     axis: Axis
+    activation: Activation = None
     ghost: int | None = None
     renorm: Renorm | None = None
     training: bool = True
     frozen: bool = False
     dgamma: NDArray | None = None
     dbeta: NDArray | None = None
+    dresidual: NDArray | None = None
     debug: bool = False
     _last: Saved | NDArray | None = None  # of the last call, until `backward`; after inference x alone
     _bytes: list[bytes] | None = None  # and with `debug` those of the arrays that must not change
@@ -93,6 +102,7 @@ class BatchNorm:
         num_features: int | tuple[int, ...],
         *,
         axis: Axis = 1,
+        activation: Activation = None,
         ghost: int | None = None,
         renorm: Renorm | None = None,
         eps: float = 1e-5,
@@ -106,6 +116,8 @@ class BatchNorm:
         device: str = "cpu",
     ) -> None:
         self.axis = axis
+        _arguments.activation(activation)
+        self.activation = activation
         self.ghost = None if ghost is None else _arguments.ghost(ghost)
         if renorm is not None:
             _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
@@ -193,7 +205,8 @@ class BatchNorm:
 
     def __call__(
         self, x: NDArray, *, where: NDArray | None = None, weights: NDArray | None = None,
-        nan: Literal["propagate", "omit"] = "propagate", sync: Sync | None = None, out: NDArray | None = None,
+        nan: Literal["propagate", "omit"] = "propagate", residual: NDArray | None = None, sync: Sync | None = None,
+        out: NDArray | None = None,
     ) -> NDArray:  # fmt: skip
         """Normalize x, and keep it for `backward`.
 
@@ -201,9 +214,9 @@ class BatchNorm:
         ----------
         x : array, shape (N, C, ...)
             As for `batch_norm_training`.
-        where, weights, nan, sync, out : optional
+        where, weights, nan, residual, sync, out : optional
             As for `batch_norm_training`. In evaluation mode only `backward` asks which values are missing, and
-            without `sync` `out` may be x itself: then there is nothing left for `backward`.
+            without `sync` and `residual` `out` may be x itself: then there is nothing left for `backward`.
 
         Returns
         -------
@@ -216,15 +229,15 @@ class BatchNorm:
         """
         last: Saved | NDArray | None
         counting = where is not None or weights is not None or nan != "propagate"
-        if self.training or sync is not None or counting:
+        if self.training or sync is not None or counting or residual is not None:
             keep = self.frozen or not self.training
             y, last = batch_norm_training(
                 x, self.state, axis=self.axis, use_running=keep, update_running=not keep,
-                where=where, weights=weights, nan=nan, ghost=None if keep else self.ghost,
-                renorm=None if keep else self.renorm, sync=sync, out=out,
+                where=where, weights=weights, nan=nan, residual=residual, activation=self.activation,
+                ghost=None if keep else self.ghost, renorm=None if keep else self.renorm, sync=sync, out=out,
             )  # fmt: skip
         else:
-            y = batch_norm_inference(x, self.state, axis=self.axis, out=out)
+            y = batch_norm_inference(x, self.state, axis=self.axis, activation=self.activation, out=out)
             last = None if out is not None and kernels_for("x", x).may_overlap(out, x) else x
         own = vars(self)  # past __setattr__, which takes its time
         own["_last"] = last
@@ -232,13 +245,14 @@ class BatchNorm:
         return y
 
     def backward(
-        self, dy: NDArray, *, param_grads: Literal["local", "global"] = "local", out: NDArray | None = None
-    ) -> NDArray:
-        """dx of the last call, once; `dgamma` and `dbeta` are set.
+        self, dy: NDArray, *, param_grads: Literal["local", "global"] = "local", out: NDArray | None = None,
+        dresidual_out: NDArray | None = None,
+    ) -> NDArray:  # fmt: skip
+        """dx of the last call, once; `dgamma`, `dbeta` and `dresidual` are set.
 
         Parameters
         ----------
-        dy, param_grads, out
+        dy, param_grads, out, dresidual_out
             As for `batch_norm_backward`.
 
         Returns
@@ -261,21 +275,22 @@ class BatchNorm:
             )
         if self._bytes is not None and self._bytes != self._read(last):
             raise RuntimeError(
-                "x or, in evaluation mode, the state has changed since the call, so that its gradient is not known any "
-                "more; give the call a copy, or change them after backward"
+                "x, y beside a residual, or in evaluation mode the state has changed since the call, so that its "
+                "gradient is not known any more; give the call a copy, or change them after backward"
             )
-        saved = last if isinstance(last, Saved) else saved_of_inference(last, self.state, self.axis)
-        dx, dgamma, dbeta = batch_norm_backward(dy, saved, param_grads=param_grads, out=out)
+        saved = last if isinstance(last, Saved) else saved_of_inference(last, self.state, self.axis, self.activation)
+        found = batch_norm_backward(dy, saved, param_grads=param_grads, out=out, dresidual_out=dresidual_out)
         own = vars(self)  # past __setattr__
-        own["dgamma"], own["dbeta"], own["_last"] = dgamma, dbeta, None
-        return dx
+        own["dgamma"], own["dbeta"], own["dresidual"] = found.dgamma, found.dbeta, getattr(found, "dresidual", None)
+        own["_last"] = None
+        return found.dx
 
     def _read(self, last: Saved | NDArray | None) -> list[bytes]:
         """What `backward` is going to read."""
         state = self.state
         used: list[Any] = [last, state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
         if isinstance(last, Saved):
-            used = [array for one in (last.groups or [last]) for array in (one._flat, one._where, one._weights)]
+            used = [array for one in (last.groups or [last]) for array in (one._flat, one._where, one._weights, one.y)]
         return [_device.host(array).tobytes() for array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:

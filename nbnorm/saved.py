@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.state import BatchNormState
 from nbnorm.stats import merge_stats
+
+Activation = Literal["relu"] | tuple[Literal["leaky_relu"], float] | None
 
 
 class Saved:
@@ -45,6 +47,8 @@ class Saved:
         Whether the statistics were the running ones, and so do not depend on x.
     sync : callable or None
         How the forward pass reached the other shards of the batch.
+    y : array, shape (N, C, ...), or None
+        The output (a reference), where there were a residual and an activation.
     groups : tuple of Saved
         What each ghost batch saved, in order, where there was a `ghost`; otherwise empty. Then mean, var and inv_std
         have those of each along a new first axis, and `stats` are those of all together.
@@ -65,9 +69,9 @@ class Saved:
     >>> other.update(saved.stats)
     """
 
-    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_kernels", "_layout", "_nan", "_own", "_parts",
-                 "_renorm", "_shape", "_stats", "_w", "_weights", "_where", "_with_beta", "_with_gamma", "axis",
-                 "groups", "sync", "use_running", "x")  # fmt: skip
+    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_flat_y", "_kernels", "_layout", "_nan", "_own",
+                 "_parts", "_renorm", "_shape", "_slope", "_stats", "_w", "_weights", "_where", "_with_beta",
+                 "_with_gamma", "_with_residual", "axis", "groups", "sync", "use_running", "x", "y")  # fmt: skip
 
     def __init__(
         self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
@@ -86,6 +90,10 @@ class Saved:
         self._own: NDArray | None = None  # and the statistics of this shard, when not the running ones were used
         self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
         self._renorm: NDArray | None = None  # rows of batch renormalization; `_stats` has r*gamma
+        self._slope: float | None = None  # of the activation
+        self._with_residual = False
+        self.y: NDArray | None = None
+        self._flat_y: NDArray | None = None
         self.groups: tuple[Saved, ...] = ()
         self._parts: list[Index] = []  # where they are in x
 
@@ -94,7 +102,7 @@ class Saved:
         """Of ghost batches; their parameter gradients are float64, to be added."""
         first = groups[0]
         saved = cls(x, x, first._layout, axis, False, state, first._stats, first._kernels, None)
-        saved.groups, saved._parts = tuple(groups), parts
+        saved.groups, saved._parts, saved._with_residual = tuple(groups), parts, first._with_residual
         for group in groups:
             group._dtype = np.dtype(np.float64)
         return saved
@@ -169,7 +177,10 @@ class Saved:
 
     def __getstate__(self) -> dict[str, Any]:
         """x in the order in which it lies in memory, which pickles of arrays forget."""
-        own = {name: getattr(self, name) for name in Saved.__slots__ if name not in ("_flat", "_kernels", "_w")}
+        derived = ("_flat", "_flat_y", "_kernels", "_w")
+        own = {name: getattr(self, name) for name in Saved.__slots__ if name not in derived}
+        if self.y is not None:
+            own["y"] = self.y.transpose(self._layout.order)
         for name in ("_where", "_weights"):
             if own[name] is not None:
                 padded = own[name][(None,) * (self.x.ndim - own[name].ndim)]
@@ -179,16 +190,17 @@ class Saved:
     def __setstate__(self, own: dict[str, Any]) -> None:
         device = own.pop("device")
         with _device.current(device):  # CuPy unpickles onto the device that is current
-            for name in ("x", "_where", "_weights", "_stats", "_batch", "_own", "_renorm"):
+            for name in ("x", "y", "_where", "_weights", "_stats", "_batch", "_own", "_renorm"):
                 if own[name] is not None:
                     own[name] = _device.library(device).asarray(own[name])
             for name, value in own.items():
                 setattr(self, name, value)
-            for name in ("x", "_where", "_weights"):
+            for name in ("x", "y", "_where", "_weights"):
                 if own[name] is not None:
                     setattr(self, name, own[name].transpose(np.argsort(self._layout.order).tolist()))
             self._kernels = kernels_for("saved.x", self.x)
             self._flat = self.x if self.groups else self._kernels.read(self._layout, self.x)
+            self._flat_y = None if self.y is None else self._kernels.read(self._layout, self.y)
             self._w = counted(self._kernels, self._layout, self.x, self._where, self._weights, self._nan)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Saved:

@@ -1,9 +1,12 @@
-"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13, 19 and 29).
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13, 19, 29, 34 and 35).
 
-y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with ddx another one
+y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with `other`, ddx, too
 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, in float64; with coefficients in float32
 y = scale*(a*x + h) + shift, in float32. One read of each input, one write. Walked back to front: what reduce read last
 is still in cache (a block of columns in the fused driver is there as a whole).
+
+With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
+y, whose sign says how much of dy is let through.
 
 `streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries.
 """
@@ -17,9 +20,9 @@ from nbnorm._cpu.counted import counted_image, lanes_that_count
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
-from nbnorm._cpu.reduce import chunk_bounds, share, spread
-from nbnorm._cpu.vector import FEW, LANES, deviation, function, minus, once, routine
-from nbnorm._cpu.vector_mask import cursor, rows_of, shifted
+from nbnorm._cpu.reduce import chunk_bounds, let_through, share, spread
+from nbnorm._cpu.vector import FEW, LANES, activated, deviation, function, minus, once, routine
+from nbnorm._cpu.vector_mask import cursor, finite, kept, rows_of, shifted
 from nbnorm._cpu.vector_memory import (
     LINE,
     fence,
@@ -44,41 +47,64 @@ ABREAST = 4  # rows that share what is loaded of the tables
 
 
 @routine
-def image(x, dy, ddx, w, n, k, h, o, a, b, scale, shift, t):
-    """The map of vectors x, dy and ddx (or None), at the cursor, of which n lanes are there.
+def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
+    """The map of vectors x, dy and other (or None), at the cursor, of which n lanes are there.
 
     Coefficients are numbers, vectors, or tables read at t.
     """
     u, scale, shift = deviation(x, lanes(k, t), lanes(h, t), lanes(a, t)), lanes(scale, t), lanes(shift, t)
+    g = of_map(dy, u, slope, b, o, t)
     if w is not None:
         m, factor = lanes_that_count(w, x, n)
-        return counted_image(x, dy, u, m, factor, lanes(h, t), lanes(a, t), scale, shift)
+        return counted_image(x, g, u, m, factor, lanes(h, t), lanes(a, t), scale, shift)
     if dy is None:
-        return affine(u, scale, shift)
-    v, a = minus(dy, lanes(h, t)), lanes(a, t)
-    if ddx is None:
+        return beside(affine(u, scale, shift), other, slope)
+    if slope is not None:
+        u = kept(finite(x), u)  # frozen statistics have no use for u, which must not spoil what is let through
+    v, a = minus(g, lanes(h, t)), lanes(a, t)
+    if other is None:
         return affine_of_two(v, a, u, scale, shift)
-    return affine_of_three(minus(ddx, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)
+    return affine_of_three(minus(other, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)
 
 
 @routine
-def part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t):
+def beside(z, residual, slope):
+    """Eq. 34."""
+    if residual is not None:
+        z = z + residual
+    if slope is not None:
+        z = activated(z, slope)
+    return z
+
+
+@routine
+def of_map(dy, u, slope, scale, shift, t):
+    """What is let through of dy, Eq. 35; forwards dy is None."""
+    g = dy
+    if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if slope is not None:
+            g = let_through(dy, u, slope, lanes(scale, t), lanes(shift, t))
+    return g
+
+
+@routine
+def part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, t):
     """y[i : i + n], n <= LANES."""
     u, v = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
-    z = load_part_as(scale, ddx, i, n, LANES)
-    store_part(y, i, n, image(u, v, z, w, n, k, h, o, a, b, scale, shift, t), LANES)
+    z = load_part_as(scale, other, i, n, LANES)
+    store_part(y, i, n, image(u, v, z, slope, w, n, k, h, o, a, b, scale, shift, t), LANES)
 
 
 @routine
-def few(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift):
+def few(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift):
     """y[i : i + n], n <= FEW."""
     u, v = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
-    z = load_part_as(scale, ddx, i, n, FEW)
-    store_part(y, i, n, image(u, v, z, w, n, k, h, o, a, b, scale, shift, START), FEW)
+    z = load_part_as(scale, other, i, n, FEW)
+    store_part(y, i, n, image(u, v, z, slope, w, n, k, h, o, a, b, scale, shift, START), FEW)
 
 
 @routine
-def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
+def run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
     """y[i:end], which is at the cursor; coefficients are numbers, or tables read from position t on.
 
     Streaming from memory, it asks for what lies `ahead` values further on; 0 where the CPU sees that coming.
@@ -86,7 +112,7 @@ def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahe
     if streaming:
         n = min(end - i, until_line(y, i))
         if n > 0:
-            part(x, dy, ddx, w, y, i, n, k, h, o, a, b, scale, shift, t)
+            part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, t)
             i += n
             t += n
             w = shifted(w, 0, 0, n)
@@ -94,59 +120,62 @@ def run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahe
             if ahead > 0:
                 prefetch(x, i + ahead)
                 prefetch(dy, i + ahead)
-                prefetch(ddx, i + ahead)
-            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
-            stream(y, i, image(u, v, z, w, ALL, k, h, o, a, b, scale, shift, t))
+                prefetch(other, i + ahead)
+            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
+            stream(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
             w = shifted(w, 0, 0, LANES)
     else:
         while i + LANES <= end:
-            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
-            store(y, i, image(u, v, z, w, ALL, k, h, o, a, b, scale, shift, t))
+            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
+            store(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, t))
             i += LANES
             t += LANES
             w = shifted(w, 0, 0, LANES)
     if i < end:
-        part(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift, t)
+        part(x, dy, other, slope, w, y, i, end - i, k, h, o, a, b, scale, shift, t)
 
 
 # ---- segments
 
 
 @routine
-def segment(x, dy, ddx, w, y, c, i, end, origins, coef, streaming):
+def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
     k, h, a, scale, shift = origins[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     b, o = a, h
-    if ddx is not None:
-        b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
+    if dy is not None:
+        if other is not None:
+            b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
+        if slope is not None:
+            b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
     if streaming:
-        run(x, dy, ddx, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, NONE)
+        run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, NONE)
         return
     while i + LANES <= end:
-        u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, ddx, i)
-        store(y, i, image(u, v, z, w, ALL, k, h, o, a, b, scale, shift, START))
+        u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
+        store(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, START))
         i += LANES
         w = shifted(w, 0, 0, LANES)
     while i + FEW <= end:
-        few(x, dy, ddx, w, y, i, WHOLE, k, h, o, a, b, scale, shift)
+        few(x, dy, other, slope, w, y, i, WHOLE, k, h, o, a, b, scale, shift)
         i += FEW
         w = shifted(w, 0, 0, FEW)
     if i < end:
-        few(x, dy, ddx, w, y, i, end - i, k, h, o, a, b, scale, shift)
+        few(x, dy, other, slope, w, y, i, end - i, k, h, o, a, b, scale, shift)
 
 
 @function
-def chunk(x, dy, ddx, w, y, c, t, per, piece, N, C, S, origins, coef, streaming):
+def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, streaming):
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):
         b = (n * C + c) * S
-        segment(x, dy, ddx, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
+        segment(x, dy, other, slope, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
 
 
 @function
-def segments(worker, workers, x, dy, ddx, w, y, origins, coef, N, C, S, streaming):
+def segments(worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
     """What one worker does."""
     pieces = (S + CHUNK - 1) // CHUNK
     group = GROUP // max(1, min(S, CHUNK))
@@ -161,7 +190,7 @@ def segments(worker, workers, x, dy, ddx, w, y, origins, coef, N, C, S, streamin
             if w is not None:  # else LLVM would not know that nobody needs the quotient
                 at = shifted(w, b // C, c, p * CHUNK)
             i, end = b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK)
-            segment(x, dy, ddx, at, y, c, i, end, origins, coef, streaming)
+            segment(x, dy, other, slope, at, y, c, i, end, origins, coef, streaming)
             p += 1
             if p == pieces:
                 b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
@@ -171,33 +200,33 @@ def segments(worker, workers, x, dy, ddx, w, y, origins, coef, N, C, S, streamin
 
 
 @Kernel
-def apply_segments(x, dy, ddx, w, y, stats, coef, N, C, S, streaming, workers):
+def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, workers):
     for worker in prange(workers):
-        segments(worker, workers, x, dy, ddx, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming)
+        segments(worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming)
 
 
 @Kernel
-def running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
+def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
     """With the running statistics, `both` of `finalize_running`, which fill stats too, unless None; scratch (4 * C)."""
     coef = matrix(scratch, 0, 4, C)
     finalize_running(both, gamma, beta, eps, stats, coef)
     for worker in prange(workers):
-        segments(worker, workers, x, None, None, None, y, both, coef, N, C, S, streaming)
+        segments(worker, workers, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
 
 
 # ---- columns
 
 
 @once
-def rows_image(x, dy, ddx, w, y, i, rows, stride, k, h, o, a, b, scale, shift):
+def rows_image(x, dy, other, slope, w, y, i, rows, stride, k, h, o, a, b, scale, shift):
     for r in range(rows):
         at = i + r * stride
-        u, v, z = load_as(scale, x, at), load_as(scale, dy, at), load_as(scale, ddx, at)
-        store(y, at, image(u, v, z, shifted(w, r, 0, 0), ALL, k, h, o, a, b, scale, shift, START))
+        u, v, z = load_as(scale, x, at), load_as(scale, dy, at), load_as(scale, other, at)
+        store(y, at, image(u, v, z, slope, shifted(w, r, 0, 0), ALL, k, h, o, a, b, scale, shift, START))
 
 
 @function
-def rows_run(x, dy, ddx, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
+def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
     """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows.
 
     For the cursor a row is a sample.
@@ -210,17 +239,17 @@ def rows_run(x, dy, ddx, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shif
             scale_v, shift_v = lanes(scale, t + j), lanes(shift, t + j)
             its = shifted(w, 0, 0, j)
             if j + LANES <= cols:
-                rows_image(x, dy, ddx, its, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
+                rows_image(x, dy, other, slope, its, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
             else:
                 for r in range(ABREAST):
                     at, n = i + r * stride + j, cols - j
                     of_row = shifted(its, r, 0, 0)
-                    part(x, dy, ddx, of_row, y, at, n, kv, hv, ov, av, bv, scale_v, shift_v, START)
+                    part(x, dy, other, slope, of_row, y, at, n, kv, hv, ov, av, bv, scale_v, shift_v, START)
             j += LANES
         i += ABREAST * stride
         w = shifted(w, ABREAST, 0, 0)
     for _ in range(rows % ABREAST):
-        run(x, dy, ddx, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
+        run(x, dy, other, slope, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
         i += stride
         w = shifted(w, 1, 0, 0)
 
@@ -234,7 +263,7 @@ def line_start(i, size, edge, line):
 
 
 @once
-def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
+def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0, the cursor at row 0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
@@ -254,28 +283,31 @@ def block(x, dy, ddx, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift
             if abreast:
                 full = min(r1, size // K) - r  # the last row of all may be shorter
                 its = shifted(w, r, 0, j)
-                rows_run(x, dy, ddx, its, y, r * K + j, full, K, stop - j, k, h, o, a, b, scale, shift, j - j0)
+                rows_run(x, dy, other, slope, its, y, r * K + j, full, K, stop - j, k, h, o, a, b, scale, shift, j - j0)
                 m += full
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)
                 its = shifted(w, m, 0, i - m * K)
-                run(x, dy, ddx, its, y, i, end, k, h, o, a, b, scale, shift, i - m * K - j0, streaming, ahead)
+                run(x, dy, other, slope, its, y, i, end, k, h, o, a, b, scale, shift, i - m * K - j0, streaming, ahead)
                 m += 1
         r1 = r
 
 
 @once
-def columns(worker, workers, x, dy, ddx, w, y, origins, coef, tables, N, C, S, K, abreast, streaming):
+def columns(worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, abreast, streaming):
     """What one worker does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
     pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
     first, last = share(worker, workers, parts * pieces)
-    k, width = tables[worker], tables.shape[1] // (5 if ddx is None else 7)
+    k, width = tables[worker], min(K, MAP_WIDTH) + 3 * LANES
     scale, shift, a, h = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
     b, o = a, h
-    if ddx is not None:
-        b, o = k[5 * width :], k[6 * width :]
+    if dy is not None:
+        if other is not None:
+            b, o = k[5 * width :], k[6 * width :]
+        if slope is not None:
+            b, o = k[5 * width :], k[6 * width :]
     for task in range(last - 1, first - 1, -1):
         r0, r1 = share(task % pieces, pieces, rows)
         j = task // pieces * MAP_WIDTH
@@ -288,29 +320,38 @@ def columns(worker, workers, x, dy, ddx, w, y, origins, coef, tables, N, C, S, K
         if dy is not None or is_single(coef):
             spread(a, coef[A], j, n, C, S)
             spread(h, coef[H], j, n, C, S)
-        if ddx is not None:
-            spread(b, coef[B], j, n, C, S)
-            spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
+        if dy is not None:
+            if other is not None:
+                spread(b, coef[B], j, n, C, S)
+                spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
+            if slope is not None:
+                spread(b, coef[B], j, n, C, S)
+                spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
         its = rows_of(w, K // (C * S))
-        block(x, dy, ddx, its, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming)
+        block(x, dy, other, slope, its, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming)
     if streaming:
         fence()
 
 
 @Kernel
-def apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch, 7 with ddx."""
+def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
+    """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch,
+    7 where b and o have tables.
+    """
     for worker in prange(workers):
-        columns(worker, workers, x, dy, ddx, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, abreast, streaming)
+        columns(
+            worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, abreast,
+            streaming,
+        )  # fmt: skip
 
 
 @Kernel
 def running_columns(
-    x, y, both, gamma, beta, eps, stats, scratch, N, C, S, K, abreast, streaming, workers
+    x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, K, abreast, streaming, workers
 ):  # fmt: skip
     """The same for columns; behind the 4 * C values of scratch are the tables."""
     coef = matrix(scratch, 0, 4, C)
     tables = matrix(scratch, 4 * C, workers, (scratch.size - 4 * C) // workers)
     finalize_running(both, gamma, beta, eps, stats, coef)
     for worker in prange(workers):
-        columns(worker, workers, x, None, None, None, y, both, coef, tables, N, C, S, K, abreast, streaming)
+        columns(worker, workers, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, abreast, streaming)

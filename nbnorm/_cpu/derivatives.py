@@ -34,7 +34,7 @@ def apply_tangent(
     """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
     coef = np.empty((4, shape[1]))
     finalize_tangent(stats, sums, directions, count, coef)
-    _apply(x, ddx, None, ddy, shape, stats, coef)
+    _apply(x, ddx, None, None, None, ddy, shape, stats, coef)
 
 
 def double_sums(
@@ -46,13 +46,13 @@ def double_sums(
         return
     centred, pair = own is not None, np.zeros((3, shape[1]))
     if centred:
-        _reduce(x, dy, None, True, shape, stats, sums[:OFFSET])
+        _reduce(x, dy, None, None, True, shape, stats, sums[:OFFSET])
         centre_sums(stats, own, _values(shape), sums)
         if ddx is not None:
-            _reduce(x, ddx, None, True, shape, stats, sums[DDX:CROSS])
+            _reduce(x, ddx, None, None, True, shape, stats, sums[DDX:CROSS])
             centre_sums(stats, None, _values(shape), sums[DDX:])
     if ddx is not None:
-        _reduce(dy, ddx, None, centred, shape, sums[DY_ORIGIN:], pair)
+        _reduce(dy, ddx, None, None, centred, shape, sums[DY_ORIGIN:], pair)
         sums[CROSS] = pair[PRODUCT]
 
 
@@ -73,7 +73,7 @@ def apply_second(
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
     coef = np.empty((6, shape[1]))
     finalize_second(stats, sums, directions, _parameter(dgamma), count, coef)
-    _apply(x, dy, None, dx, shape, stats, coef, ddx)
+    _apply(x, dy, ddx, None, None, dx, shape, stats, coef)
 
 
 def apply_frozen_second(
@@ -83,7 +83,7 @@ def apply_frozen_second(
     frozen_dgamma(sums, stats, _parameter(dgamma))
     coef = np.zeros((4, shape[1]))
     coef[SCALE] = directions[OF_GAMMA] * stats[INV_STD]
-    _apply(dy, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+    _apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
 
 
 def double_backward(

@@ -30,12 +30,13 @@ from nbnorm._cpu.reduce import (
     keep_sums,
     origins,
     share,
+    signs_of,
     spread,
 )
 from nbnorm._cpu.vector import INLINED, LANES, zeros
 from nbnorm._cpu.vector_mask import cursor, for_map, shifted
 from nbnorm._cpu.vector_memory import fence, is_single, store
-from nbnorm._formulas import DY_ORIGIN, ORIGIN
+from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 
 def like(coef, table):
@@ -50,27 +51,30 @@ def _(coef, table):
 
 @Kernel
 def fused_segments(
-    x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, per, piece, chunks, streaming,
-    workers,
+    x, dy, other, slope, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, per, piece, chunks,
+    streaming, workers,
 ):  # fmt: skip
     for worker in prange(workers):
         its = cursor(w)
-        of_map = for_map(dy, its)
+        of_map, of_dy = for_map(dy, its), for_map(dy, slope)
         first, last = share(worker, workers, C)
         k = stats[ORIGIN]  # here, since a view counts references
         read_parameters(gamma, beta, first, last, stats, sums)
         for c in range(first, last):
-            origins(x, dy, its, True, stats, sums, c, c + 1, N, C, S)
+            origins(x, dy, of_dy, its, True, stats, sums, c, c + 1, N, C, S)
             s, q, n = 0.0, 0.0, 0.0
+            scale, shift = signs_of(of_dy, stats, c)
             for t in range(chunks):
-                ds, dq, dn = chunk_sums(x, dy, its, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c])
+                ds, dq, dn = chunk_sums(
+                    x, dy, of_dy, its, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c], scale, shift
+                )  # fmt: skip
                 s += ds
                 q += dq
                 n += dn
             keep_sums(dy, w, c, s, q, n, stats, sums)
             finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
             for t in range(chunks - 1, -1, -1):
-                chunk(x, dy, None, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)
+                chunk(x, dy, other, slope, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)
         write_gradients(dgamma, dbeta, first, last, sums)
         if streaming:
             fence()
@@ -78,32 +82,42 @@ def fused_segments(
 
 @Kernel
 def fused_columns(
-    x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, scratch, terms, width, channels, N, C, S,
-    block, streaming, workers,
+    x, dy, other, slope, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, scratch, terms, width,
+    channels, N, C, S, block, streaming, workers,
 ):  # fmt: skip
-    """Blocks of `channels` channels; scratch (workers, (2 * terms + 5) * width), the sums and tables of a block."""
+    """Blocks of `channels` channels; scratch (workers, (2 * terms + 5) * width), the sums and tables of a block; 7
+    in the place of 5 with dy and a slope.
+    """
     K = C * S
     blocks = (C + channels - 1) // channels
     for worker in prange(workers):
-        its = cursor(w)
+        its, of_dy = cursor(w), for_map(dy, slope)
         first, last = share(worker, workers, blocks)
         acc = scratch[worker]
         k = scratch[worker, 2 * terms * width :]
         tables = like(coef, scratch[worker, (2 * terms + 1) * width :])
         scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :]
+        of_scale, of_shift = a, h
+        if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+            if slope is not None:
+                of_scale, of_shift = tables[4 * width :], tables[5 * width :]
         for b in range(first, last):
             c0, c1 = b * channels, min(C, (b + 1) * channels)
             cols = (c1 - c0) * S
-            origins(x, dy, its, True, stats, sums, c0, c1, N, C, S)
+            origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
             spread(k, stats[ORIGIN], c0 * S, cols, C, S)
             if dy is not None:
                 spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
+                if slope is not None:
+                    spread(of_scale, stats[SIGN_SCALE], c0 * S, cols, C, S)
+                    spread(of_shift, stats[SIGN_SHIFT], c0 * S, cols, C, S)
             for r in range(0, N, block):
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
                 for j in range(at, at + terms * width, LANES):
                     store(acc, j, zeros())
                 i, of_block = r * K + c0 * S, shifted(its, r, 0, c0 * S)
-                column_sums(x, dy, of_block, i, min(block, N - r), K, cols, k, h, acc, at, width)
+                n = min(block, N - r)
+                column_sums(x, dy, of_dy, of_block, i, n, K, cols, k, h, of_scale, of_shift, acc, at, width)
                 if at > 0:
                     add_sums(x, dy, its, acc, at, width)
             channels_totals(x, dy, its, acc, width, c0, c1, S, 1, stats, sums)
@@ -120,8 +134,13 @@ def fused_columns(
             if streaming:
                 for n in range(N - 1, -1, -1):
                     i, of_row = n * K + c0 * S, shifted(of_map, n, 0, 0)
-                    run(x, dy, None, of_row, y, i, i + cols, k, h, h, a, a, scale, shift, START, STREAMING, NONE)
+                    run(
+                        x, dy, other, slope, of_row, y, i, i + cols, k, h, of_shift, a, of_scale, scale, shift, START,
+                        STREAMING, NONE,
+                    )  # fmt: skip
             else:
-                rows_run(x, dy, None, of_map, y, c0 * S, N, K, cols, k, h, h, a, a, scale, shift, START)
+                rows_run(
+                    x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k, h, of_shift, a, of_scale, scale, shift, START
+                )  # fmt: skip
         if streaming:
             fence()

@@ -35,9 +35,9 @@ def fused_double_segments(
             )
             s, q, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
             for j in range(chunks):
-                its_s, its_q, _ = chunk_sums(x, dy, None, c, j, per, piece, N, C, S, k, h)
-                its_t, its_r, _ = chunk_sums(x, ddx, None, c, j, per, piece, N, C, S, k, o)
-                _, its_cross, _ = chunk_sums(dy, ddx, None, c, j, per, piece, N, C, S, h, o)
+                its_s, its_q, _ = chunk_sums(x, dy, None, None, c, j, per, piece, N, C, S, k, h, k, h)
+                its_t, its_r, _ = chunk_sums(x, ddx, None, None, c, j, per, piece, N, C, S, k, o, k, o)
+                _, its_cross, _ = chunk_sums(dy, ddx, None, None, c, j, per, piece, N, C, S, h, o, h, o)
                 s, q, t, r, cross = s + its_s, q + its_q, t + its_t, r + its_r, cross + its_cross
             sums[SUM, c], sums[PRODUCT, c], sums[DY_ORIGIN, c], sums[OFFSET, c] = s, centred_product(s, q, d), h, 0.0
             of_ddx[SUM, c], of_ddx[PRODUCT, c], of_ddx[DY_ORIGIN, c] = t, centred_product(t, r, d), o
@@ -45,7 +45,7 @@ def fused_double_segments(
             tangent_channel(c, stats, of_ddx, directions, float(N * S), of_dy)
             second_channel(c, stats, sums, directions, dgamma, float(N * S), of_x)
             for j in range(chunks - 1, -1, -1):
-                chunk(x, ddx, None, None, ddy, c, j, per, piece, N, C, S, origins, of_dy, streaming)
-                chunk(x, dy, ddx, None, dx, c, j, per, piece, N, C, S, origins, of_x, streaming)
+                chunk(x, ddx, None, None, None, ddy, c, j, per, piece, N, C, S, origins, of_dy, streaming)
+                chunk(x, dy, ddx, None, None, dx, c, j, per, piece, N, C, S, origins, of_x, streaming)
         if streaming:
             fence()

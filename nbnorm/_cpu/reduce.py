@@ -19,10 +19,22 @@ from nbnorm._cpu.counted import add_counted, found, lanes_that_count
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import FEW, LANES, function, keep, minus, once, routine, zeros
+from nbnorm._cpu.vector import FEW, LANES, function, gated, keep, minus, once, routine, zeros
 from nbnorm._cpu.vector_mask import below, cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
-from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SUM, ninther, sample_index
+from nbnorm._formulas import (
+    COUNT,
+    DY_ORIGIN,
+    ORIGIN,
+    PRODUCT,
+    SIGN_SCALE,
+    SIGN_SHIFT,
+    SUM,
+    affine,
+    gate,
+    ninther,
+    sample_index,
+)
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
@@ -59,7 +71,35 @@ def origin(array, x, w, c, N, C, S):
 
 
 @routine
-def origins(x, dy, w, centred, stats, sums, first, last, N, C, S):
+def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
+    """Of what is let through of dy."""
+    i = sample_index(c, part, N, C, S)
+    if w is not None:
+        i = found(x, w, c, part, N, C, S)
+        if i < 0:
+            return 0.0
+    z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
+    return gate(element(dy, i), z, slope)
+
+
+@function
+def gated_origin(dy, x, slope, w, stats, c, N, C, S):
+    """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back."""
+    return ninther(
+        gated_sample(dy, x, slope, w, stats, c, np.intp(0), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(1), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(2), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(3), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(4), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(5), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(6), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(7), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(8), N, C, S),
+    )
+
+
+@routine
+def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
     """The origin of x in stats or, when the sums are to be `centred`, of dy in sums, for channels first:last.
 
     Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
@@ -68,15 +108,37 @@ def origins(x, dy, w, centred, stats, sums, first, last, N, C, S):
         if dy is None:
             stats[ORIGIN, np.uintp(c)] = origin(x, x, w, c, N, C, S)
         elif centred:
-            sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, c, N, C, S)
+            if slope is None:
+                sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, c, N, C, S)
+            else:
+                sums[DY_ORIGIN, np.uintp(c)] = gated_origin(dy, x, slope, w, stats, c, N, C, S)
 
 
 @routine
-def rows_sums(x, dy, w, i, rows, stride, k, h, sums):
+def let_through(dy, u, slope, scale, shift):
+    """Eq. 35: scale and shift are those of y."""
+    g = dy
+    if slope is not None:
+        g = gated(dy, affine(u, scale, shift), slope)
+    return g
+
+
+@routine
+def signs_of(slope, stats, c):
+    """Scale and shift of y in channel c, where its sign is asked for."""
+    scale, shift = 0.0, 0.0
+    if slope is not None:
+        scale, shift = stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c]
+    return scale, shift
+
+
+@routine
+def rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums):
     """The sums, and `rows` vectors more, the first of which is at x[i] and at the cursor."""
     for r in range(rows):
         v, g = load(x, i + r * stride), load(dy, i + r * stride)
         u = minus(v, k)
+        g = let_through(g, u, slope, scale, shift)
         if w is None:
             sums = add(sums, u if dy is None else minus(g, h), u)
         else:
@@ -86,10 +148,11 @@ def rows_sums(x, dy, w, i, rows, stride, k, h, sums):
 
 
 @routine
-def rows_sums_part(x, dy, w, i, rows, stride, n, k, h, sums):
+def rows_sums_part(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums):
     """The same for the first n lanes; the others add 0, whatever k and h hold there."""
     for r in range(rows):
         v, g = load_part(x, i + r * stride, n, LANES), load_part(dy, i + r * stride, n, LANES)
+        g = let_through(g, v - k, slope, scale, shift)
         if w is None:
             u = keep(v - k, n, LANES)
             sums = add(sums, u if dy is None else keep(g - h, n, LANES), u)
@@ -100,10 +163,11 @@ def rows_sums_part(x, dy, w, i, rows, stride, n, k, h, sums):
 
 
 @routine
-def rows_sums_few(x, dy, w, i, rows, stride, n, k, h, sums):
+def rows_sums_few(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums):
     """`rows_sums_part` for n <= FEW."""
     for r in range(rows):
         v, g = load_part(x, i + r * stride, n, FEW), load_part(dy, i + r * stride, n, FEW)
+        g = let_through(g, v - k, slope, scale, shift)
         if w is None:
             u = keep(v - k, n, FEW)
             sums = add(sums, u if dy is None else keep(g - h, n, FEW), u)
@@ -126,15 +190,15 @@ def keep_sums(dy, w, c, s, q, count, stats, sums):
 
 
 @routine
-def span_sums(x, dy, w, i, end, rows, stride, k, h, sums):
+def span_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
     while i + LANES <= end:
-        sums = rows_sums(x, dy, w, i, rows, stride, k, h, sums)
+        sums = rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums)
         i += LANES
         w = shifted(w, 0, 0, LANES)
     if i + FEW < end:
-        sums = rows_sums_part(x, dy, w, i, rows, stride, end - i, k, h, sums)
+        sums = rows_sums_part(x, dy, slope, w, i, rows, stride, end - i, k, h, scale, shift, sums)
     elif i < end:
-        sums = rows_sums_few(x, dy, w, i, rows, stride, end - i, k, h, sums)
+        sums = rows_sums_few(x, dy, slope, w, i, rows, stride, end - i, k, h, scale, shift, sums)
     return sums
 
 
@@ -147,32 +211,35 @@ def chunk_bounds(t, per, piece, N, S):
 
 
 @function
-def chunk_sums(x, dy, w, c, t, per, piece, N, C, S, k, h):
+def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
     """Three numbers: s, q and the count, 0 where it is known."""
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
-    kv, hv, sums = lanes(k, 0), lanes(h, 0), no_sums(x, dy, w)
+    kv, hv, scale_v, shift_v, sums = lanes(k, 0), lanes(h, 0), lanes(scale, 0), lanes(shift, 0), no_sums(x, dy, w)
     while n < n1:
         b, at = (n * C + c) * S, shifted(w, n, c, i0)
         if n + rows <= n1:
-            sums = span_sums(x, dy, at, b + i0, b + i1, rows, C * S, kv, hv, sums)
+            sums = span_sums(x, dy, slope, at, b + i0, b + i1, rows, C * S, kv, hv, scale_v, shift_v, sums)
             n += rows
         else:
-            sums = span_sums(x, dy, at, b + i0, b + i1, ONE_ROW, C * S, kv, hv, sums)
+            sums = span_sums(x, dy, slope, at, b + i0, b + i1, ONE_ROW, C * S, kv, hv, scale_v, shift_v, sums)
             n += 1
     return totals(sums)
 
 
 @Kernel
-def reduce_segments(x, dy, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
+def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
     """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is; parts (C * chunks, 3) scratch."""
-    origins(x, dy, cursor(w), centred, stats, sums, 0, C, N, C, S)
+    origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
     for worker in prange(workers):
         first, last = share(worker, workers, C * chunks)
         its = cursor(w)
         for j in range(first, last):
             c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
-            parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(x, dy, its, c, j % chunks, per, piece, N, C, S, k, h)
+            scale, shift = signs_of(slope, stats, c)
+            parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(
+                x, dy, slope, its, c, j % chunks, per, piece, N, C, S, k, h, scale, shift
+            )  # fmt: skip
     for c in range(C):
         s, q, count = 0.0, 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
@@ -214,8 +281,9 @@ def spread(table, values, j, n, C, S):
 
 
 @function
-def column_sums(x, dy, w, i, rows, stride, cols, k, h, acc, at, width):
-    """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins.
+def column_sums(x, dy, slope, w, i, rows, stride, cols, k, h, scale, shift, acc, at, width):
+    """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins,
+    scale and shift, where there is a slope, those of y.
 
     For the cursor a row is a sample.
     """
@@ -226,20 +294,27 @@ def column_sums(x, dy, w, i, rows, stride, cols, k, h, acc, at, width):
         j = 0
         while j + LANES <= cols:
             kv, hv, sums, its = load(k, j), load(h, j), load_sums(x, dy, w, acc, at + j, width), shifted(w, r, 0, j)
+            of_scale, of_shift = kv, hv
+            if slope is not None:
+                of_scale, of_shift = load(scale, j), load(shift, j)
             if n == step:
                 for q in range(step):
                     prefetch(x, start + j + q * stride + ahead)
                     prefetch(dy, start + j + q * stride + ahead)
-                sums = rows_sums(x, dy, its, start + j, step, stride, kv, hv, sums)
+                sums = rows_sums(x, dy, slope, its, start + j, step, stride, kv, hv, of_scale, of_shift, sums)
             else:
-                sums = rows_sums(x, dy, its, start + j, n, stride, kv, hv, sums)
+                sums = rows_sums(x, dy, slope, its, start + j, n, stride, kv, hv, of_scale, of_shift, sums)
             store_sums(acc, at + j, width, sums)
             j += LANES
         if j < cols:
             kv, hv, sums, its = load(k, j), load(h, j), load_sums(x, dy, w, acc, at + j, width), shifted(w, r, 0, j)
-            store_sums(
-                acc, at + j, width, rows_sums_part(x, dy, its, start + j, n, stride, cols - j, kv, hv, sums)
+            of_scale, of_shift = kv, hv
+            if slope is not None:
+                of_scale, of_shift = load(scale, j), load(shift, j)
+            sums = rows_sums_part(
+                x, dy, slope, its, start + j, n, stride, cols - j, kv, hv, of_scale, of_shift, sums
             )  # fmt: skip
+            store_sums(acc, at + j, width, sums)
 
 
 @function
@@ -280,19 +355,23 @@ def channels_totals(x, dy, w, acc, width, first, last, S, tile, stats, sums):
 
 @Kernel
 def reduce_columns(
-    x, dy, w, centred, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers
+    x, dy, slope, w, centred, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers
 ):  # fmt: skip
     """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is.
 
-    acc (blocks * terms * width) and tables (workers, 2, PANEL + LANES) are scratch; terms counts sums and counts.
+    acc (blocks * terms * width) and tables (workers, 2, or with a slope 4, PANEL + LANES) are
+    scratch; terms counts sums and counts.
     """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
-    origins(x, dy, cursor(w), centred, stats, sums, 0, C, N, C, S)
+    origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
     for worker in prange(workers):
         its = rows_of(cursor(w), tile)
         first, last = share(worker, workers, (width + PANEL - 1) // PANEL * blocks)
         k, h, filled = tables[worker, 0], tables[worker, 1], -1
+        scale, shift = k, h
+        if slope is not None:
+            scale, shift = tables[worker, 2], tables[worker, 3]
         for task in range(first, last):
             panel, b = task // blocks, task % blocks
             j = panel * PANEL
@@ -301,15 +380,19 @@ def reduce_columns(
                 spread(k, stats[ORIGIN], j, cols, C, S)
                 if dy is not None:
                     spread(h, sums[DY_ORIGIN], j, cols, C, S)
+                if slope is not None:
+                    spread(scale, stats[SIGN_SCALE], j, cols, C, S)
+                    spread(shift, stats[SIGN_SHIFT], j, cols, C, S)
                 filled = panel
             at = b * terms * width + j
             for r in range(terms):
                 for i in range(at + r * width, at + r * width + cols, LANES):
                     store(acc, i, zeros())
             of_block, of_rest = shifted(its, b * block, 0, j), shifted(its, rows, 0, j)
-            column_sums(x, dy, of_block, b * block * K + j, n, K, cols, k, h, acc, at, width)
+            column_sums(x, dy, slope, of_block, b * block * K + j, n, K, cols, k, h, scale, shift, acc, at, width)
             if rest > j and b == blocks - 1:
-                column_sums(x, dy, of_rest, rows * K + j, ONE_ROW, K, min(cols, rest - j), k, h, acc, at, width)
+                i, n = rows * K + j, min(cols, rest - j)
+                column_sums(x, dy, slope, of_rest, i, ONE_ROW, K, n, k, h, scale, shift, acc, at, width)
     for b in range(1, blocks):
         add_sums(x, dy, w, acc, b * terms * width, width)
     channels_totals(x, dy, w, acc, width, 0, C, S, tile, stats, sums)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nbnorm._counted import Counted
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
-from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _parameter, _reduce
+from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _of_gradient, _parameter, _reduce
 from nbnorm._formulas import COUNT, DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
@@ -35,22 +35,22 @@ def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
 
 def normalize(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float | None,
-    stats: Array,
+    stats: Array, residual: Array | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
     coef = np.empty((4, shape[1]), OF_MAP[x.itemsize])
     finalize_given(stats, _parameter(gamma), _parameter(beta), eps, count, coef)
-    _apply(x, None, None, y, shape, stats, coef)
+    _apply(x, None, residual, slope, None, y, shape, stats, coef)
 
 
 def gradient_sums(
     dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array, count: float | None,
-    w: Counted | None,
+    w: Counted | None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """What the backward pass has to know of this shard; own is its stats, None with running statistics."""
     sums[...] = 0
     if x.size:
-        _reduce(x, dy, w, own is not None, shape, stats, sums[:OFFSET])
+        _reduce(x, dy, slope, w, own is not None, shape, stats, sums[:OFFSET])
         centre_sums(stats, own, count, sums)
 
 
@@ -68,12 +68,12 @@ def parameter_gradients(
 
 def apply_gradients(
     dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array | None, count: float | None,
-    w: Counted | None,
+    w: Counted | None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
     if sums is None:
-        _apply_frozen(dy, x, w, dx, shape, stats)
+        _apply_frozen(dy, x, slope, w, dx, shape, stats)
         return
-    coef = np.empty((4, shape[1]))
+    coef = _of_gradient(stats, slope)
     finalize_sums(sums, stats, coef, count)
-    _apply(x, dy, w, dx, shape, stats, coef)
+    _apply(x, dy, None, slope, w, dx, shape, stats, coef)

@@ -14,11 +14,24 @@ from nbnorm._counted import Counted, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments, running_columns, running_segments
 from nbnorm._cpu.counted import first_short
-from nbnorm._cpu.finalize import POOLED, SCALE, A, commit_finite, commit_pooled, commit_running, finalize
+from nbnorm._cpu.finalize import (
+    ORIGIN_OF_DDX,
+    POOLED,
+    SCALE,
+    SHIFT,
+    A,
+    B,
+    H,
+    commit_finite,
+    commit_pooled,
+    commit_running,
+    finalize,
+    finalize_given,
+)
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import GAMMA, INV_STD
+from nbnorm._formulas import GAMMA, INV_STD, SIGN_SCALE, SIGN_SHIFT
 from nbnorm._running import Running
 
 Array = NDArray
@@ -32,17 +45,20 @@ ABSENT = np.empty(0, np.float32)
 def training_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
     w: Counted | None = None, running: Running | None = None, momentum: float | None = None,
+    residual: Array | None = None, slope: float | None = None,
 ) -> bool:  # fmt: skip
     """y and stats from x: reduce, finalize, apply. Returns False: `commit` has to fold the batch into `running`."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(x, None, w, y, shape, stats, sums, _parameter(gamma), _parameter(beta), None, None, eps)
+    _fused_or_split(
+        x, None, residual, slope, w, y, shape, stats, sums, _parameter(gamma), _parameter(beta), None, None, eps
+    )  # fmt: skip
     return False
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
     sums = np.zeros((3, shape[1]))
-    _reduce(x, None, w, True, shape, stats, sums)
+    _reduce(x, None, None, w, True, shape, stats, sums)
     finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), np.empty((4, shape[1])))
 
 
@@ -55,7 +71,7 @@ def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | Non
 
 def running_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, running: Running,
-    stats: Array | None,
+    stats: Array | None, residual: Array | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats, unless None, with the variance for m2."""
     N, C, S = shape
@@ -63,36 +79,62 @@ def running_forward(
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
         both[: 2 * C] = running.both
     gamma, beta = _parameter(gamma), _parameter(beta)
-    workers, cut = workers_for(2 * x.size), plan.mapping(2, x.itemsize, N, C, S)
+    tensors = 2 if residual is None else 3
+    workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     scratch = np.empty(4 * C + 5 * workers * cut.width, OF_MAP[x.itemsize])  # coef, and tables of columns
     if cut.K:
         running_columns(
-            x, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.K, cut.abreast, cut.streaming, workers
+            x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.K, cut.abreast, cut.streaming,
+            workers,
         )  # fmt: skip
     else:
-        running_segments(x, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.streaming, workers)
+        running_segments(
+            x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.streaming, workers
+        )  # fmt: skip
+
+
+def keep_signs(stats: Array, gamma: Array | None, beta: Array | None, eps: float, count: float | None) -> None:
+    """The map of x as numbers of stats, for a backward pass that asks for the sign of y; m2/count is the variance."""
+    coef = np.empty((4, stats.shape[1]))
+    finalize_given(stats, _parameter(gamma), _parameter(beta), eps, count, coef)
+    stats[SIGN_SCALE], stats[SIGN_SHIFT] = coef[SCALE], coef[SHIFT]
 
 
 def backward(
     dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None,
-    w: Counted | None = None,
+    w: Counted | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     sums = np.zeros((3, shape[1]))
-    _fused_or_split(x, dy, w, dx, shape, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0)
+    _fused_or_split(
+        x, dy, None, slope, w, dx, shape, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0
+    )  # fmt: skip
 
 
 def running_backward(
     dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None,
-    w: Counted | None = None,
+    w: Counted | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     sums = np.zeros((3, shape[1]))
-    _reduce(x, dy, w, False, shape, stats, sums)
+    _reduce(x, dy, slope, w, False, shape, stats, sums)
     # Before dx, which may lie over dy, is written: then nothing is left that could fail. The count is not needed.
     count, coef = _values(shape), np.empty((4, shape[1]))
     finalize(dy, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0, count, coef)
-    _apply_frozen(dy, x, w, dx, shape, stats)
+    _apply_frozen(dy, x, slope, w, dx, shape, stats)
+
+
+def residual_gradient(
+    dy: Array, y: Array | None, x: Array, dresidual: Array, shape: Shape, slope: float | None, w: Counted | None
+) -> None:  # fmt: skip
+    """What of dy gets through the activation, which is known by the sign of y (no y: all), and 0 where x is missing."""
+    stats, coef = np.zeros((5, shape[1])), np.zeros((6, shape[1]))
+    coef[A] = coef[B] = 1.0
+    if y is not None:
+        _apply(y, dy, None, slope, None, dresidual, shape, stats, coef)
+        dy = dresidual
+    if w is not None:
+        _apply(x, dy, None, None, w, dresidual, shape, stats, coef)
 
 
 def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:
@@ -141,13 +183,14 @@ def fits_cache(shape: Shape, itemsize: int, workers: int) -> bool:
 
 
 def _fused_or_split(
-    x: Array, dy: Array | None, w: Counted | None, y: Array, shape: Shape, stats: Array, sums: Array,
-    gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None, eps: float,
+    x: Array, dy: Array | None, residual: Array | None, slope: float | None, w: Counted | None, y: Array, shape: Shape,
+    stats: Array, sums: Array, gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None,
+    eps: float,
 ) -> None:  # fmt: skip
     """y and stats from x, gamma and beta; with dy an array dx, dgamma and dbeta. The other pair is None."""
     N, C, S = shape
-    coef = np.empty((4, C), OF_MAP[x.itemsize] if dy is None else np.float64)
-    inputs = 1 if dy is None else 2
+    coef = np.empty((4, C), OF_MAP[x.itemsize]) if dy is None else _of_gradient(stats, slope)
+    inputs = 1 if dy is None and residual is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
     count = _count(shape, w)
@@ -155,8 +198,8 @@ def _fused_or_split(
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):
             fused_segments(
-                x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, *cut, streaming,
-                workers,
+                x, dy, residual, slope, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, *cut,
+                streaming, workers,
             )  # fmt: skip
             return
     else:
@@ -165,56 +208,76 @@ def _fused_or_split(
             channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
             width = plan.up(channels * S, plan.LANES) + plan.LANES  # a vector reaches beyond its columns
             terms = _terms(x, dy, w)
-            scratch = np.empty((workers, (2 * terms + 5) * width))
+            tables = 5 if dy is None or slope is None else 7
+            scratch = np.empty((workers, (2 * terms + tables) * width))
             fused_columns(
-                x, dy, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, scratch, terms, width, channels,
-                N, C, S, cols.block, streaming, workers,
+                x, dy, residual, slope, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, scratch, terms,
+                width, channels, N, C, S, cols.block, streaming, workers,
             )  # fmt: skip
             return
-    _reduce(x, dy, w, True, shape, stats, sums)
+    _reduce(x, dy, None if dy is None else slope, w, True, shape, stats, sums)
     finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
-    _apply(x, dy, w, y, shape, stats, coef)
+    _apply(x, dy, residual, slope, w, y, shape, stats, coef)
+
+
+def _of_gradient(stats: Array, slope: float | None) -> Array:
+    """Room for the coefficients of a backward map; with a slope those that tell the sign of y are there."""
+    if slope is None:
+        return np.empty((4, stats.shape[1]))
+    coef = np.zeros((6, stats.shape[1]))
+    coef[B], coef[ORIGIN_OF_DDX] = stats[SIGN_SCALE], stats[SIGN_SHIFT]
+    return coef
 
 
 def _reduce(
-    x: Array, dy: Array | None, w: Counted | None, centred: bool, shape: Shape, stats: Array, sums: Array
+    x: Array, dy: Array | None, slope: float | None, w: Counted | None, centred: bool, shape: Shape, stats: Array,
+    sums: Array,
 ) -> None:  # fmt: skip
     N, C, S = shape
     workers = workers_for((1 if dy is None else 2) * x.size)
     if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
-        reduce_segments(x, dy, w, centred, stats, sums, np.empty((C * cut.chunks, 3)), N, C, S, *cut, workers)
+        parts = np.empty((C * cut.chunks, 3))
+        reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, *cut, workers)
     else:
         cols = plan.columns(N, C, S, throughout(w, C, S))
         terms = _terms(x, dy, w)
-        acc, tables = np.empty(cols.blocks * terms * cols.width), np.empty((workers, 2, plan.PANEL + plan.LANES))
+        acc, tables = np.empty(cols.blocks * terms * cols.width), 2 if slope is None else 4
         reduce_columns(
-            x, dy, w, centred, stats, sums, acc, tables, N, C, S,
+            x, dy, slope, w, centred, stats, sums, acc, np.empty((workers, tables, plan.PANEL + plan.LANES)), N, C, S,
             cols.tile, cols.block, cols.blocks, terms, cols.width, workers,
         )  # fmt: skip
 
 
-def _apply_frozen(dy: Array, x: Array, w: Counted | None, dx: Array, shape: Shape, stats: Array) -> None:
-    """x is read only where some of its values may not be there."""
-    coef = np.zeros((4, shape[1]))
-    coef[SCALE if w is None else A] = stats[GAMMA] * stats[INV_STD]
-    if w is None:
-        _apply(dy, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+def _apply_frozen(
+    dy: Array, x: Array, slope: float | None, w: Counted | None, dx: Array, shape: Shape, stats: Array
+) -> None:  # fmt: skip
+    """x is read only where some of its values may not be there, or for the sign of y."""
+    a = stats[GAMMA] * stats[INV_STD]
+    if w is None and slope is None:
+        coef = np.zeros((4, shape[1]))
+        coef[SCALE] = a
+        _apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
     else:
-        _apply(x, dy, w, dx, shape, stats, coef)
+        coef = _of_gradient(stats, slope)
+        coef[A], coef[SCALE], coef[SHIFT], coef[H] = a, 0.0, 0.0, 0.0
+        _apply(x, dy, None, slope, w, dx, shape, stats, coef)
 
 
 def _apply(
-    x: Array, dy: Array | None, w: Counted | None, y: Array, shape: Shape, stats: Array, coef: Array,
-    ddx: Array | None = None,
+    x: Array, dy: Array | None, other: Array | None, slope: float | None, w: Counted | None, y: Array, shape: Shape,
+    stats: Array, coef: Array,
 ) -> None:  # fmt: skip
-    """The map of each channel; w is only asked for backwards."""
+    """The map of each channel, as apply.py has it; w is only asked for backwards."""
     N, C, S = shape
-    tensors, w = (2, None) if dy is None else (3 if ddx is None else 4, w)
+    tensors, w = sum(array is not None for array in (x, dy, other, y)), w if dy is not None else None
     runs = in_rows(w, S), throughout(w, C, S)
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, *runs)
     if cut.K:
-        tables = np.empty((workers, (5 if ddx is None else 7) * cut.width), coef.dtype)
-        apply_columns(x, dy, ddx, w, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers)
+        rows = 5 if dy is None or (other is None and slope is None) else 7
+        tables = np.empty((workers, rows * cut.width), coef.dtype)
+        apply_columns(
+            x, dy, other, slope, w, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers
+        )  # fmt: skip
     else:
-        apply_segments(x, dy, ddx, w, y, stats, coef, N, C, S, cut.streaming, workers)
+        apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, cut.streaming, workers)

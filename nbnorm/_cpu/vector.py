@@ -126,6 +126,36 @@ def deviation(typingctx, x, k, h, a):
     return x(x, k, h, a), emit
 
 
+def _lessened(builder, v, slope):
+    """slope*v, and 0 for slope 0 whatever v is."""
+    kind = v.type
+    factor = builder.fptrunc(slope, FLOAT) if like(kind, FLOAT) == kind else slope
+    product, nothing = builder.fmul(v, splat(builder, factor)), ir.Constant(kind, [0.0] * LANES)
+    return builder.select(splat(builder, builder.fcmp_ordered("==", slope, DOUBLE(0.0))), nothing, product)
+
+
+@intrinsic
+def activated(typingctx, z, slope):
+    """Eq. 34: z where it is positive or NaN, else slope*z."""
+
+    def emit(ctx, builder, sig, args):
+        at_most_0 = builder.fcmp_ordered("<=", args[0], ir.Constant(args[0].type, [0.0] * LANES))
+        return builder.select(at_most_0, _lessened(builder, *args), args[0])
+
+    return z(z, types.float64), emit
+
+
+@intrinsic
+def gated(typingctx, g, z, slope):
+    """Eq. 35: g where z is positive, else slope*g."""
+
+    def emit(ctx, builder, sig, args):
+        positive = builder.fcmp_ordered(">", args[1], ir.Constant(args[1].type, [0.0] * LANES))
+        return builder.select(positive, args[0], _lessened(builder, args[0], args[2]))
+
+    return g(g, z, types.float64), emit
+
+
 def resized(builder, value, width):
     """The first `width` lanes of a vector, or the vector and zeros behind it."""
     picks = [min(lane, value.type.count) for lane in range(width)]
@@ -180,4 +210,12 @@ def keep(typingctx, v, n, width):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import deviation, fold, keep, minus, zeros  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+        activated,
+        deviation,
+        fold,
+        gated,
+        keep,
+        minus,
+        zeros,
+    )

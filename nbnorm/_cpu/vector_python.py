@@ -59,6 +59,18 @@ def deviation(x: Vector, k: Vector, h: Vector, a: Vector) -> Vector:
     return a * x + h if is_single(x) else x - k
 
 
+def _lessened(v: Vector, slope: float) -> Vector:
+    return v * v.dtype.type(slope) if slope else np.zeros_like(v)
+
+
+def activated(z: Vector, slope: float) -> Vector:
+    return np.where(z <= 0, _lessened(z, slope), z)
+
+
+def gated(g: Vector, z: Vector, slope: float) -> Vector:
+    return np.where(z > 0, g, _lessened(g, slope))
+
+
 def fold(v: Vector) -> float:
     while v.size > 1:
         v = v[: v.size // 2] + v[v.size // 2 :]

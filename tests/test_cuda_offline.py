@@ -33,34 +33,57 @@ PARAMETERS = ("float32", "float32")
 RUNNING = (F64, F64, "int64")
 MASK, BOTH = ("uint8", None, "counted"), ("uint8", "float32", "counted")  # which values count: a mask; and weights
 KERNELS = {
-    "reduce.reduce_segments": (("X", None, None, F64, F64, None), [1] * 7),
-    "reduce.reduce_segments of two": (("X", "X", None, F64, F64, None), [1] * 7),
-    "reduce.reduce_columns": (("X", None, None, F64, F64, None), [1] * 10),
-    "reduce.reduce_columns of two": (("X", "X", None, F64, F64, None), [1] * 10),
-    "reduce.reduce_segments counted": (("X", None, MASK, F64, F64, None), [1] * 7),
-    "reduce.reduce_segments of two counted": (("X", "X", BOTH, F64, F64, None), [1] * 7),
-    "reduce.reduce_columns counted": (("X", None, MASK, F64, F64, None), [1] * 10),
-    "reduce.reduce_columns of two counted": (("X", "X", BOTH, F64, F64, None), [1] * 10),
-    "apply.apply_segments of two counted": (("X", "X", None, BOTH, "X", F64), [1] * 6),
-    "apply.apply_columns of two counted": (("X", "X", None, BOTH, "X", F64), [1] * 9),
-    "reduce.reduce_segments pooled": (("X", None, None, F64, F64, "int64"), [1] * 7),
-    "apply.normalize_segments": (("X", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
-    "apply.normalize_segments untracked": (("X", "X", F64, F64, *PARAMETERS, None, None, None), [1] * 6 + [1.0] * 4),
-    "apply.normalize_columns": (("X", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
-    "apply.gradient_columns": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
-    "apply.gradient_segments frozen": ((None, "X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
-    "apply.gradient_columns frozen": ((None, "X", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
-    "apply.gradient_segments": (("X", "X", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
-    "apply.running_segments": (("X", "X", None, *PARAMETERS, F64, F64), [1] * 6 + [1.0]),
-    "apply.apply_segments": (("X", None, None, None, "X", F64), [1] * 6),
-    "apply.apply_segments of two": (("X", "X", None, None, "X", F64), [1] * 6),
-    "apply.apply_segments of three": (("X", "X", "X", None, "X", F64), [1] * 6),
-    "apply.apply_columns": (("X", None, None, None, "X", F64), [1] * 9),
-    "apply.apply_columns of two": (("X", "X", None, None, "X", F64), [1] * 9),
-    "apply.apply_columns of three": (("X", "X", "X", None, "X", F64), [1] * 9),
-    "fused.fused_segments": (("X", "X", F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
-    "fused.fused_gradient_segments": (("X", "X", "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
-    "apply.running_columns": (("X", "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
+    "reduce.reduce_segments": (("X", None, None, None, F64, F64, None), [1] * 7),
+    "reduce.reduce_segments of two": (("X", "X", None, None, F64, F64, None), [1] * 7),
+    "reduce.reduce_columns": (("X", None, None, None, F64, F64, None), [1] * 10),
+    "reduce.reduce_columns of two": (("X", "X", None, None, F64, F64, None), [1] * 10),
+    "reduce.reduce_segments counted": (("X", None, None, MASK, F64, F64, None), [1] * 7),
+    "reduce.reduce_segments of two counted": (("X", "X", None, BOTH, F64, F64, None), [1] * 7),
+    "reduce.reduce_columns counted": (("X", None, None, MASK, F64, F64, None), [1] * 10),
+    "reduce.reduce_columns of two counted": (("X", "X", None, BOTH, F64, F64, None), [1] * 10),
+    "apply.apply_segments of two counted": (("X", "X", None, None, BOTH, "X", F64, None), [1] * 6),
+    "apply.apply_columns of two counted": (("X", "X", None, None, BOTH, "X", F64, None), [1] * 9),
+    "reduce.reduce_segments pooled": (("X", None, None, None, F64, F64, "int64"), [1] * 7),
+    "apply.normalize_segments": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
+    "apply.normalize_segments untracked": (
+        ("X", None, None, "X", F64, F64, *PARAMETERS, None, None, None),
+        [1] * 6 + [1.0] * 4,
+    ),
+    "apply.normalize_columns": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
+    "apply.gradient_columns": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
+    "apply.gradient_segments frozen": ((None, "X", None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.gradient_columns frozen": ((None, "X", None, "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
+    "apply.gradient_segments": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.running_segments": (("X", None, None, "X", None, *PARAMETERS, F64, F64), [1] * 6 + [1.0]),
+    "apply.apply_segments": (("X", None, None, None, None, "X", F64, None), [1] * 6),
+    "apply.apply_segments of two": (("X", "X", None, None, None, "X", F64, None), [1] * 6),
+    "apply.apply_segments of three": (("X", "X", "X", None, None, "X", F64, None), [1] * 6),
+    "apply.apply_columns": (("X", None, None, None, None, "X", F64, None), [1] * 9),
+    "apply.apply_columns of two": (("X", "X", None, None, None, "X", F64, None), [1] * 9),
+    "apply.apply_columns of three": (("X", "X", "X", None, None, "X", F64, None), [1] * 9),
+    "fused.fused_segments": (("X", None, None, "X", F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "fused.fused_gradient_segments": (("X", "X", None, "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.running_columns": (("X", None, None, "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
+    "reduce.reduce_segments of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 7),
+    "reduce.reduce_columns of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 10),
+    "reduce.reduce_columns of two gated and counted": (("X", "X", "number", BOTH, F64, F64, None), [1] * 10),
+    "apply.apply_segments of two gated": (("X", "X", None, "number", None, "X", F64, F64), [1] * 6),
+    "apply.apply_columns of two gated": (("X", "X", None, "number", None, "X", F64, F64), [1] * 9),
+    "apply.apply_columns of two gated and counted": (("X", "X", None, "number", BOTH, "X", F64, F64), [1] * 9),
+    "apply.apply_columns beside": (("X", None, "X", "number", None, "X", F64, None), [1] * 9),
+    "apply.normalize_segments activated": (
+        ("X", None, "number", "X", F64, F64, *PARAMETERS, *RUNNING),
+        [1] * 6 + [1.0] * 4,
+    ),
+    "apply.normalize_segments beside": (
+        ("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING),
+        [1] * 6 + [1.0] * 4,
+    ),
+    "apply.normalize_columns beside": (("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
+    "apply.running_columns beside": (("X", "X", "number", "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
+    "apply.gradient_segments gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.gradient_columns gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
+    "fused.fused_gradient_segments gated": (("X", "X", "number", "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
 }
 # What else may count: weights alone, of either dtype, and a mask with them.
 COUNTED = {
@@ -72,7 +95,7 @@ COUNTED = {
     if name.endswith("counted")
     for where in ("uint8", None)
     for weights in ("float32", F64, None)
-    if (counting := (where, weights, "counted")) not in (arrays[2], arrays[3], (None, None, "counted"))
+    if (counting := (where, weights, "counted")) not in (*arrays, (None, None, "counted"))
 }
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
@@ -122,8 +145,10 @@ def signature(name, memory):
 
 
 def lanes_of(name, memory):
-    """Values of a pack: of 16 bytes, but for columns of three arrays and for masks (plan.cut_of_three, cut_counted)."""
-    return min(DTYPES[memory], 4) if name.endswith(("columns of three", "counted")) else DTYPES[memory]
+    """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_three), and for masks
+    (plan.cut_counted)."""
+    few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
+    return min(DTYPES[memory], 4) if few else DTYPES[memory]
 
 
 def bytes_of(what, log):

@@ -1,7 +1,9 @@
-"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13 and 29).
+"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13, 29, 34 and 35).
 
-y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with ddx another one
+y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with `other`, ddx, too
 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift. One read of each input, one write, in float64 between them.
+With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
+y, whose sign says how much of dy is let through.
 Blocks go from the last part of the last channel to the first of the first: what reduce read last is still in the
 second-level cache. Meanwhile the first packs come nearer (`ahead`) while a block finds its coefficients.
 
@@ -31,28 +33,56 @@ from nbnorm._cuda.finalize import (
 )
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, TABLES
-from nbnorm._cuda.reduce import following, rest_of_segments
-from nbnorm._cuda.vector import ahead, element, lanes, load, load_table, places_for, put, routine, store
+from nbnorm._cuda.reduce import following, let_through, rest_of_segments, signs_of
+from nbnorm._cuda.vector import (
+    activated,
+    ahead,
+    element,
+    finite,
+    kept,
+    lanes,
+    load,
+    load_table,
+    places_for,
+    put,
+    routine,
+    store,
+)
 from nbnorm._formulas import affine, affine_of_three, affine_of_two
 
 
 @routine
-def image(x, dy, ddx, k, scale, shift, a, h, b, o):
-    """The map of values or packs x, dy and ddx (or None)."""
+def image(x, dy, other, slope, k, scale, shift, a, h, b, o):
+    """The map of values or packs x, dy and other (or None)."""
     u = x - k
     if dy is None:
-        return affine(u, scale, shift)
-    if ddx is None:
+        return beside(affine(u, scale, shift), other, slope)
+    if slope is not None:
+        u = kept(finite(x), u)  # frozen statistics have no use for u, which must not spoil what is let through
+    if other is None:
         return affine_of_two(dy - h, a, u, scale, shift)
-    return affine_of_three(ddx - o, b, dy - h, a, u, scale, shift)
+    return affine_of_three(other - o, b, dy - h, a, u, scale, shift)
 
 
 @routine
-def map_one(x, dy, ddx, w, y, at, n, c, s, k, scale, shift, a, h, b, o):
+def beside(z, residual, slope):
+    """Eq. 34."""
+    if residual is not None:
+        z = z + residual
+    if slope is not None:
+        z = activated(z, slope)
+    return z
+
+
+@routine
+def map_one(x, dy, other, slope, w, y, at, n, c, s, k, scale, shift, a, h, b, o):
     """Value (n, c, s), which is at `at` and in no pack."""
-    v, g, z = element(x, at), element(dy, at), element(ddx, at)
-    if w is None:
-        put(y, at, image(v, g, z, k, scale, shift, a, h, b, o))
+    v, z = element(x, at), element(other, at)
+    g = let_through(v, element(dy, at), slope, k, b, o)
+    if dy is None:
+        put(y, at, image(v, None, z, slope, k, scale, shift, a, h, b, o))
+    elif w is None:
+        put(y, at, image(v, g, z, slope, k, scale, shift, a, h, b, o))
     else:
         put(y, at, counted_image(v, g, times(w, x, at, n, c, s), k, scale, shift, a, h))
 
@@ -67,19 +97,20 @@ def recall(x, at, room, j):
 
 
 @routine
-def segment_image(x, dy, ddx, w, packs, n, c, at, C, S, k, scale, shift, a, h, b, o):
+def segment_image(x, dy, other, slope, w, packs, n, c, at, C, S, k, scale, shift, a, h, b, o):
     """`image` of the pack at `at` in segment n of channel c."""
+    g = let_through(x, dy, slope, k, b, o)
     if w is None:
-        result = image(x, dy, ddx, k, scale, shift, a, h, b, o)
+        result = image(x, g, other, slope, k, scale, shift, a, h, b, o)
     else:
         m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
-        result = counted_image(x, dy, m, k, scale, shift, a, h)
+        result = counted_image(x, g, m, k, scale, shift, a, h)
     return result
 
 
 @routine
 def map_segments(
-    x, dy, ddx, w, y, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
+    x, dy, other, slope, w, y, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
 ):  # fmt: skip
     """Part p of channel c, cut as in segment_sums."""
     j, end = p * per + t, min(N * SV, (p + 1) * per)
@@ -92,10 +123,11 @@ def map_segments(
             a3, n, i = following(n, i, dn, di, c, C, S, SV, x)
             x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
             x2, x3 = recall(x, a2, x_room, j + 2 * T), recall(x, a3, x_room, j + 3 * T)
-            store(y, a0, image(x0, None, None, k, scale, shift, a, h, b, o))
-            store(y, a1, image(x1, None, None, k, scale, shift, a, h, b, o))
-            store(y, a2, image(x2, None, None, k, scale, shift, a, h, b, o))
-            store(y, a3, image(x3, None, None, k, scale, shift, a, h, b, o))
+            r0, r1, r2, r3 = load(other, a0), load(other, a1), load(other, a2), load(other, a3)
+            store(y, a0, image(x0, None, r0, slope, k, scale, shift, a, h, b, o))
+            store(y, a1, image(x1, None, r1, slope, k, scale, shift, a, h, b, o))
+            store(y, a2, image(x2, None, r2, slope, k, scale, shift, a, h, b, o))
+            store(y, a3, image(x3, None, r3, slope, k, scale, shift, a, h, b, o))
             j += 4 * T
     else:
         while j + T < end:
@@ -104,20 +136,21 @@ def map_segments(
             a1, n, i = following(n1, i1, dn, di, c, C, S, SV, x)
             x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
             dy0, dy1 = recall(dy, a0, dy_room, j), recall(dy, a1, dy_room, j + T)
-            ddx0, ddx1 = load(ddx, a0), load(ddx, a1)
-            store(y, a0, segment_image(x0, dy0, ddx0, w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
-            store(y, a1, segment_image(x1, dy1, ddx1, w, x, n1, c, a1, C, S, k, scale, shift, a, h, b, o))
+            z0, z1 = load(other, a0), load(other, a1)
+            store(y, a0, segment_image(x0, dy0, z0, slope, w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
+            store(y, a1, segment_image(x1, dy1, z1, slope, w, x, n1, c, a1, C, S, k, scale, shift, a, h, b, o))
             j += 2 * T
     while j < end:
         n0, i0 = n, i
         a0, n, i = following(n0, i0, dn, di, c, C, S, SV, x)
         x0, dy0 = recall(x, a0, x_room, j), recall(dy, a0, dy_room, j)
-        store(y, a0, segment_image(x0, dy0, load(ddx, a0), w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
+        z0 = load(other, a0)
+        store(y, a0, segment_image(x0, dy0, z0, slope, w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
         j += T
     m, rest = p * T + t, N * (S - SV * lanes(x))
     while m < rest:
         n, s = rest_of_segments(m, c, C, S, SV, x)
-        map_one(x, dy, ddx, w, y, (n * C + c) * S + s, n, c, s, k, scale, shift, a, h, b, o)
+        map_one(x, dy, other, slope, w, y, (n * C + c) * S + s, n, c, s, k, scale, shift, a, h, b, o)
         m += P * T
 
 
@@ -136,8 +169,9 @@ def segments_ahead(x, dy, c, p, t, T, N, C, S, SV, per):
 
 @Kernel
 def normalize_segments(
-    x, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, SV, per, P, count, eps, momentum, ddof
-):
+    x, residual, slope, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, SV, per, P,
+    count, eps, momentum, ddof,
+):  # fmt: skip
     """Block (c, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
@@ -147,12 +181,13 @@ def normalize_segments(
     k, scale, shift = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
     commit_first(c, C, first, parts, 2 * C * P, stats, mean, var, counters, momentum, ddof, count)
     map_segments(
-        x, None, None, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, 0.0, 0.0, 0.0, 0.0
-    )
+        x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift,
+        0.0, 0.0, 0.0, 0.0,
+    )  # fmt: skip
 
 
 @Kernel
-def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
+def gradient_segments(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
     """Block (c, p) of a backward pass; the first of a channel keeps dgamma and dbeta.
 
     x is None where the statistics do not depend on it: dx = gamma*inv_std*dy.
@@ -166,26 +201,28 @@ def gradient_segments(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, 
     )
     if x is None:
         map_segments(
-            dy, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, 0.0, a, 0.0, 0.0, 0.0, 0.0, 0.0
-        )
+            dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, 0.0, a, 0.0, 0.0, 0.0, 0.0, 0.0
+        )  # fmt: skip
     else:
+        b, o = signs_of(slope, c, C, stats)
         map_segments(
-            x, dy, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, 0.0, 0.0
-        )
+            x, dy, None, slope, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
+        )  # fmt: skip
 
 
 @Kernel
-def running_segments(x, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, eps):
+def running_segments(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, eps):
     """Block (c, p) with the running statistics."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
     map_segments(
-        x, None, None, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, 0.0, 0.0, 0.0, 0.0
-    )
+        x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift,
+        0.0, 0.0, 0.0, 0.0,
+    )  # fmt: skip
 
 
 @Kernel
-def apply_segments(x, dy, ddx, w, y, coef, N, C, S, SV, per, P):
+def apply_segments(x, dy, other, slope, w, y, coef, signs, N, C, S, SV, per, P):
     """Block (c, p) with coefficients that are known."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
@@ -193,27 +230,33 @@ def apply_segments(x, dy, ddx, w, y, coef, N, C, S, SV, per, P):
     if dy is not None:
         a, h = coef[A * C + c], coef[H * C + c]
     b, o = 0.0, 0.0
-    if ddx is not None:
-        b, o = coef[B * C + c], coef[ORIGIN_OF_DDX * C + c]
-    map_segments(x, dy, ddx, w, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o)
+    if dy is not None:
+        if other is not None:
+            b, o = coef[B * C + c], coef[ORIGIN_OF_DDX * C + c]
+        if slope is not None:
+            b, o = signs[c], signs[C + c]
+    map_segments(
+        x, dy, other, slope, w, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
+    )  # fmt: skip
 
 
 # ---- columns
 
 
 @routine
-def row_image(x, dy, ddx, w, packs, n, j, places, k, scale, shift, a, h, b, o):
+def row_image(x, dy, other, slope, w, packs, n, j, places, k, scale, shift, a, h, b, o):
     """`image` of the pack in column j of a block and in the row that begins with sample n."""
+    g = let_through(x, dy, slope, k, b, o)
     if w is None:
-        result = image(x, dy, ddx, k, scale, shift, a, h, b, o)
+        result = image(x, g, other, slope, k, scale, shift, a, h, b, o)
     else:
         m = times_in_row(w, x, packs, n, j, places)
-        result = counted_image(x, dy, m, k, scale, shift, a, h)
+        result = counted_image(x, g, m, k, scale, shift, a, h)
     return result
 
 
 @routine
-def map_columns(x, dy, ddx, w, y, tables, places, g, p, t, T, N, C, S, K, tile, across, down, per, P):
+def map_columns(x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, K, tile, across, down, per, P):
     """Block (g, p), cut as in reduce_columns. `tables` has the coefficients of its columns, `places` those in masks."""
     L = lanes(x)
     KV, rows = K // L, N // tile
@@ -227,30 +270,36 @@ def map_columns(x, dy, ddx, w, y, tables, places, g, p, t, T, N, C, S, K, tile, 
         if dy is not None:
             a, h = load_table(tables, A * width + i, x), load_table(tables, H * width + i, x)
         b, o = a, h
-        if ddx is not None:
-            b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
+        if dy is not None:
+            if other is not None:
+                b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
+            if slope is not None:
+                b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
         at, step = (p * per + below) * KV + g * across + beside, down * KV
         end = min(rows, (p + 1) * per) * KV
         n, dn = (p * per + below) * tile, down * tile  # the sample that a row begins with
         if dy is None:
             while at + 3 * step < end:
                 x0, x1, x2, x3 = load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
-                store(y, at, image(x0, None, None, k, scale, shift, a, h, b, o))
-                store(y, at + step, image(x1, None, None, k, scale, shift, a, h, b, o))
-                store(y, at + 2 * step, image(x2, None, None, k, scale, shift, a, h, b, o))
-                store(y, at + 3 * step, image(x3, None, None, k, scale, shift, a, h, b, o))
+                r0, r1 = load(other, at), load(other, at + step)
+                r2, r3 = load(other, at + 2 * step), load(other, at + 3 * step)
+                store(y, at, image(x0, None, r0, slope, k, scale, shift, a, h, b, o))
+                store(y, at + step, image(x1, None, r1, slope, k, scale, shift, a, h, b, o))
+                store(y, at + 2 * step, image(x2, None, r2, slope, k, scale, shift, a, h, b, o))
+                store(y, at + 3 * step, image(x3, None, r3, slope, k, scale, shift, a, h, b, o))
                 at += 4 * step
         else:
             while at + step < end:
                 x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)
-                ddx0, ddx1 = load(ddx, at), load(ddx, at + step)
-                store(y, at, row_image(x0, dy0, ddx0, w, x, n, i, places, k, scale, shift, a, h, b, o))
-                store(y, at + step, row_image(x1, dy1, ddx1, w, x, n + dn, i, places, k, scale, shift, a, h, b, o))
+                z0, z1 = load(other, at), load(other, at + step)
+                store(y, at, row_image(x0, dy0, z0, slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
+                second = row_image(x1, dy1, z1, slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o)
+                store(y, at + step, second)
                 at += 2 * step
                 n += 2 * dn
         while at < end:
-            x0, dy0, ddx0 = load(x, at), load(dy, at), load(ddx, at)
-            store(y, at, row_image(x0, dy0, ddx0, w, x, n, i, places, k, scale, shift, a, h, b, o))
+            x0, dy0, z0 = load(x, at), load(dy, at), load(other, at)
+            store(y, at, row_image(x0, dy0, z0, slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
             at += step
             n += dn
     rest = N % tile * C * S if p == P - 1 else 0  # of the row that is not whole
@@ -260,10 +309,12 @@ def map_columns(x, dy, ddx, w, y, tables, places, g, p, t, T, N, C, S, K, tile, 
         a, h, b, o = 0.0, 0.0, 0.0, 0.0
         if dy is not None:
             a, h = tables[A * width + i], tables[H * width + i]
-        if ddx is not None:
-            b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
+            if other is not None:
+                b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
+            if slope is not None:
+                b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
         n = rows * tile + j // (C * S)
-        map_one(x, dy, ddx, w, y, at, n, j // S % C, j % S, k, scale, shift, a, h, b, o)
+        map_one(x, dy, other, slope, w, y, at, n, j // S % C, j % S, k, scale, shift, a, h, b, o)
 
 
 @routine
@@ -288,7 +339,7 @@ def channels_between(first, last, C, S):
 
 @Kernel
 def normalize_columns(
-    x, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, K, tile, across, down, per, P,
+    x, residual, slope, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, K, tile, across, down, per, P,
     count, eps, momentum, ddof,
 ):  # fmt: skip
     """Block (b, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
@@ -313,11 +364,11 @@ def normalize_columns(
         tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
         tables[SHIFT * width + j - first] = shift
     cuda.syncthreads()
-    map_columns(x, None, None, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    map_columns(x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
 
 
 @Kernel
-def gradient_columns(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, across, down, per, P, count):
+def gradient_columns(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, across, down, per, P, count):
     """Block (b, p) of a backward pass, as gradient_segments."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
@@ -341,33 +392,37 @@ def gradient_columns(x, dy, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, a
         tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
         tables[SHIFT * width + j - first] = shift
         tables[A * width + j - first], tables[H * width + j - first] = a, h
+        if slope is not None:
+            tables[B * width + j - first], tables[ORIGIN_OF_DDX * width + j - first] = signs_of(slope, c, C, stats)
     cuda.syncthreads()
     if x is None:
-        map_columns(dy, None, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+        map_columns(dy, None, None, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
     else:
-        map_columns(x, dy, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+        map_columns(x, dy, None, slope, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
 
 
 @Kernel
-def apply_columns(x, dy, ddx, w, y, coef, N, C, S, K, tile, across, down, per, P):
+def apply_columns(x, dy, other, slope, w, y, coef, signs, N, C, S, K, tile, across, down, per, P):
     """Block (b, p) with coefficients that are known."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     places = places_for(w)
-    width, used = across * lanes(x), 3 if dy is None else 5 if ddx is None else 7
+    width, used = across * lanes(x), 3 if dy is None else 5 if other is None else 7
     for j in range(t, min(width, K - b * width), T):
         c = (b * width + j) // S % C
         for row in range(used):
             tables[row * width + j] = coef[row * C + c]
+        if signs is not None:
+            tables[B * width + j], tables[ORIGIN_OF_DDX * width + j] = signs[c], signs[C + c]
         if w is not None:
             keep_places(w, places, j, (b * width + j) // (C * S), c, (b * width + j) % S)
     cuda.syncthreads()
-    map_columns(x, dy, ddx, w, y, tables, places, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    map_columns(x, dy, other, slope, w, y, tables, places, b, p, t, T, N, C, S, K, tile, across, down, per, P)
 
 
 @Kernel
-def running_columns(x, y, stats, gamma, beta, mean, var, N, C, S, K, tile, across, down, per, P, eps):
+def running_columns(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, S, K, tile, across, down, per, P, eps):
     """Block (b, p) with the running statistics."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
@@ -379,4 +434,4 @@ def running_columns(x, y, stats, gamma, beta, mean, var, N, C, S, K, tile, acros
         k, scale, shift = running_coefficients(column // S % C, C, first, stats, gamma, beta, mean, var, eps)
         tables[ORIGIN_OF_X * width + j], tables[SCALE * width + j], tables[SHIFT * width + j] = k, scale, shift
     cuda.syncthreads()
-    map_columns(x, None, None, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    map_columns(x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)

@@ -124,13 +124,16 @@ def whole_gradients(sums, stats, own, dgamma, dbeta, C, count):
 
 @Kernel
 def finalize_sums(sums, stats, coef, C, absent, count):
-    """Eq. 12 from the sums of the whole batch; without them gamma*inv_std*dy, of dy alone or also of `absent` x."""
+    """Eq. 12 from the sums of the whole batch; without them gamma*inv_std*dy, of dy alone, or (`absent`) also of x,
+    which may have no value or is asked for the sign of y."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
         gamma, inv_std = stats[GAMMA * C + c], stats[INV_STD * C + c]
         if sums is None:
-            scale, a = (0.0, gamma * inv_std) if absent else (gamma * inv_std, 0.0)
-            coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = 0.0, scale, 0.0
+            k, scale, a = 0.0, gamma * inv_std, 0.0
+            if absent:
+                k, scale, a = stats[ORIGIN * C + c], 0.0, gamma * inv_std
+            coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, 0.0
             coef[A * C + c], coef[H * C + c] = a, 0.0
         else:
             a, scale, shift = gradient_map(

@@ -40,7 +40,7 @@ def apply_tangent(
     )  # fmt: skip
     if x.size:
         cut = plan.cut(shape, x.itemsize)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, ddx, None, ddy, coef)
+        _apply(cut, (in_memory(x.dtype), cut.lanes), x, ddx, None, None, None, ddy, coef)
 
 
 def double_sums(
@@ -54,13 +54,13 @@ def double_sums(
     pack, at_h = (in_memory(x.dtype), cut.lanes), _at_h(cut)
     of_dy = of_ddx = of_both = None
     if own is not None:
-        of_dy = _reduce(cut, pack, x, dy, None, stats)
+        of_dy = _reduce(cut, pack, x, dy, None, None, stats)
         if ddx is not None:
-            of_ddx = _reduce(cut, pack, x, ddx, None, stats)
-            of_both = _reduce(cut, pack, dy, ddx, None, of_dy[at_h:])  # where the origins of dy are
+            of_ddx = _reduce(cut, pack, x, ddx, None, None, stats)
+            of_both = _reduce(cut, pack, dy, ddx, None, None, of_dy[at_h:])  # where the origins of dy are
     elif ddx is not None:
         origins = kept(xp.zeros(shape[1]))
-        of_both = _reduce(cut, pack, dy, ddx, None, origins, centred=0)
+        of_both = _reduce(cut, pack, dy, ddx, None, None, origins, centred=0)
     shard_double_sums(
         (shape[1], 1), cut.finalize_threads, (_kind(of_dy), _kind(of_ddx), _kind(of_both), F64, _kind(own), F64),
         pointer(of_dy), pointer(of_ddx), pointer(of_both), pointer(stats), pointer(own), pointer(sums),
@@ -99,7 +99,7 @@ def apply_second(
     )  # fmt: skip
     if x.size:
         cut = (plan.cut if ddx is None else plan.cut_of_three)(shape, x.itemsize)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, None, dx, coef, ddx)
+        _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, None, dx, coef)
 
 
 def apply_frozen_second(
@@ -114,7 +114,7 @@ def apply_frozen_second(
     )  # fmt: skip
     if dy.size:
         cut = plan.cut(shape, dy.itemsize)
-        _apply(cut, (in_memory(dy.dtype), cut.lanes), dy, None, None, dx, coef)
+        _apply(cut, (in_memory(dy.dtype), cut.lanes), dy, None, None, None, None, dx, coef)
 
 
 def double_backward(

@@ -12,38 +12,44 @@ from nbnorm._cuda.apply import map_segments
 from nbnorm._cuda.finalize import finalize_backward, finalize_forward
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
-from nbnorm._cuda.reduce import block_sums, origins, segment_sums
+from nbnorm._cuda.reduce import block_sums, origins, segment_sums, signs_of
 from nbnorm._cuda.vector import lanes, room
 from nbnorm._formulas import ORIGIN
 
 
 @Kernel
-def fused_segments(x, y, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
+def fused_segments(x, residual, slope, y, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
     """Block c: a training forward of channel c."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, x_room = cuda.shared.array(PAIRS, float64), room(x, 0)
     whole = SV * lanes(x)  # what S is, as the compiler sees it: no value is in no pack
-    k, h = origins(x, None, None, 1, c, N, C, S, stats)
+    k, h = origins(x, None, None, None, 1, c, N, C, S, stats)
     if t == 0:
         stats[ORIGIN * C + c] = k
-    s, q, _ = segment_sums(x, None, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, h)
+    s, q, _ = segment_sums(
+        x, None, None, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, h, 0.0, 0.0
+    )  # fmt: skip
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
     map_segments(
-        x, None, None, None, y, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift, 0.0, 0.0, 0.0, 0.0
-    )
+        x, None, residual, slope, None, y, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift,
+        0.0, 0.0, 0.0, 0.0,
+    )  # fmt: skip
 
 
 @Kernel
-def fused_gradient_segments(x, dy, dx, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
+def fused_gradient_segments(x, dy, slope, dx, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
     """Block c: a backward pass of channel c."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, x_room, dy_room = cuda.shared.array(PAIRS, float64), room(x, 0), room(dy, per)
     whole = SV * lanes(x)
-    k, h = origins(x, dy, None, 1, c, N, C, S, stats)
-    s, q, _ = segment_sums(x, dy, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, h)
+    k, h = origins(x, dy, slope, None, 1, c, N, C, S, stats)
+    b, o = signs_of(slope, c, C, stats)
+    s, q, _ = segment_sums(
+        x, dy, slope, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, h, b, o
+    )  # fmt: skip
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
     map_segments(
-        x, dy, None, None, dx, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift, a, h, 0.0, 0.0
-    )
+        x, dy, None, slope, None, dx, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift, a, h, b, o
+    )  # fmt: skip

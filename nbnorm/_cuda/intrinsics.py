@@ -126,6 +126,35 @@ def _(a, b, c):
     return lambda a, b, c: _fma(a, b, c)
 
 
+def _lessened(builder, v, slope):
+    """slope*v, and 0 for slope 0 whatever v is."""
+    factor = _splat(builder, slope, v.type.count) if isinstance(v.type, ir.VectorType) else slope
+    is_zero = builder.fcmp_ordered("==", slope, DOUBLE(0.0))
+    return builder.select(is_zero, number(v.type, 0.0), builder.fmul(v, factor))
+
+
+@intrinsic
+def activated(typingctx, z, slope):
+    """Eq. 34: z where it is positive or NaN, else slope*z. Of vectors and of numbers."""
+
+    def emit(context, builder, sig, args):
+        at_most_0 = builder.fcmp_ordered("<=", args[0], number(args[0].type, 0.0))
+        return builder.select(at_most_0, _lessened(builder, *args), args[0])
+
+    return z(z, types.float64), emit
+
+
+@intrinsic
+def gated(typingctx, g, z, slope):
+    """Eq. 35: g where z is positive, else slope*g."""
+
+    def emit(context, builder, sig, args):
+        positive = builder.fcmp_ordered(">", args[1], number(args[1].type, 0.0))
+        return builder.select(positive, args[0], _lessened(builder, args[0], args[2]))
+
+    return g(g, z, types.float64), emit
+
+
 @intrinsic
 def zeros(typingctx, packs):
     """0 in every lane of a vector as `packs` has them."""

@@ -47,6 +47,7 @@ else:
 # Of an array argument: (dtype, lanes) of packs, dtype of plain values, absent; of a Counted those of its two arrays.
 Kind = tuple[str, int] | str | tuple["Kind", "Kind", str] | None
 COUNTED = "counted"
+NUMBER = "number"  # a float64, in the place of an array since it may be absent, too
 
 
 class Kernel:
@@ -167,6 +168,8 @@ def _pointer_type(kind: Kind) -> Any:
 
     if kind is None:
         return types.none
+    if kind == NUMBER:
+        return types.float64
     if isinstance(kind, str):
         return types.CPointer(getattr(types, kind))
     if len(kind) == 3:
@@ -205,6 +208,11 @@ def pointer(array: Any) -> Any:
     if SIMULATED:
         return None if array is None else _flat(array)
     return 0 if array is None else array.data.ptr
+
+
+def number(value: float | None) -> Any:
+    """The same of a number."""
+    return pointer(None) if value is None else float(value)
 
 
 def counted(w: Counted | None) -> Any:

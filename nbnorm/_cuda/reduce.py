@@ -20,6 +20,7 @@ from nbnorm._cuda.counted import (
     add_counted,
     counted_origin,
     counted_terms,
+    found,
     keep_places,
     times,
     times_in_row,
@@ -30,6 +31,7 @@ from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
 from nbnorm._cuda.vector import (
     element,
     fold,
+    gated,
     lanes,
     load,
     load_table,
@@ -40,7 +42,7 @@ from nbnorm._cuda.vector import (
     store_table,
     zeros,
 )
-from nbnorm._formulas import ORIGIN, accumulate, ninther, sample_index
+from nbnorm._formulas import ORIGIN, SIGN_SCALE, SIGN_SHIFT, accumulate, affine, gate, ninther, sample_index
 from nbnorm._running import SAMPLES
 
 
@@ -66,7 +68,33 @@ def channel_origin(array, x, w, c, N, C, S):
 
 
 @routine
-def origins(x, dy, w, centred, c, N, C, S, stats):
+def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
+    """Of what is let through of dy."""
+    i = sample_index(c, part, N, C, S) if w is None else found(x, w, c, part, N, C, S)
+    z = affine(element(x, i) - stats[ORIGIN * C + c], stats[SIGN_SCALE * C + c], stats[SIGN_SHIFT * C + c])
+    return gate(element(dy, i), z, slope)
+
+
+@routine
+def gated_origin(dy, x, slope, w, stats, c, N, C, S):
+    """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back."""
+    there = 0
+    if w is not None:
+        there = found(x, w, c, 0, N, C, S)
+    h = 0.0
+    if there >= 0:
+        h = ninther(
+            gated_sample(dy, x, slope, w, stats, c, 0, N, C, S), gated_sample(dy, x, slope, w, stats, c, 1, N, C, S),
+            gated_sample(dy, x, slope, w, stats, c, 2, N, C, S), gated_sample(dy, x, slope, w, stats, c, 3, N, C, S),
+            gated_sample(dy, x, slope, w, stats, c, 4, N, C, S), gated_sample(dy, x, slope, w, stats, c, 5, N, C, S),
+            gated_sample(dy, x, slope, w, stats, c, 6, N, C, S), gated_sample(dy, x, slope, w, stats, c, 7, N, C, S),
+            gated_sample(dy, x, slope, w, stats, c, 8, N, C, S),
+        )  # fmt: skip
+    return h
+
+
+@routine
+def origins(x, dy, slope, w, centred, c, N, C, S, stats):
     """k and h of channel c; k is found in the forward pass and taken from it in the backward pass.
 
     Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
@@ -77,8 +105,30 @@ def origins(x, dy, w, centred, c, N, C, S, stats):
     else:
         k = stats[ORIGIN * C + c]
         if centred:
-            h = channel_origin(dy, x, w, c, N, C, S)
+            if slope is not None:
+                h = gated_origin(dy, x, slope, w, stats, c, N, C, S)
+            else:
+                h = channel_origin(dy, x, w, c, N, C, S)
     return k, h
+
+
+@routine
+def signs_of(slope, c, C, stats):
+    """Scale and shift of y in channel c, where its sign is asked for."""
+    scale, shift = 0.0, 0.0
+    if slope is not None:
+        scale, shift = stats[SIGN_SCALE * C + c], stats[SIGN_SHIFT * C + c]
+    return scale, shift
+
+
+@routine
+def let_through(x, dy, slope, k, scale, shift):
+    """Eq. 35, of values or packs; in a forward pass dy is None."""
+    result = dy
+    if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if slope is not None:
+            result = gated(dy, affine(x - k, scale, shift), slope)
+    return result
 
 
 @routine
@@ -124,9 +174,10 @@ def block_sums(s, q, shared, t, threads):
 
 
 @routine
-def rest_terms(x, dy, w, i, n, c, s, k, h):
+def rest_terms(x, dy, slope, w, i, n, c, s, k, h, scale, shift):
     """The terms and the count of value i, (n, c, s), which is in no pack."""
-    value, g = element(x, i), element(dy, i)
+    value = element(x, i)
+    g = let_through(value, element(dy, i), slope, k, scale, shift)
     often = 0.0
     if w is None:
         u = value - k
@@ -166,22 +217,25 @@ def rest_of_segments(m, c, C, S, SV, packs):
 
 
 @routine
-def add_and_keep(s, q, count, x, dy, w, packs, n, c, at, C, S, k, h, x_room, dy_room, j):
+def add_and_keep(s, q, count, x, dy, slope, w, packs, n, c, at, C, S, k, h, scale, shift, x_room, dy_room, j):
     """`add`, of the pack at `at` in segment n of channel c; what has a room (fused.py) is kept there, as pack j."""
     if x_room is not None:
         store(x_room, j, x)
     if dy_room is not None:
         store(dy_room, j, dy)
+    g = let_through(x, dy, slope, k, scale, shift)
     if w is None:
-        s, q = add(s, q, x, dy, k, h)
+        s, q = add(s, q, x, g, k, h)
     else:
         m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
-        s, q, count = add_counted(s, q, count, x, dy, m, k, h)
+        s, q, count = add_counted(s, q, count, x, g, m, k, h)
     return s, q, count
 
 
 @routine
-def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, h):
+def segment_sums(
+    x, dy, slope, w, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, h, scale, shift
+):  # fmt: skip
     """Packs p*per to (p + 1)*per of channel c, and a share of what is in none: the sums and the count, 0 where it is
     known, of thread t.
     """
@@ -196,10 +250,18 @@ def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, 
             a2, n3, i3 = following(n2, i2, dn, di, c, C, S, SV, x)
             a3, n, i = following(n3, i3, dn, di, c, C, S, SV, x)
             x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
-            s, q, count = add_and_keep(s, q, count, x0, None, w, x, n0, c, a0, C, S, k, h, x_room, None, j)
-            s, q, count = add_and_keep(s, q, count, x1, None, w, x, n1, c, a1, C, S, k, h, x_room, None, j + T)
-            s, q, count = add_and_keep(s, q, count, x2, None, w, x, n2, c, a2, C, S, k, h, x_room, None, j + 2 * T)
-            s, q, count = add_and_keep(s, q, count, x3, None, w, x, n3, c, a3, C, S, k, h, x_room, None, j + 3 * T)
+            s, q, count = add_and_keep(
+                s, q, count, x0, None, slope, w, x, n0, c, a0, C, S, k, h, scale, shift, x_room, None, j
+            )  # fmt: skip
+            s, q, count = add_and_keep(
+                s, q, count, x1, None, slope, w, x, n1, c, a1, C, S, k, h, scale, shift, x_room, None, j + T
+            )  # fmt: skip
+            s, q, count = add_and_keep(
+                s, q, count, x2, None, slope, w, x, n2, c, a2, C, S, k, h, scale, shift, x_room, None, j + 2 * T
+            )  # fmt: skip
+            s, q, count = add_and_keep(
+                s, q, count, x3, None, slope, w, x, n3, c, a3, C, S, k, h, scale, shift, x_room, None, j + 3 * T
+            )  # fmt: skip
             j += 4 * T
     else:
         while j + T < end:
@@ -207,21 +269,29 @@ def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, 
             a0, n1, i1 = following(n0, i0, dn, di, c, C, S, SV, x)
             a1, n, i = following(n1, i1, dn, di, c, C, S, SV, x)
             x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
-            s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, a0, C, S, k, h, x_room, dy_room, j)
-            s, q, count = add_and_keep(s, q, count, x1, dy1, w, x, n1, c, a1, C, S, k, h, x_room, dy_room, j + T)
+            s, q, count = add_and_keep(
+                s, q, count, x0, dy0, slope, w, x, n0, c, a0, C, S, k, h, scale, shift, x_room, dy_room, j
+            )  # fmt: skip
+            s, q, count = add_and_keep(
+                s, q, count, x1, dy1, slope, w, x, n1, c, a1, C, S, k, h, scale, shift, x_room, dy_room, j + T
+            )  # fmt: skip
             j += 2 * T
     while j < end:
         n0, i0 = n, i
         a0, n, i = following(n0, i0, dn, di, c, C, S, SV, x)
         x0, dy0 = load(x, a0), load(dy, a0)
-        s, q, count = add_and_keep(s, q, count, x0, dy0, w, x, n0, c, a0, C, S, k, h, x_room, dy_room, j)
+        s, q, count = add_and_keep(
+            s, q, count, x0, dy0, slope, w, x, n0, c, a0, C, S, k, h, scale, shift, x_room, dy_room, j
+        )  # fmt: skip
         j += T
     total_s, total_q, total = fold(s), fold(q), fold(count)
     rest = N * (S - SV * lanes(x))
     m = p * T + t
     while m < rest:
         n, s_in = rest_of_segments(m, c, C, S, SV, x)
-        more_s, more_q, often = rest_terms(x, dy, w, (n * C + c) * S + s_in, n, c, s_in, k, h)
+        more_s, more_q, often = rest_terms(
+            x, dy, slope, w, (n * C + c) * S + s_in, n, c, s_in, k, h, scale, shift
+        )  # fmt: skip
         total_s += more_s
         total_q += more_q
         total += often
@@ -230,12 +300,15 @@ def segment_sums(x, dy, w, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, 
 
 
 @Kernel
-def reduce_segments(x, dy, w, stats, parts, counters, N, C, S, SV, per, P, centred):
+def reduce_segments(x, dy, slope, w, stats, parts, counters, N, C, S, SV, per, P, centred):
     """Block (c, p): part p of channel c."""
     c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    k, h = origins(x, dy, w, centred, c, N, C, S, stats)
-    s, q, count = segment_sums(x, dy, w, None, None, c, p, t, T, N, C, S, SV, per, P, k, h)
+    k, h = origins(x, dy, slope, w, centred, c, N, C, S, stats)
+    scale, shift = signs_of(slope, c, C, stats)
+    s, q, count = segment_sums(
+        x, dy, slope, w, None, None, c, p, t, T, N, C, S, SV, per, P, k, h, scale, shift
+    )  # fmt: skip
     total_s, total_q = block_sums(s, q, shared, t, T)
     if t == 0:
         parts[2 * (c * P + p)] = total_s
@@ -255,13 +328,14 @@ def reduce_segments(x, dy, w, stats, parts, counters, N, C, S, SV, per, P, centr
 
 
 @routine
-def add_in_row(s, q, count, x, dy, w, packs, n, j, places, k, h):
+def add_in_row(s, q, count, x, dy, slope, w, packs, n, j, places, k, h, scale, shift):
     """`add`, of the pack in column j of a block and in the row that begins with sample n."""
+    g = let_through(x, dy, slope, k, scale, shift)
     if w is None:
-        s, q = add(s, q, x, dy, k, h)
+        s, q = add(s, q, x, g, k, h)
     else:
         m = times_in_row(w, x, packs, n, j, places)
-        s, q, count = add_counted(s, q, count, x, dy, m, k, h)
+        s, q, count = add_counted(s, q, count, x, g, m, k, h)
     return s, q, count
 
 
@@ -274,12 +348,16 @@ def column_sum(table, j, width, down):
 
 
 @Kernel
-def reduce_columns(x, dy, w, stats, parts, counters, N, C, S, K, tile, across, down, per, P, centred):
+def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, across, down, per, P, centred):
     """Block (b, p): `across` packs side by side, rows p*per to (p + 1)*per."""
     b, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     k_table = cuda.shared.array(WIDTH, float64)
     h_table = cuda.shared.array(WIDTH, float64)
     table = cuda.shared.array(VALUES, float64)
+    scales, shifts = k_table, h_table
+    if slope is not None:
+        scales = cuda.shared.array(WIDTH, float64)
+        shifts = cuda.shared.array(WIDTH, float64)
     places = places_for(w)
     L = lanes(x)
     KV, rows = K // L, N // tile
@@ -287,8 +365,10 @@ def reduce_columns(x, dy, w, stats, parts, counters, N, C, S, K, tile, across, d
     last = min(K, first + width)
     for j in range(first + t, last, T):
         c = j // S % C
-        k, h = origins(x, dy, w, centred, c, N, C, S, stats)
+        k, h = origins(x, dy, slope, w, centred, c, N, C, S, stats)
         k_table[j - first], h_table[j - first] = k, h
+        if slope is not None:
+            scales[j - first], shifts[j - first] = signs_of(slope, c, C, stats)
         if w is not None:
             keep_places(w, places, j - first, j // (C * S), c, j % S)
         if p == 0 and j < C * S and j % S == 0:
@@ -299,27 +379,31 @@ def reduce_columns(x, dy, w, stats, parts, counters, N, C, S, K, tile, across, d
     s, q, count = zeros(x), zeros(x), zeros(x)
     if b * across + beside < KV and below < down:
         k, h = load_table(k_table, beside * L, x), load_table(h_table, beside * L, x)
+        scale, shift = k, h
+        if slope is not None:
+            scale, shift = load_table(scales, beside * L, x), load_table(shifts, beside * L, x)
         a, step = (p * per + below) * KV + b * across + beside, down * KV
         end = min(rows, (p + 1) * per) * KV
         n, dn, j = (p * per + below) * tile, down * tile, beside * L  # the sample that a row begins with
         if dy is None:
             while a + 3 * step < end:
                 x0, x1, x2, x3 = load(x, a), load(x, a + step), load(x, a + 2 * step), load(x, a + 3 * step)
-                s, q, count = add_in_row(s, q, count, x0, None, w, x, n, j, places, k, h)
-                s, q, count = add_in_row(s, q, count, x1, None, w, x, n + dn, j, places, k, h)
-                s, q, count = add_in_row(s, q, count, x2, None, w, x, n + 2 * dn, j, places, k, h)
-                s, q, count = add_in_row(s, q, count, x3, None, w, x, n + 3 * dn, j, places, k, h)
+                s, q, count = add_in_row(s, q, count, x0, None, slope, w, x, n, j, places, k, h, scale, shift)
+                s, q, count = add_in_row(s, q, count, x1, None, slope, w, x, n + dn, j, places, k, h, scale, shift)
+                s, q, count = add_in_row(s, q, count, x2, None, slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
+                s, q, count = add_in_row(s, q, count, x3, None, slope, w, x, n + 3 * dn, j, places, k, h, scale, shift)
                 a += 4 * step
                 n += 4 * dn
         else:
             while a + step < end:
                 x0, x1, dy0, dy1 = load(x, a), load(x, a + step), load(dy, a), load(dy, a + step)
-                s, q, count = add_in_row(s, q, count, x0, dy0, w, x, n, j, places, k, h)
-                s, q, count = add_in_row(s, q, count, x1, dy1, w, x, n + dn, j, places, k, h)
+                s, q, count = add_in_row(s, q, count, x0, dy0, slope, w, x, n, j, places, k, h, scale, shift)
+                s, q, count = add_in_row(s, q, count, x1, dy1, slope, w, x, n + dn, j, places, k, h, scale, shift)
                 a += 2 * step
                 n += 2 * dn
         while a < end:
-            s, q, count = add_in_row(s, q, count, load(x, a), load(dy, a), w, x, n, j, places, k, h)
+            x0, dy0 = load(x, a), load(dy, a)
+            s, q, count = add_in_row(s, q, count, x0, dy0, slope, w, x, n, j, places, k, h, scale, shift)
             a += step
             n += dn
     rest = N % tile * C * S if p == P - 1 else 0
@@ -331,7 +415,10 @@ def reduce_columns(x, dy, w, stats, parts, counters, N, C, S, K, tile, across, d
             total = column_sum(table, j - first, width, down)
             if j < rest:
                 n, c = rows * tile + j // (C * S), j // S % C
-                total += rest_terms(x, dy, w, rows * K + j, n, c, j % S, k_table[j - first], h_table[j - first])[sums]
+                i = j - first
+                total += rest_terms(
+                    x, dy, slope, w, rows * K + j, n, c, j % S, k_table[i], h_table[i], scales[i], shifts[i]
+                )[sums]  # fmt: skip
             parts[2 * (j * P + p) + sums] = total
         cuda.syncthreads()
     if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else

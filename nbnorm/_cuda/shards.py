@@ -21,7 +21,7 @@ from nbnorm._cuda.combine import (
 from nbnorm._cuda.finalize import ROWS, UNKNOWN
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
-from nbnorm._cuda.stages import F64, _apply, _at_h, _kind, _reduce
+from nbnorm._cuda.stages import F64, _apply, _at_h, _cut_of_gradient, _kind, _reduce, _signs
 from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 
 Array = Any
@@ -49,7 +49,7 @@ def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
 
 def normalize(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, count: float | None,
-    stats: Array,
+    stats: Array, residual: Array | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
     C = shape[1]
@@ -60,19 +60,19 @@ def normalize(
     )  # fmt: skip
     if x.size:
         cut = plan.cut(shape, x.itemsize)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, None, None, y, coef)
+        _apply(cut, (in_memory(x.dtype), cut.lanes), x, None, residual, slope, None, y, coef)
 
 
 def gradient_sums(
     dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array, count: float | None,
-    w: Counted | None,
+    w: Counted | None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """What the backward pass has to know of this shard; own is its stats, None with running statistics."""
     if not x.size:
         sums[...] = 0
         return
-    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
-    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, w, stats, centred=int(own is not None))
+    cut = _cut_of_gradient(shape, x.itemsize, w, slope)
+    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, slope, w, stats, centred=int(own is not None))
     shard_sums(
         (shape[1], 1), cut.finalize_threads, (F64, F64, _kind(own), F64),
         pointer(parts), pointer(stats), pointer(own), pointer(sums),
@@ -102,23 +102,23 @@ def parameter_gradients(
 
 def apply_gradients(
     dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array | None, count: float | None,
-    w: Counted | None,
+    w: Counted | None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_sums(
         *_by_channel(C), (_kind(sums), F64, F64), pointer(sums), pointer(stats), pointer(coef),
-        C, int(w is not None), _number(count),
+        C, int(w is not None or slope is not None), _number(count),
     )  # fmt: skip
     if not x.size:
         return
-    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
+    cut = _cut_of_gradient(shape, x.itemsize, w, slope)
     pack = in_memory(x.dtype), cut.lanes
-    if sums is None and w is None:
-        _apply(cut, pack, dy, None, None, dx, coef)
+    if sums is None and w is None and slope is None:
+        _apply(cut, pack, dy, None, None, None, None, dx, coef)
     else:
-        _apply(cut, pack, x, dy, w, dx, coef)
+        _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
 
 
 def _number(count: float | None) -> float:

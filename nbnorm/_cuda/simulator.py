@@ -102,6 +102,21 @@ def store_table(table: NDArray[np.float64], i: int, vector: NDArray[np.float64])
         table[i + lane] = value
 
 
+# ---- activation
+
+
+def _lessened(v: Any, slope: float) -> Any:
+    return v * slope if slope else np.zeros_like(v)
+
+
+def activated(z: Any, slope: float) -> Any:
+    return np.where(z <= 0, _lessened(z, slope), z)
+
+
+def gated(g: Any, z: Any, slope: float) -> Any:
+    return np.where(z > 0, g, _lessened(g, slope))
+
+
 # ---- which lanes count: numbers, 0 where one does not
 
 

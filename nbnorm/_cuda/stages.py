@@ -25,17 +25,22 @@ from nbnorm._cuda.counted import first_short
 from nbnorm._cuda.finalize import (
     POOLED,
     ROWS,
+    ROWS_OF_THREE,
+    SCALE,
+    SHIFT,
     UNKNOWN,
+    A,
+    B,
     commit_batch,
     count_channels,
     finalize,
     finalize_gradient,
 )
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
-from nbnorm._cuda.launch import COUNTED, Kind, counted, pointer
+from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, counted, number, pointer
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
-from nbnorm._formulas import DEVIATION, M2, ORIGIN
+from nbnorm._formulas import DEVIATION, M2, ORIGIN, SIGN_SCALE
 from nbnorm._running import Running
 
 Array = Any
@@ -46,6 +51,7 @@ F64: Kind = "float64"
 def training_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, stats: Array,
     w: Counted | None = None, running: Running | None = None, momentum: float | None = None,
+    residual: Array | None = None, slope: float | None = None,
 ) -> bool:  # fmt: skip
     """y and stats from x: reduce, finalize, apply.
 
@@ -54,14 +60,16 @@ def training_forward(
     cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     if w is not None:
-        parts, coef = _reduce(cut, pack, x, None, w, stats), scratch(ROWS * shape[1])
+        parts, coef = _reduce(cut, pack, x, None, None, w, stats), scratch(ROWS * shape[1])
         _finalize(cut, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
-        _apply(cut, pack, x, None, None, y, coef)
+        _apply(cut, pack, x, None, residual, slope, None, y, coef)
         return False
+    added = None if residual is None else pack
     if room := plan.room(cut, x.itemsize, arrays=1):
         fused_segments(
-            cut.grid, cut.threads, (pack, pack, F64, _kind(gamma), _kind(beta)),
-            pointer(x), pointer(y), pointer(stats), pointer(gamma), pointer(beta), *cut.numbers, count, eps, room=room,
+            cut.grid, cut.threads, (pack, added, _kind_of_number(slope), pack, F64, _kind(gamma), _kind(beta)),
+            pointer(x), pointer(residual), number(slope), pointer(y), pointer(stats), pointer(gamma), pointer(beta),
+            *cut.numbers, count, eps, room=room,
         )  # fmt: skip
         return False
     if running is not None and (running.skip_nonfinite or running.samples is not None):
@@ -69,13 +77,15 @@ def training_forward(
     pooled, mean, var, counters, ddof = False, None, None, None, 0.0
     if running is not None:
         pooled, mean, var, counters, ddof = momentum is None, running.mean, running.var, running.counters, running.ddof
-    parts = _reduce(cut, pack, x, None, None, stats, counters=counters if pooled else None)
+    parts = _reduce(cut, pack, x, None, None, None, stats, counters=counters if pooled else None)
     kernel = normalize_segments if cut.segments else normalize_columns
     kernel(
         cut.grid, cut.threads,
-        (pack, pack, F64, F64, _kind(gamma), _kind(beta), _kind(mean), _kind(var), _kind(counters)),
-        pointer(x), pointer(y), pointer(parts), pointer(stats), pointer(gamma), pointer(beta), pointer(mean),
-        pointer(var), pointer(counters), *cut.numbers, count, eps, POOLED if momentum is None else momentum, ddof,
+        (pack, added, _kind_of_number(slope), pack, F64, F64, _kind(gamma), _kind(beta), _kind(mean), _kind(var),
+         _kind(counters)),
+        pointer(x), pointer(residual), number(slope), pointer(y), pointer(parts), pointer(stats), pointer(gamma),
+        pointer(beta), pointer(mean), pointer(var), pointer(counters), *cut.numbers, count, eps,
+        POOLED if momentum is None else momentum, ddof,
     )  # fmt: skip
     return running is not None
 
@@ -83,7 +93,7 @@ def training_forward(
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
     cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
-    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, w, stats)
+    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, None, w, stats)
     count = float(shape[0] * shape[2]) if w is None else UNKNOWN
     _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
 
@@ -115,7 +125,7 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float 
 
 def running_forward(
     x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, running: Running,
-    stats: Array | None,
+    stats: Array | None, residual: Array | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats, in the place of m2 the variance."""
     if stats is not None and not x.size:  # a shard without values, whose statistics are needed all the same
@@ -128,64 +138,95 @@ def running_forward(
     cut = plan.cut(shape, x.itemsize)
     pack = in_memory(x.dtype), cut.lanes
     kernel = running_segments if cut.segments else running_columns
+    added = None if residual is None else pack
     kernel(
-        cut.grid, cut.threads, (pack, pack, _kind(stats), _kind(gamma), _kind(beta), F64, F64), pointer(x), pointer(y),
-        pointer(stats), pointer(gamma), pointer(beta), pointer(running.mean), pointer(running.var), *cut.numbers, eps,
+        cut.grid, cut.threads,
+        (pack, added, _kind_of_number(slope), pack, _kind(stats), _kind(gamma), _kind(beta), F64, F64),
+        pointer(x), pointer(residual), number(slope), pointer(y), pointer(stats), pointer(gamma), pointer(beta),
+        pointer(running.mean), pointer(running.var), *cut.numbers, eps,
     )  # fmt: skip
 
 
+def keep_signs(stats: Array, gamma: Array | None, beta: Array | None, eps: float, count: float | None) -> None:
+    """The map of x as numbers of stats, for a backward pass that asks for the sign of y; m2/count is the variance."""
+    C = stats.shape[1]
+    coef = scratch(ROWS * C).reshape(ROWS, C)
+    finalize_given(
+        (max(1, -(-C // plan.THREADS)), 1), plan.THREADS, (F64, _kind(gamma), _kind(beta), F64),
+        pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, UNKNOWN if count is None else count, eps,
+    )  # fmt: skip
+    stats[SIGN_SCALE:] = coef[SCALE : SHIFT + 1]
+
+
 def backward(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None,
+    slope: float | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
-    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
+    cut = _cut_of_gradient(shape, x.itemsize, w, slope)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     if w is not None:
-        parts = _reduce(cut, pack, x, dy, w, stats)
+        parts = _reduce(cut, pack, x, dy, slope, w, stats)
         coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, frozen=0)
-        _apply(cut, pack, x, dy, w, dx, coef)
+        _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
         return
     if room := plan.room(cut, x.itemsize, arrays=2):
         fused_gradient_segments(
-            cut.grid, cut.threads, (pack, pack, pack, F64, _kind(dgamma), _kind(dbeta)),
-            pointer(x), pointer(dy), pointer(dx), pointer(stats), pointer(dgamma), pointer(dbeta),
+            cut.grid, cut.threads, (pack, pack, _kind_of_number(slope), pack, F64, _kind(dgamma), _kind(dbeta)),
+            pointer(x), pointer(dy), number(slope), pointer(dx), pointer(stats), pointer(dgamma), pointer(dbeta),
             *cut.numbers, count, room=room,
         )  # fmt: skip
         return
-    parts = _reduce(cut, pack, x, dy, None, stats)
-    _gradient(cut, pack, x, dy, dx, parts, stats, dgamma, dbeta, count)
+    parts = _reduce(cut, pack, x, dy, slope, None, stats)
+    _gradient(cut, pack, x, dy, slope, dx, parts, stats, dgamma, dbeta, count)
 
 
 def running_backward(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None,
+    slope: float | None = None,
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x: dx = gamma * inv_std * dy."""
-    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
+    cut = _cut_of_gradient(shape, x.itemsize, w, slope)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
-    parts = _reduce(cut, pack, x, dy, w, stats, centred=0)
-    if w is None:
-        _gradient(cut, pack, None, dy, dx, parts, stats, dgamma, dbeta, count)
+    parts = _reduce(cut, pack, x, dy, slope, w, stats, centred=0)
+    if w is None and slope is None:
+        _gradient(cut, pack, None, dy, None, dx, parts, stats, dgamma, dbeta, count)
     else:
         coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, frozen=1)
-        _apply(cut, pack, x, dy, w, dx, coef)
+        _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
+
+
+def residual_gradient(
+    dy: Array, y: Array | None, x: Array, dresidual: Array, shape: Shape, slope: float | None, w: Counted | None
+) -> None:  # fmt: skip
+    """What of dy gets through the activation, which is known by the sign of y (no y: all), and 0 where x is missing."""
+    C, cut = shape[1], _cut_of_gradient(shape, x.itemsize, w, slope)
+    pack, coef = (in_memory(x.dtype), cut.lanes), scratch(ROWS_OF_THREE * C).reshape(ROWS_OF_THREE, C)
+    coef[...] = 0
+    coef[A] = coef[B] = 1
+    if y is not None:
+        _apply(cut, pack, y, dy, None, slope, None, dresidual, coef, coef[B:])
+        dy = dresidual
+    if w is not None:
+        _apply(cut, pack, x, dy, None, None, w, dresidual, coef)
 
 
 def _gradient(
-    cut: plan.Cut, pack: Kind, x: Array | None, dy: Array, dx: Array, parts: Array, stats: Array,
+    cut: plan.Cut, pack: Kind, x: Array | None, dy: Array, slope: float | None, dx: Array, parts: Array, stats: Array,
     dgamma: Array | None, dbeta: Array | None, count: float,
 ) -> None:  # fmt: skip
     kernel = gradient_segments if cut.segments else gradient_columns
     kernel(
         cut.grid, cut.threads,
-        (None if x is None else pack, pack, pack, F64, F64, _kind(dgamma), _kind(dbeta)),
-        pointer(x), pointer(dy), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma), pointer(dbeta),
-        *cut.numbers, count,
+        (None if x is None else pack, pack, _kind_of_number(slope), pack, F64, F64, _kind(dgamma), _kind(dbeta)),
+        pointer(x), pointer(dy), number(slope), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma),
+        pointer(dbeta), *cut.numbers, count,
     )  # fmt: skip
 
 
 def _reduce(
-    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, w: Counted | None, stats: Array, centred: int = 1,
-    counters: Array | None = None,
+    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, slope: float | None, w: Counted | None, stats: Array,
+    centred: int = 1, counters: Array | None = None,
 ) -> Array:  # fmt: skip
     """The parts, which the caller keeps until the last launch that reads them; and the count where it is not known.
 
@@ -196,8 +237,10 @@ def _reduce(
     parts = scratch(at_count + (cut.columns * cut.grid[1] if counting else 0))
     kernel = reduce_segments if cut.segments else reduce_columns
     kernel(
-        cut.grid, cut.threads, (pack, None if dy is None else pack, _kind_of(w), F64, F64, _kind(counters)),
-        pointer(x), pointer(dy), counted(w), pointer(stats), pointer(parts), pointer(counters), *cut.numbers, centred,
+        cut.grid, cut.threads,
+        (pack, None if dy is None else pack, _kind_of_number(slope), _kind_of(w), F64, F64, _kind(counters)),
+        pointer(x), pointer(dy), number(slope), counted(w), pointer(stats), pointer(parts), pointer(counters),
+        *cut.numbers, centred,
     )  # fmt: skip
     if counting:
         count_channels(
@@ -232,15 +275,27 @@ def _finalize_gradient(
 
 
 def _apply(
-    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, w: Counted | None, y: Array, coef: Array,
-    ddx: Array | None = None,
+    cut: plan.Cut, pack: Kind, x: Array, dy: Array | None, other: Array | None, slope: float | None, w: Counted | None,
+    y: Array, coef: Array, signs: Array | None = None,
 ) -> None:  # fmt: skip
+    """The map of each channel, as apply.py has it; `signs` (2, C) where dy is let through by the sign of y."""
     kernel = apply_segments if cut.segments else apply_columns
+    kinds = (None if array is None else pack for array in (x, dy, other))
     kernel(
-        cut.grid, cut.threads,
-        (pack, None if dy is None else pack, None if ddx is None else pack, _kind_of(w), pack, F64),
-        pointer(x), pointer(dy), pointer(ddx), counted(w), pointer(y), pointer(coef), *cut.numbers,
+        cut.grid, cut.threads, (*kinds, _kind_of_number(slope), _kind_of(w), pack, F64, _kind(signs)),
+        pointer(x), pointer(dy), pointer(other), number(slope), counted(w), pointer(y), pointer(coef), pointer(signs),
+        *cut.numbers,
     )  # fmt: skip
+
+
+def _signs(stats: Array, slope: float | None) -> Array | None:
+    return None if slope is None else stats[SIGN_SCALE:]
+
+
+def _cut_of_gradient(shape: Shape, itemsize: int, w: Counted | None, slope: float | None) -> plan.Cut:
+    if w is not None:
+        return plan.cut_counted(shape, itemsize)
+    return (plan.cut if slope is None else plan.cut_of_three)(shape, itemsize)
 
 
 def _at_h(cut: plan.Cut) -> int:
@@ -250,6 +305,10 @@ def _at_h(cut: plan.Cut) -> int:
 
 def _kind_of(w: Counted | None) -> Kind:
     return None if w is None else (_kind(w.where), _kind(w.weights), COUNTED)
+
+
+def _kind_of_number(value: float | None) -> Kind:
+    return None if value is None else NUMBER
 
 
 def _kind(array: Array | None) -> Kind:

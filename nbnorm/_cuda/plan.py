@@ -83,6 +83,11 @@ def cut_counted(shape: tuple[int, int, int], itemsize: int) -> Cut:
     return cut(shape, max(itemsize, 4))
 
 
+def cut_gated(shape: tuple[int, int, int], itemsize: int) -> Cut:
+    """Where that meets an activation: at most 2 to a pack."""
+    return cut(shape, max(itemsize, 8))
+
+
 @lru_cache(1024)
 def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
     lanes = ACCESS // itemsize

@@ -293,9 +293,9 @@ def _signs(stats: Array, slope: float | None) -> Array | None:
 
 
 def _cut_of_gradient(shape: Shape, itemsize: int, w: Counted | None, slope: float | None) -> plan.Cut:
-    if w is not None:
-        return plan.cut_counted(shape, itemsize)
-    return (plan.cut if slope is None else plan.cut_of_three)(shape, itemsize)
+    if slope is not None:
+        return (plan.cut_of_three if w is None else plan.cut_gated)(shape, itemsize)
+    return (plan.cut if w is None else plan.cut_counted)(shape, itemsize)
 
 
 def _at_h(cut: plan.Cut) -> int:

@@ -67,6 +67,8 @@ KERNELS = {
     "reduce.reduce_segments of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 7),
     "reduce.reduce_columns of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 10),
     "reduce.reduce_columns of two gated and counted": (("X", "X", "number", BOTH, F64, F64, None), [1] * 10),
+    "reduce.reduce_segments of two gated and counted": (("X", "X", "number", BOTH, F64, F64, None), [1] * 7),
+    "apply.apply_segments of two gated and counted": (("X", "X", None, "number", BOTH, "X", F64, F64), [1] * 6),
     "apply.apply_segments of two gated": (("X", "X", None, "number", None, "X", F64, F64), [1] * 6),
     "apply.apply_columns of two gated": (("X", "X", None, "number", None, "X", F64, F64), [1] * 9),
     "apply.apply_columns of two gated and counted": (("X", "X", None, "number", BOTH, "X", F64, F64), [1] * 9),
@@ -145,8 +147,10 @@ def signature(name, memory):
 
 
 def lanes_of(name, memory):
-    """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_three), and for masks
-    (plan.cut_counted)."""
+    """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_three), for masks
+    (plan.cut_counted) and for both (plan.cut_gated)."""
+    if name.endswith("gated and counted"):
+        return min(DTYPES[memory], 2)
     few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
     return min(DTYPES[memory], 4) if few else DTYPES[memory]
 

@@ -275,7 +275,7 @@ class BatchNorm:
             )
         if self._bytes is not None and self._bytes != self._read(last):
             raise RuntimeError(
-                "x, y beside a residual, or in evaluation mode the state has changed since the call, so that its "
+                "x or, in evaluation mode, the state has changed since the call, or y beside a residual, so that its "
                 "gradient is not known any more; give the call a copy, or change them after backward"
             )
         saved = last if isinstance(last, Saved) else saved_of_inference(last, self.state, self.axis, self.activation)

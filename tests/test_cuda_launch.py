@@ -362,7 +362,7 @@ for module in [m for name, m in sys.modules.items() if name.startswith(("numba.c
 loaded = types.SimpleNamespace(kernel="the kernel", module=types.SimpleNamespace(initialized=True))
 CUDACodeLibrary.get_cufunc = lambda library: loaded
 kernel = reduce.reduce_segments
-signature = kernel.signature((("float32", 4), None, None, "float64", "float64", None), (0,) * 6 + (1,) * 7)
+signature = kernel.signature((("float32", 4), None, None, None, "float64", "float64", None), (0,) * 7 + (1,) * 7)
 print(launch._loaded(kernel.dispatcher.compile(signature)), sum(kernel.dispatcher.stats.cache_hits.values()))
 """
 

@@ -149,7 +149,7 @@ def signature(name, memory):
 def lanes_of(name, memory):
     """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_three), for masks
     (plan.cut_counted) and for both (plan.cut_gated)."""
-    if name.endswith("gated and counted"):
+    if "gated and counted" in name:
         return min(DTYPES[memory], 2)
     few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
     return min(DTYPES[memory], 4) if few else DTYPES[memory]

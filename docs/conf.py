@@ -50,7 +50,7 @@ default_role = "py:obj"  # `batch_norm_training` in a docstring is a link
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # numpydoc's type slot says more: shapes, and what is updated in place
-autodoc_mock_imports = ["cupy", "dask", "distributed", "sklearn", "xarray"]  # their leaves import them at once
+autodoc_mock_imports = ["cupy", "dask", "distributed"]  # their leaves import them at once
 numpydoc_show_class_members = False  # the template of a class lists its methods
 
 

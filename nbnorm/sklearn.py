@@ -52,7 +52,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         With weights their sum, a float.
     n_features_in_ : int
         Number of channels.
-    feature_names_in_ : array of str, shape (n_features_in_,)
+    feature_names_in_ : array of str, one a channel
         The columns of a DataFrame.
 
     Notes
@@ -152,7 +152,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self._fitted(X, sample_weight, getattr(self, "_stats", None))
 
     def transform(self, X: ArrayLike, copy: bool | None = None) -> Any:
-        """(X - mean_)/scale_.
+        """``(X - mean_)/scale_``.
 
         Parameters
         ----------
@@ -187,7 +187,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self._mapped(X, copy, self.mean_, factor, rest)
 
     def inverse_transform(self, X: ArrayLike, copy: bool | None = None) -> Any:
-        """X*scale_ + mean_: what `transform` made X of.
+        """``X*scale_ + mean_``: what `transform` made X of.
 
         Parameters
         ----------

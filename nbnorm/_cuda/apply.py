@@ -289,7 +289,7 @@ def map_columns(x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, 
                 store(y, at + 3 * step, image(x3, None, r3, slope, k, scale, shift, a, h, b, o))
                 at += 4 * step
         else:
-            while at + step < end:
+            while L < 8 and at + step < end:  # the coefficients of 8 columns leave no registers for two rows
                 x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)
                 z0, z1 = load(other, at), load(other, at + step)
                 store(y, at, row_image(x0, dy0, z0, slope, w, x, n, i, places, k, scale, shift, a, h, b, o))

@@ -10,7 +10,7 @@ from common import random_state, refuse, same_bits, sample
 from ranks import run, work_of
 from test_counted import FORMS, SHAPES, every_form, spoiled
 from test_counted import cut as cut_masks
-from test_functional import LAYOUTS, every_affine, every_layout, features
+from test_functional import LAYOUTS, every_layout, features
 from tolerance import FORMATS, assert_close, assert_gradient_close, assert_stat_close, dtype_of, rounded, ulp
 
 import nbnorm
@@ -97,30 +97,40 @@ def case(rng, layout, dtype, of_residual, shape=SHAPE):
     return x, dy, None if of_residual is None else of_residual(residual), axis
 
 
-@pytest.mark.each_pair
+# What is not said to be exhaustive here shares few kernels: each takes seconds to compile.
+
+
+@pytest.mark.parametrize(
+    ("layout", "of_residual"), [("NCHW", None), ("NCHW", RESIDUALS["in another order"]), ("rows", None)]
+)
+def test_a_step_with_relu(layout, of_residual, rng):
+    x, dy, residual, axis = case(rng, layout, "float32", of_residual)
+    check(x, dy, residual, "relu", random_state(rng, features(x, axis), eps=1e-3, momentum=0.25), axis)
+
+
+@pytest.mark.exhaustive("test_a_step_with_relu, float32")
 @every_layout
 @every_residual
 @every_activation
-@every_affine
+@pytest.mark.parametrize("parameters", [True, False])
 @pytest.mark.parametrize("use_running", [False, True])
-@pytest.mark.parametrize("with_out", [False, True])
-def test_a_step_equals_the_definition(
-    dtype, layout, of_residual, activation, use_gamma, use_beta, use_running, with_out, rng
-):
+def test_a_step_equals_the_definition(dtype, layout, of_residual, activation, parameters, use_running, rng):
     x, dy, residual, axis = case(rng, layout, dtype, of_residual)
-    state = random_state(rng, features(x, axis), eps=1e-3, momentum=0.25, use_gamma=use_gamma, use_beta=use_beta)
-    out = np.full(x.shape, 7, x.dtype.newbyteorder("=")) if with_out else None
+    options = {"use_gamma": parameters, "use_beta": parameters}
+    state = random_state(rng, features(x, axis), eps=1e-3, momentum=0.25, **options)
+    check(x, dy, residual, activation, state, axis, use_running)
+    out = np.full(x.shape, 7, x.dtype.newbyteorder("="))
     check(x, dy, residual, activation, state, axis, use_running, out)
 
 
-@pytest.mark.each_pair
+@pytest.mark.exhaustive("test_the_layer_has_them_in_every_mode")
 @every_layout
 @every_residual
 @every_activation
-@every_affine
-def test_inference_equals_the_definition(dtype, layout, of_residual, activation, use_gamma, use_beta, rng):
+@pytest.mark.parametrize("parameters", [True, False])
+def test_inference_equals_the_definition(dtype, layout, of_residual, activation, parameters, rng):
     x, _, residual, axis = case(rng, layout, dtype, of_residual)
-    state = random_state(rng, features(x, axis), use_gamma=use_gamma, use_beta=use_beta)
+    state = random_state(rng, features(x, axis), use_gamma=parameters, use_beta=parameters)
     plain = reference.inference(x, state.running_mean, state.running_var, state.gamma, state.beta, state.eps, axis)
     y = inference(x, state, axis=axis, residual=residual, activation=activation)
     assert_y_close(y, plain, residual, activation, axis)
@@ -130,7 +140,7 @@ def test_inference_equals_the_definition(dtype, layout, of_residual, activation,
     assert same_bits(y, again)
 
 
-@pytest.mark.each_pair
+@pytest.mark.exhaustive("test_a_step_with_relu has small shapes")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_residual
 @pytest.mark.parametrize("activation", ["relu", ("leaky_relu", 0.3)], ids=str)
@@ -146,6 +156,21 @@ def test_every_shape(shape, of_residual, activation, order, rng):
 
 
 # ---- what must be so
+
+
+def test_nothing_comes_back_of_what_is_not_let_through(rng):
+    """0 to the bit; also of infinities, which are in all of the nine places at which an origin of dy is looked for."""
+    x, dy = sample(rng, SHAPE), np.full(SHAPE, np.inf, np.float32)
+    state = nbnorm.BatchNormState(4)
+    state.beta = [-100.0, -100.0, -100.0, 0.0]
+    dy[:, 3] = sample(rng, SHAPE)[:, 3]
+    y, saved = training(x, state, activation="relu")
+    dx, dgamma, dbeta = backward(dy, saved)
+    for array in (y, dx):
+        assert np.array_equal(array[:, :3], np.zeros((3, 3, 5, 14)))
+    assert np.array_equal([dgamma[:3], dbeta[:3]], np.zeros((2, 3)))
+    assert np.isfinite(dx).all()
+    assert dx[:, 3].any()
 
 
 def test_the_oracle_equals_the_complex_step(rng):
@@ -166,6 +191,7 @@ def test_the_oracle_equals_the_complex_step(rng):
     np.testing.assert_allclose(step, let_through(dy, plain, residual, activation).astype(float), rtol=0, atol=1e-15)
 
 
+@pytest.mark.exhaustive("the oracle equals the complex step, and the steps the oracle")
 @every_activation
 @pytest.mark.parametrize("shape", [(4, 3, 1), (2, 3, 70), (20, 5, 1)], ids=str)
 def test_gradients_equal_the_complex_step(shape, activation, rng):
@@ -179,6 +205,7 @@ def test_gradients_equal_the_complex_step(shape, activation, rng):
         assert np.abs(getattr(found, name) - getattr(expected, name)).max() <= 1e-12 * scale
 
 
+@pytest.mark.exhaustive("test_nothing_comes_back_of_what_is_not_let_through")
 @pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3, 5), (40, 3)], ids=str)
 @pytest.mark.parametrize("use_running", [False, True])
 def test_zero_is_not_positive(shape, use_running, rng):
@@ -198,6 +225,7 @@ def test_zero_is_not_positive(shape, use_running, rng):
         assert np.array_equal(found.dresidual[:, 2:], dy[:, 2:])
 
 
+@pytest.mark.exhaustive("tests/cuda has it, and test_gradients without an activation")
 @every_residual
 @pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3, 5), (40, 3)], ids=str)
 def test_values_that_are_not_finite(dtype, shape, of_residual, rng):
@@ -221,6 +249,7 @@ def test_values_that_are_not_finite(dtype, shape, of_residual, rng):
         assert np.isfinite(found.dx).all()
 
 
+@pytest.mark.exhaustive("test_nothing_comes_back_of_what_is_not_let_through")
 @pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3, 5), (40, 3), (300, 96)], ids=str)
 @pytest.mark.parametrize("use_running", [False, True])
 def test_what_is_not_let_through_does_no_harm(shape, use_running, rng):
@@ -241,6 +270,7 @@ def test_digits_of_a_large_dy_stay(rng):
     check(x, dy, None, "relu", state, 1)
 
 
+@pytest.mark.exhaustive("one code for every slope")
 def test_a_slope_of_0_is_relu_to_the_bit(dtype, rng):
     x, dy, residual = (sample(rng, (5, 3, 70), dtype) for _ in range(3))
     for given in (None, residual):
@@ -252,7 +282,7 @@ def test_a_slope_of_0_is_relu_to_the_bit(dtype, rng):
             assert all(same_bits(a, b) for a, b in zip(results[0], others, strict=True))
 
 
-@pytest.mark.each_pair
+@pytest.mark.exhaustive("test_threads, without an activation")
 @every_residual
 @pytest.mark.parametrize("use_running", [False, True])
 @pytest.mark.parametrize("shape", [(9, 6, 80, 80), (20_001, 17)], ids=str)
@@ -275,7 +305,7 @@ def test_any_number_of_threads_gives_the_same_bits(of_residual, use_running, sha
 # ---- together with the other options
 
 
-@pytest.mark.each_pair
+@pytest.mark.exhaustive("test_counted, test_a_step_with_relu")
 @every_form
 @every_residual
 @every_activation
@@ -314,7 +344,7 @@ def test_with_masks(form, of_residual, activation, use_running, shape, rng):
         assert (error <= ulp(getattr(exact, name), 24, -149) + limit).all()
 
 
-@pytest.mark.each_pair
+@pytest.mark.exhaustive("tests/cuda has a part of it")
 @every_residual
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("activation", ["relu", ("leaky_relu", 0.3)], ids=str)
@@ -353,6 +383,7 @@ def test_shards_equal_the_whole(of_residual, masked, activation, param_grads, us
         np.testing.assert_allclose(total, getattr(whole, name), rtol=1e-6, atol=1e-4)  # parts in float32
 
 
+@pytest.mark.exhaustive("test_parallel_sync, without a residual")
 def test_a_rank_that_fails_changes_no_dy(rng):
     """What gets through is exchanged before anything of the caller's changes."""
     x, dy = sample(rng, (6, 3, 70)), sample(rng, (6, 3, 70))
@@ -368,6 +399,7 @@ def test_a_rank_that_fails_changes_no_dy(rng):
     assert same_bits(np.concatenate(given), dy)
 
 
+@pytest.mark.exhaustive("test_ghost, test_renorm")
 @every_residual
 def test_ghost_batches_and_renormalization(of_residual, rng):
     x, dy, residual = (sample(rng, (7, 3, 6)) for _ in range(3))
@@ -401,6 +433,7 @@ def test_ghost_batches_and_renormalization(of_residual, rng):
 # ---- places for the results
 
 
+@pytest.mark.exhaustive("test_out, without a residual")
 @every_activation
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_results_may_replace_what_is_used_up(activation, order, rng):
@@ -427,14 +460,25 @@ def test_results_may_replace_what_is_used_up(activation, order, rng):
         assert same_bits(np.array(again), np.array(before))
 
 
+def check_copies(x, dy, **options):
+    y, saved = training(x, nbnorm.BatchNormState(3), activation="relu", **options)
+    exact = backward(dy, saved)
+    for other in (copy.deepcopy(saved), pickle.loads(pickle.dumps(saved))):
+        assert all(same_bits(a, b) for a, b in zip(backward(dy, other), exact, strict=True))
+    assert saved.y is (y if "residual" in options else None)
+
+
 def test_copies_of_saved_give_the_same_gradients(rng):
+    x, dy, residual = (sample(rng, (6, 3, 70)) for _ in range(3))
+    check_copies(x, dy)
+    check_copies(x, dy, residual=residual)
+
+
+@pytest.mark.exhaustive("test_copies_of_saved_give_the_same_gradients")
+def test_copies_of_saved_with_other_options_too(rng):
     x, dy, residual = (np.asfortranarray(sample(rng, (7, 3, 6))) for _ in range(3))
-    for options in ({}, {"residual": residual}, {"residual": residual, "where": x < 1}, {"ghost": 4}):
-        y, saved = training(x, nbnorm.BatchNormState(3), activation="relu", **options)
-        exact = backward(dy, saved)
-        for other in (copy.deepcopy(saved), pickle.loads(pickle.dumps(saved))):
-            assert all(same_bits(a, b) for a, b in zip(backward(dy, other), exact, strict=True))
-        assert saved.y is (y if "residual" in options else None)
+    check_copies(x, dy, residual=residual, where=x < 1)
+    check_copies(x, dy, ghost=4)
 
 
 # ---- what is refused
@@ -485,7 +529,11 @@ def test_places_that_do_not_fit_change_nothing(given):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{"activation": "relu"}, {"residual": OTHER}, {"where": OTHER == 0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"activation": "relu"}, {"residual": OTHER}, {"where": OTHER == 0}],
+    ids=["activation", "residual", "where"],
+)
 def test_further_derivatives_are_refused(given, options):
     _, saved = training(given.x, given.state, **options)
     name = next(iter(options))

@@ -265,3 +265,26 @@ def test_an_array_three_times_the_memory_of_its_worker(tmp_path):
     for i in (0, blocks - 1):
         expected = nbnorm.batch_norm_inference(block_of({None: {"chunk-location": (i, 0)}}), state)
         assert same_bits(np.asarray(y[2048 * i : 2048 * (i + 1)]), expected)
+
+
+@every_chunks
+@pytest.mark.usefixtures("threads")
+def test_inference_with_a_residual_and_an_activation(chunks, rng):
+    x, residual, state = data(rng, 10), sample(rng, (1000, 6, 40)), random_state(rng, 6)
+    for activation, added in (("relu", None), ("relu", residual), (("leaky_relu", 0.1), residual), (None, residual)):
+        lazy = None if added is None else da.from_array(added, chunks=(300, 2, 40))
+        y = nd.batch_norm_inference(da.from_array(x, chunks=chunks), state, residual=lazy, activation=activation)
+        assert y.numblocks == da.from_array(x, chunks=chunks).numblocks
+        assert same_bits(y.compute(), nbnorm.batch_norm_inference(x, state, residual=added, activation=activation))
+
+
+def test_what_does_not_fit_is_refused_with_the_graph(rng):
+    x, state = da.zeros((10, 3), dtype=np.float32), random_state(rng, 3)
+    for options, error, text in (
+        ({"activation": "tanh"}, ValueError, "activation is 'tanh'"),
+        ({"residual": np.zeros((10, 3), np.float32)}, TypeError, "residual is a ndarray; expected a dask"),
+        ({"residual": x[:5]}, ValueError, r"residual has shape \(5, 3\)"),
+        ({"residual": x.astype(np.float64)}, TypeError, "residual has dtype float64"),
+    ):
+        with pytest.raises(error, match=text):
+            nd.batch_norm_inference(x, state, **options)

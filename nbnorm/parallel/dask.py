@@ -22,6 +22,7 @@ from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
 from nbnorm._moments import Moments, merged, moments
 from nbnorm.parallel._anew import anew
+from nbnorm.saved import Activation
 from nbnorm.state import BatchNormState
 
 FAN_IN = 8  # statistics that one task merges
@@ -105,7 +106,10 @@ def lazy_moments(
     return Moments(*(da.block(array.tolist()) for array in arrays))
 
 
-def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -> da.Array:
+def batch_norm_inference(
+    x: da.Array, state: BatchNormState, *, axis: Axis = 1, residual: da.Array | None = None,
+    activation: Activation = None,
+) -> da.Array:  # fmt: skip
     """Normalize with the running statistics as they are now; nothing is updated.
 
     Parameters
@@ -116,6 +120,10 @@ def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) 
         On the CPU: its arrays travel with the graph, to the GPU for CuPy chunks.
     axis : int or tuple of int
         The channel axis of x.
+    residual : dask.array.Array, shape and dtype of x, optional
+        Added before the activation; in the chunks of x, or cut like them.
+    activation : optional
+        As for `nbnorm.batch_norm_inference`.
 
     Returns
     -------
@@ -141,7 +149,12 @@ def batch_norm_inference(x: da.Array, state: BatchNormState, *, axis: Axis = 1) 
     running = state._demand_running()
     with running.lock:  # the statistics of one moment
         mean, var = running.mean.copy(), running.var.copy()
-    return _normalized(x, axes, state, mean, var)
+    _arguments.activation(activation)
+    if residual is not None:
+        _arguments.instance("residual", residual, da.Array, "a dask.array.Array")
+        _arguments.like_x("residual", residual, x, "x")
+        residual = residual.rechunk(x.chunks)
+    return _normalized(x, axes, state, mean, var, residual=residual, activation=activation)
 
 
 def batch_norm_training(x: da.Array, state: BatchNormState, *, axis: Axis = 1) -> tuple[da.Array, BatchStats]:
@@ -266,7 +279,8 @@ def _with_counts(found: Moments) -> Moments:
 
 
 def _normalized(
-    x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean: Any, var: Any, deviation: Any = None
+    x: da.Array, axes: tuple[int, ...], state: BatchNormState, mean: Any, var: Any, deviation: Any = None,
+    residual: da.Array | None = None, activation: Activation = None,
 ) -> da.Array:  # fmt: skip
     """One task a chunk. What belongs to the channels is cut as they are; `deviation` is what mean lacks."""
     index, dtype = tuple(range(x.ndim)), _arguments.dtype("x", x.dtype)  # chunks of y are in native byte order
@@ -276,14 +290,14 @@ def _normalized(
         lazy = da.from_array(array.copy(), chunks=chunks) if isinstance(array, np.ndarray) else array
         arguments += [lazy, None if lazy is None else axes]
     return da.blockwise(
-        _chunk_normalized, index, x, index, *arguments, axes=axes, eps=state.eps, dtype=dtype,
-        meta=x._meta.astype(dtype, copy=False),
+        _chunk_normalized, index, x, index, residual, None if residual is None else index, *arguments, axes=axes,
+        eps=state.eps, activation=activation, dtype=dtype, meta=x._meta.astype(dtype, copy=False),
     )  # fmt: skip
 
 
 def _chunk_normalized(
-    chunk: NDArray, mean: NDArray, var: NDArray, gamma: NDArray | None, beta: NDArray | None,
-    deviation: NDArray | None, axes: tuple[int, ...], eps: float,
+    chunk: NDArray, residual: NDArray | None, mean: NDArray, var: NDArray, gamma: NDArray | None,
+    beta: NDArray | None, deviation: NDArray | None, axes: tuple[int, ...], eps: float, activation: Activation,
 ) -> NDArray:  # fmt: skip
     if deviation is not None:  # Eq. 6: as a shift, which is float64 then
         with _device.current(_device.of(chunk)):
@@ -300,4 +314,4 @@ def _chunk_normalized(
         state.gamma = gamma
     if beta is not None:
         state.beta = beta
-    return nbnorm.batch_norm_inference(chunk, state, axis=axes)
+    return nbnorm.batch_norm_inference(chunk, state, axis=axes, residual=residual, activation=activation)

@@ -22,7 +22,7 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, let_through, share, spread
 from nbnorm._cpu.vector import FEW, LANES, activated, deviation, function, minus, once, routine
-from nbnorm._cpu.vector_mask import cursor, finite, kept, rows_of, shifted
+from nbnorm._cpu.vector_mask import cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import (
     LINE,
     fence,
@@ -59,8 +59,6 @@ def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
         return counted_image(x, g, u, m, factor, lanes(h, t), lanes(a, t), scale, shift)
     if dy is None:
         return beside(affine(u, scale, shift), other, slope)
-    if slope is not None:
-        u = kept(finite(x), u)  # frozen statistics have no use for u, which must not spoil what is let through
     v, a = minus(g, lanes(h, t)), lanes(a, t)
     if other is None:
         return affine_of_two(v, a, u, scale, shift)

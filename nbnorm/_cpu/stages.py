@@ -40,6 +40,9 @@ Shape = tuple[int, int, int]
 OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
 
 ABSENT = np.empty(0, np.float32)
+EVERY = Counted(
+    None, 0, 0, 0, 0, None, 0, 0, 0, 0, False
+)  # every value counts, and where x is not finite it has no part
 
 
 def training_forward(
@@ -131,7 +134,7 @@ def residual_gradient(
     stats, coef = np.zeros((5, shape[1])), np.zeros((6, shape[1]))
     coef[A] = coef[B] = 1.0
     if y is not None:
-        _apply(y, dy, None, slope, None, dresidual, shape, stats, coef)
+        _apply(y, dy, None, slope, EVERY, dresidual, shape, stats, coef)
         dy = dresidual
     if w is not None:
         _apply(x, dy, None, None, w, dresidual, shape, stats, coef)
@@ -261,7 +264,8 @@ def _apply_frozen(
     else:
         coef = _of_gradient(stats, slope)
         coef[A], coef[SCALE], coef[SHIFT], coef[H] = a, 0.0, 0.0, 0.0
-        _apply(x, dy, None, slope, w, dx, shape, stats, coef)
+        # The map has no use for x but its sign, and infinity times 0 must not spoil what is let through.
+        _apply(x, dy, None, slope, EVERY if w is None else w, dx, shape, stats, coef)
 
 
 def _apply(

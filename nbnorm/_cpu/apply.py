@@ -40,7 +40,7 @@ from nbnorm._cpu.vector_memory import (
 from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
-NONE, START, WHOLE, ALL = np.intp(0), np.intp(0), np.intp(FEW), np.intp(LANES)
+NONE, NEAR, START, WHOLE, ALL = np.intp(0), np.intp(512), np.intp(0), np.intp(FEW), np.intp(LANES)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 GROUP = 65_536  # values that are walked forwards before going back
 ABREAST = 4  # rows that share what is loaded of the tables
@@ -149,7 +149,11 @@ def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
         if slope is not None:
             b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
     if streaming:
-        run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, NONE)
+        ahead = NONE
+        if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+            if other is not None:
+                ahead = NEAR  # two arrays to read beside a streamed one: the CPU does not see that coming
+        run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, ahead)
         return
     while i + LANES <= end:
         u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)

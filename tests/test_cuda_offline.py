@@ -203,6 +203,8 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
     # Four packs in flight and one behind, or two and one of each of two or three arrays.
     inputs = packs - written
     wanted, of_stores = {0: (0, 0), 1: (5, 5), 2: (6, 3), 3: (9, 3)}[inputs]
+    if written and inputs == 2 and "columns" in name and lanes_of(name, memory) == 8:
+        wanted, of_stores = (2, 1)  # a row at a time: the coefficients of 8 columns fill the registers
     if lanes_of(name, memory) < DTYPES[memory]:
         wanted = of_stores = 0
     assert loads >= wanted

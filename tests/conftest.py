@@ -83,9 +83,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     rank = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
-    if config.getoption("exhaustive") or any("[" in arg for arg in config.args):  # a case that was named runs
+    if any("[" in arg for arg in config.args):  # a case that was named runs
         return
-    if out := left_out(items):
+    if out := left_out(items, config.getoption("exhaustive")):
         config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
 

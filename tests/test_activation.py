@@ -108,6 +108,7 @@ def test_a_step_with_relu(layout, of_residual, rng):
     check(x, dy, residual, "relu", random_state(rng, features(x, axis), eps=1e-3, momentum=0.25), axis)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_a_step_with_relu, float32")
 @every_layout
 @every_residual
@@ -123,6 +124,7 @@ def test_a_step_equals_the_definition(dtype, layout, of_residual, activation, pa
     check(x, dy, residual, activation, state, axis, use_running, out)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_the_layer_has_them_in_every_mode")
 @every_layout
 @every_residual
@@ -140,6 +142,7 @@ def test_inference_equals_the_definition(dtype, layout, of_residual, activation,
     assert same_bits(y, again)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_a_step_with_relu has small shapes")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_residual
@@ -305,6 +308,7 @@ def test_any_number_of_threads_gives_the_same_bits(of_residual, use_running, sha
 # ---- together with the other options
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_counted, test_a_step_with_relu")
 @every_form
 @every_residual
@@ -344,6 +348,7 @@ def test_with_masks(form, of_residual, activation, use_running, shape, rng):
         assert (error <= ulp(getattr(exact, name), 24, -149) + limit).all()
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("tests/cuda has a part of it")
 @every_residual
 @pytest.mark.parametrize("masked", [False, True])

@@ -150,6 +150,7 @@ def test_a_step_with_each_form_of_work(layout, form, rng):
     check_counted(x, dy, w, random_state(rng, features(x, axis), eps=1e-3, momentum=0.25), counting, axis)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_a_step_with_each_form_of_work, float32")
 @every_layout
 @every_form
@@ -160,6 +161,7 @@ def test_a_step_equals_the_definition(dtype, layout, form, use_running, rng):
     check_counted(x, dy, w, state, counting, axis, use_running)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_merged_pieces_equal_the_whole, float32")
 @every_layout
 @every_form
@@ -179,6 +181,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_a_mask_of_rows_equals_the_rows has small shapes")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_form
@@ -257,6 +260,7 @@ def test_shards_with_masks_of_their_own(rng):
     check_shards("float32", "where, all of x", (9, 3, 7), "local", False, rng)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
 @every_form
 @pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)

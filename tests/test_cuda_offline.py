@@ -101,7 +101,7 @@ COUNTED = {
 }
 # With an activation two stand for all by default, those with most in their registers.
 BESIDE = {name for name in KERNELS if name.endswith(("gated", "activated", "beside"))}
-RARE = {*COUNTED, *BESIDE} - {"apply.gradient_columns gated", "apply.normalize_columns beside"}
+RARE = BESIDE - {"apply.gradient_columns gated", "apply.normalize_columns beside"}
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
     "finalize.finalize_gradient": ((F64, F64, *PARAMETERS, F64), [1] * 5 + [1.0]),
@@ -189,14 +189,25 @@ def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.exhaustive("one of each kernel"))
-        if name in COUNTED or name in RARE
-        else name
-        for name in (*KERNELS, *COUNTED)
+        pytest.param(name, marks=pytest.mark.exhaustive("one of each kernel")) if name in RARE else name
+        for name in KERNELS
     ],
 )
 def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
-    ptx = check_resources(compile_for, name, memory, cc)
+    check_packs(check_resources(compile_for, name, memory, cc), name, memory)
+
+
+@pytest.mark.exhaustive("test_a_kernel_links_within_its_resources has masks of one kind")
+@pytest.mark.pairs_at_most
+@every_architecture
+@pytest.mark.parametrize("memory", DTYPES)
+@pytest.mark.parametrize("name", COUNTED)
+def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memory, cc):
+    check_packs(check_resources(compile_for, name, memory, cc), name, memory)
+
+
+def check_packs(ptx, name, memory):
+    """16 bytes at a time, as many as there are registers for."""
     packs = {**KERNELS, **COUNTED}[name][0].count("X")
     written = 0 if name.startswith("reduce") else min(packs, 1)
     loads, stores = wide(ptx, "ld.global"), wide(ptx, "st.global")

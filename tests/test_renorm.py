@@ -29,7 +29,7 @@ def assert_dx_close(dx, exact, dy, x, r, state, axis):
         assert_close(dx, exact, axis)
 
 
-@pytest.mark.each_pair
+@pytest.mark.pairs_at_most
 @every_layout
 @every_affine
 @pytest.mark.parametrize("limits", LIMITS)

@@ -1,9 +1,10 @@
 """What the default suite leaves out: never a pair of values that occurs."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
-from selection import covering
+from selection import covering, left_out
 
 PRODUCT = list(itertools.product(range(5), range(3), range(4), range(2)))
 HOLES = [row for row in PRODUCT if row[0] != row[1] and row[2:] != (3, 0)]
@@ -23,3 +24,34 @@ def test_a_covering_part_has_every_combination(rows, strength, most):
 def test_values_occur_equally_often():
     values = [PRODUCT[i][0] for i in covering(PRODUCT, 2)]
     assert max(map(values.count, range(5))) - min(map(values.count, range(5))) <= 1
+
+
+class Case(SimpleNamespace):
+    """An item of pytest, as far as the choice looks at it."""
+
+    __hash__ = object.__hash__
+
+    def get_closest_marker(self, name):
+        return name in self.markers
+
+
+@pytest.mark.parametrize(
+    ("markers", "default", "exhaustive"),
+    [
+        ((), 12, 12),
+        (("each_value",), 3, 12),
+        (("each_pair",), 6, 12),
+        (("pairs_at_most",), 6, 6),
+        (("each_value", "pairs_at_most"), 3, 6),
+        (("exhaustive", "pairs_at_most"), 0, 6),
+        (("exhaustive",), 0, 12),
+    ],
+    ids=str,
+)
+def test_how_many_of_3_times_2_times_2_cases_run(markers, default, exhaustive):
+    cases = [
+        Case(nodeid=f"test[{row}]", callspec=SimpleNamespace(params=dict(enumerate(row))), markers=markers)
+        for row in itertools.product(range(3), range(2), range(2))
+    ]
+    assert len(cases) - len(left_out(cases, exhaustive=False)) == default
+    assert len(cases) - len(left_out(cases, exhaustive=True)) == exhaustive

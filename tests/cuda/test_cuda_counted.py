@@ -46,6 +46,7 @@ def assert_gradients(found, exact, dy, gone, state, var):
     assert_stat_close(dbeta, exact.dbeta)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.each_value
 @every_shape
 @every_form
@@ -71,6 +72,7 @@ def test_a_step_equals_the_definition(cupy, dtype, shape, form, use_running, rng
     assert_gradients(found, gradients, dy, gone, state, running[1] if use_running else batch.var)
 
 
+@pytest.mark.pairs_at_most
 @pytest.mark.each_value
 @every_shape
 @every_form

@@ -23,7 +23,13 @@ def data(dtype):
         yield x.astype(dtype_of(dtype)), (rng.normal(size=x.shape) + 0.5).astype(dtype_of(dtype))
 
 
-def train(dtype, whole=True, comm=None):
+def masks():
+    """Which values of each step count, the same on every rank; each channel has its own number of them."""
+    rng = np.random.default_rng(8)
+    return [rng.random((1000, 6, 5)) < np.linspace(0.3, 0.9, 6)[:, None] for _ in range(STEPS)]
+
+
+def train(dtype, whole=True, comm=None, masked=False):
     """Several steps of a shard, with gradient descent on gamma and beta. Arrays to compare."""
     rows = slice(None)
     sync = None
@@ -33,14 +39,15 @@ def train(dtype, whole=True, comm=None):
     state = nbnorm.BatchNormState(6, dtype="float64")
     found = {}
     for i, (x, dy) in enumerate(data(dtype)):
-        y, saved = nbnorm.batch_norm_training(x[rows], state, sync=sync)
+        counting = {"where": masks()[i][rows]} if masked else {}
+        y, saved = nbnorm.batch_norm_training(x[rows], state, sync=sync, **counting)
         dx, dgamma, dbeta = nbnorm.batch_norm_backward(dy[rows], saved)
         found |= {f"y{i}": y, f"dx{i}": dx, f"dgamma{i}": dgamma, f"dbeta{i}": dbeta, f"gamma{i}": state.gamma.copy()}
         _, dgamma, dbeta = nbnorm.batch_norm_backward(dy[rows], saved, param_grads="global")
         found |= {f"all_dgamma{i}": dgamma, f"all_dbeta{i}": dbeta}
         state.gamma -= 1e-4 * dgamma
         state.beta -= 1e-4 * dbeta
-    counters = np.array([state.num_batches, state.num_samples])
+    counters = np.array([state.num_batches, *np.ravel(state.num_samples)])
     return found | {"running_mean": state.running_mean, "running_var": state.running_var, "counters": counters}
 
 
@@ -49,6 +56,10 @@ def training(comm, directory, dtype):
     if dtype == "bfloat16":  # .npy has no name for it
         arrays = {name: a.view(np.uint16) if a.dtype.itemsize == 2 else a for name, a in arrays.items()}
     np.savez(directory / f"{comm.rank}.npz", **arrays)
+
+
+def masked(comm, directory, dtype):
+    np.savez(directory / f"{comm.rank}.npz", **train(dtype, False, comm, masked=True))
 
 
 def failure(comm, directory, which):
@@ -76,4 +87,4 @@ if __name__ == "__main__":
     from mpi4py import MPI
 
     scenario, _, option = sys.argv[1].partition(":")
-    {"training": training, "failure": failure}[scenario](MPI.COMM_WORLD, Path(sys.argv[2]), option)
+    {"training": training, "masked": masked, "failure": failure}[scenario](MPI.COMM_WORLD, Path(sys.argv[2]), option)

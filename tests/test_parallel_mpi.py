@@ -84,6 +84,29 @@ def check_training(size, dtype, tmp_path):
 
 
 @real
+def test_masks_of_each_rank(tmp_path):
+    import mpi_ranks
+
+    mpiexec(3, "masked:float32", tmp_path)
+    found = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(3)]
+    beta = np.zeros(6)
+    for i, ((x, dy), where) in enumerate(zip(mpi_ranks.data("float32"), mpi_ranks.masks(), strict=True)):
+        gamma = found[0][f"gamma{i}"]
+        batch = reference.weighted_training(x, where, gamma, beta)
+        exact = reference.weighted_backward(dy, x, where, gamma)
+        assert_close(np.concatenate([each[f"y{i}"] for each in found]), batch.y)
+        assert_close(np.concatenate([each[f"dx{i}"] for each in found]), exact.dx)
+        for each in found:
+            assert_relative(each[f"all_dgamma{i}"], exact.dgamma)
+            assert_relative(each[f"all_dbeta{i}"], exact.dbeta)
+        beta = beta - 1e-4 * found[0][f"all_dbeta{i}"]
+    seen = np.sum(mpi_ranks.masks(), (0, 1, 3))
+    for each in found:
+        assert each["counters"].tolist() == [mpi_ranks.STEPS, *seen]
+        assert each["running_var"].tobytes() == found[0]["running_var"].tobytes()
+
+
+@real
 @pytest.mark.parametrize(("which", "own"), [
     ("forward", "TypeError: x has dtype int64"),
     ("backward", "ValueError: dy has shape (5, 3)"),

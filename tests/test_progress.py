@@ -21,7 +21,7 @@ def kernel():
 
 def commit(kernel):
     both, counters = np.float64([1, 2, 3, 5]), np.zeros(3, np.int64)
-    kernel(np.float64([[4, 4], [0, 2], [6, 9], [1, 1], [1, 1]]), 4.0, 0.5, 1, both, counters)
+    kernel(np.float64([[4, 4], [0, 2], [6, 9], [1, 1], [1, 1]]), 4.0, 0.5, 1, both, counters, None)
     np.testing.assert_array_equal(both, [2.5, 4, 2.5, 4])
     assert counters.tolist() == [1, 4, 0]
 

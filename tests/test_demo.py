@@ -62,6 +62,16 @@ def test_a_run_is_reproduced_and_has_what_the_report_needs(setting, rng):
     assert run._replace(before=0, after=0) == again._replace(before=0, after=0)
 
 
+@pytest.mark.parametrize("network", networks.NETWORKS)
+def test_a_relu_in_the_normalization_and_one_behind_it_are_the_same_network(network, rng):
+    data, setting = digits(rng), Setting(network, 0.1, 1.0, normalized=True)
+    within, behind = (networks.train(s, data, epochs=1, seed=3) for s in (setting, setting._replace(fused=False)))
+    assert (within.before < 0).any()
+    np.testing.assert_array_equal(within.before, behind.before)
+    np.testing.assert_allclose(within.gradients_before, behind.gradients_before, rtol=1e-5)
+    np.testing.assert_allclose(within.after, behind.after, rtol=1e-3, atol=1e-3)  # five steps, each rounded anew
+
+
 # ---- verdicts
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _device
+from nbnorm._formulas import COUNT, M2
 from nbnorm.parallel import Sync
 
 WELL, FAILED = 0.0, -1.0  # marks; FAILED may also stand in the place of the number of channels
@@ -31,10 +32,12 @@ def failed_forward() -> NDArray[np.float64]:
     return np.array([FAILED, 0.0, 0.0])
 
 
-def exchange_counts(
-    sync: Sync, channels: int, count: int, is_counted: bool
-) -> tuple[NDArray[np.float64], bool]:  # fmt: skip
-    """Values per channel of every rank, (ranks, 1), and whether not all of them count on some rank.
+def gather_statistics(
+    xp: Any, sync: Sync, batch: NDArray, values: int, is_counted: bool
+) -> tuple[NDArray, NDArray[np.float64], float | None]:  # fmt: skip
+    """Every rank's statistics, its values per channel, and their sum: (ranks, 1), or (ranks, channels) and None.
+
+    `batch` has those of this rank, whose channels have `values` each, or with `is_counted` what its last row says.
 
     Raises
     ------
@@ -43,7 +46,8 @@ def exchange_counts(
     ValueError
         When not all ranks have the same channels.
     """
-    said = exchange(sync, np.array([channels, count, is_counted], np.float64), None)
+    channels = batch.shape[1]
+    said = exchange(sync, np.array([channels, values, is_counted], np.float64), None)
     _refuse_failed(said[:, 0] == FAILED)
     if np.any(said[:, 0] != said[0, 0]):
         other = int(np.argmax(said[:, 0] != said[0, 0]))
@@ -51,7 +55,15 @@ def exchange_counts(
             f"rank 0 has {said[0, 0]:.0f} channels and rank {other} has {said[other, 0]:.0f}; "
             "expected the same on all ranks"
         )
-    return np.ascontiguousarray(said[:, 1:2]), bool(said[:, 2].any())
+    message = batch[: M2 + 1]
+    if said[:, 2].any():
+        if not is_counted:
+            batch[COUNT] = values
+        message = xp.concatenate([message, batch[COUNT : COUNT + 1]])
+    gathered = exchange(sync, message.reshape(-1), len(said))
+    if said[:, 2].any():
+        return gathered, np.ascontiguousarray(_device.host(gathered[:, 3 * channels :])), None
+    return gathered, np.ascontiguousarray(said[:, 1:2]), float(said[:, 1].sum())
 
 
 def exchange(sync: Sync, packed: Any, ranks: int | None) -> Any:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _device, _shards
-from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA, COUNT, M2
-from nbnorm._layout import Axis, groups, layout_of
+from nbnorm import _arguments, _shards
+from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA
+from nbnorm._ghost import in_ghost_batches
+from nbnorm._inputs import check_place, checked, checked_residual
+from nbnorm._layout import Axis, layout_of
 from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.renorm import Renorm
@@ -144,9 +143,11 @@ def batch_norm_training(
         if ghost is not None:
             _arguments.own_statistics("ghost", use_running)
             _arguments.unsharded(sync)
-            beside = residual, activation, renorm
-            return _in_ghost_batches(x, state, axis, ghost, update_running, where, weights, nan, beside, out)
-        kernels, x, axes = _checked(x, state, axis)
+            return in_ghost_batches(
+                batch_norm_training, x, state, axis, ghost, update_running, where, weights, nan, residual, activation,
+                renorm, out,
+            )  # fmt: skip
+        kernels, x, axes = checked(x, state, axis)
         layout = layout_of(x, axes)
         N, C, S = layout.shape
         w = counted(kernels, layout, x, where, weights, nan)
@@ -155,10 +156,9 @@ def batch_norm_training(
         if needs_variance and peers is None and w is None:
             _arguments.enough_values(N * S, use_running, x.shape)
         slope = None if activation is None else _arguments.activation(activation)
-        residual = None if residual is None else _residual(kernels, residual, x)
+        residual = None if residual is None else checked_residual(kernels, residual, x)
         if out is not None:
-            inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
-            _arguments.output(kernels, out, x, inputs, allowed=("residual",))
+            check_place(kernels, out, x, residual)
         running = state._demand_running() if use_running else None
         if renorm is not None:
             _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
@@ -196,21 +196,12 @@ def batch_norm_training(
     count = float(N * S) if w is None else None
     with kernels.on_device_of(x):
         if peers is not None:
-            counts, is_counted = _shards.exchange_counts(peers, C, N * S, w is not None)
-            message = batch[: M2 + 1]
-            if is_counted:
-                if w is None:
-                    batch[COUNT] = N * S
-                message = xp.concatenate([message, batch[COUNT : COUNT + 1]])
-            elif needs_variance:
-                _arguments.enough_values(int(counts.sum()), use_running, None)
-            gathered = _shards.exchange(peers, message.reshape(-1), len(counts))
-            count = float(counts.sum())
-            if is_counted:
-                counts, count = np.ascontiguousarray(_device.host(gathered[:, 3 * C :])), None
-                if not use_running or update is not None:
-                    short = np.flatnonzero(counts.sum(0) <= least)
-                    _arguments.enough_counted(int(short[0]) if short.size else None, least, use_running, state.shape)
+            gathered, counts, count = _shards.gather_statistics(xp, peers, batch, N * S, w is not None)
+            if needs_variance and count is not None:
+                _arguments.enough_values(int(count), use_running, None)
+            if count is None and (not use_running or update is not None):
+                short = np.flatnonzero(counts.sum(0) <= least)
+                _arguments.enough_counted(int(short[0]) if short.size else None, least, use_running, state.shape)
             if not use_running:
                 saved._counts, saved._own, batch = counts, batch, stats
             kernels.merge_statistics(counts, gathered, batch)
@@ -241,51 +232,6 @@ def batch_norm_training(
         if update is not None:
             kernels.commit(update, momentum, batch, count)
     return y, saved
-
-
-def _in_ghost_batches(
-    x: NDArray, state: BatchNormState, axis: Axis, ghost: int, update_running: bool, where: NDArray | None,
-    weights: NDArray | None, nan: Literal["propagate", "omit"],
-    beside: tuple[NDArray | None, Activation, Renorm | None], out: NDArray | None,
-) -> tuple[NDArray, Saved]:  # fmt: skip
-    """One step after the other, when all is known to go well with every one of them."""
-    kernels, x, axes = _checked(x, state, axis)
-    residual, activation, renorm = beside
-    whole = counted(kernels, layout_of(x, axes), x, where, weights, nan)
-    _arguments.activation(activation)
-    residual = None if residual is None else _residual(kernels, residual, x)
-    if out is not None:
-        inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
-        _arguments.output(kernels, out, x, inputs, allowed=("residual",))
-    parts = groups(x.shape, axes, _arguments.ghost(ghost))
-    update = state._running if update_running else None
-    least = 0.0 if update is None or state.momentum is None else 1.0
-    with kernels.on_device_of(x):
-        xp = kernels.xp
-        cut = [
-            [None if array is None else xp.broadcast_to(array, x.shape)[part] for part in parts]
-            for array in (where, weights)
-        ]
-        if whole is None:
-            count = x[parts[-1]].size // max(1, math.prod(x.shape[i] for i in axes))
-            _arguments.enough_in_groups(ghost, len(parts), count, x.shape)
-        else:
-            for part, of_where, of_weights in zip(parts, *cut, strict=True):
-                layout = layout_of(x[part], axes)
-                w = counted(kernels, layout, x[part], of_where, of_weights, nan)
-                assert w is not None
-                short = kernels.short_channel(kernels.read(layout, x[part]), layout.shape, w, least)
-                _arguments.enough_counted(short, least, False, state.shape)
-        y = xp.empty_like(x) if out is None else out
-        saved = [
-            batch_norm_training(
-                x[part], state, axis=axis, update_running=update_running, where=of_where, weights=of_weights, nan=nan,
-                residual=None if residual is None else residual[part], activation=activation, renorm=renorm,
-                out=y[part],
-            )[1]
-            for part, of_where, of_weights in zip(parts, *cut, strict=True)
-        ]  # fmt: skip
-    return y, Saved.of_groups(x, axis, state, parts, saved)
 
 
 def batch_norm_inference(
@@ -338,12 +284,11 @@ def batch_norm_inference(
     array([[2.],
            [0.]])
     """
-    kernels, x, axes = _checked(x, state, axis)
+    kernels, x, axes = checked(x, state, axis)
     slope = None if activation is None else _arguments.activation(activation)
-    residual = None if residual is None else _residual(kernels, residual, x)
+    residual = None if residual is None else checked_residual(kernels, residual, x)
     if out is not None:
-        inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
-        _arguments.output(kernels, out, x, inputs, allowed=("x", "residual"))
+        check_place(kernels, out, x, residual, "x")
     running = state._demand_running()
 
     with kernels.on_device_of(x):
@@ -362,7 +307,7 @@ def batch_norm_inference(
 
 def saved_of_inference(x: NDArray, state: BatchNormState, axis: Axis, activation: Activation) -> Saved:
     """What a forward pass with the running statistics saves, found afterwards and without its y."""
-    kernels, x, axes = _checked(x, state, axis)
+    kernels, x, axes = checked(x, state, axis)
     layout, running = layout_of(x, axes), state._demand_running()
     _, C, S = layout.shape
     with kernels.on_device_of(x):
@@ -374,27 +319,3 @@ def saved_of_inference(x: NDArray, state: BatchNormState, axis: Axis, activation
         if saved._slope is not None:
             kernels.keep_signs(stats, state.gamma, state.beta, state.eps, 1.0)
         return saved
-
-
-def _residual(kernels: ModuleType, residual: NDArray, x: NDArray) -> NDArray:
-    """As kernels read it, on the device, with the shape and of the dtype of x."""
-    its_kernels = kernels_for("residual", residual)
-    found, there = its_kernels.device(residual), kernels.device(x)
-    _arguments.same_device("residual", residual, found, there, "x", "an array there")
-    residual = kernels.values("residual", residual)
-    _arguments.like_x("residual", residual, x, "x")
-    return residual
-
-
-def _checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType, NDArray, tuple[int, ...]]:
-    """The backend, x as its kernels take it, and the channel axes."""
-    kernels = kernels_for("x", x)
-    if not isinstance(state, BatchNormState):  # here and below, a test before the check saves the usual case a call
-        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-    if (found := kernels.device(x)) != state.device:
-        _arguments.same_device("x", x, found, state.device, "the state", 'state.to("{found}")')
-    x = kernels.values("x", x)
-    axes = _arguments.channels(x, axis)
-    if len(axes) > 1 or x.shape[axes[0]] != state.num_features:
-        _arguments.features(x, axis, axes, state.num_features)
-    return kernels, x, axes

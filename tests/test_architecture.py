@@ -38,6 +38,8 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
     {"nbnorm.state", "nbnorm._which"},
     {
         "nbnorm.functional",
+        "nbnorm._inputs",
+        "nbnorm._ghost",
         "nbnorm.gradients",
         "nbnorm.double_backward",
         "nbnorm.jvp",

@@ -37,8 +37,9 @@ def links(page):
     """What a page refers to on this disk, as (path, anchor); toctrees and cards of Sphinx too."""
     text = page.read_text()
     for target in LINK.findall(FENCED.sub("", text)):
-        if not re.match(r"[a-z]+:|auto_gallery/", target):
+        if not re.match(r"[a-z]+:|auto_gallery/index.rst", target):
             path, _, anchor = target.partition("#")
+            path = re.sub(r"auto_gallery/(\w+).rst", r"gallery/\1.py", path)  # of which the build makes it
             yield (page.parent / path).resolve() if path else page, anchor
     for names in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL):
         for name in names.split("\n"):

@@ -68,7 +68,9 @@ QUICK = Plan(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the demo to `parser`."""
-    parser.add_argument("--quick", action="store_true", help="fewer seeds, rates and epochs: about 15 s once kernels are compiled")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer seeds, rates and epochs: about 15 s once kernels are compiled"
+    )
     parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="the first seed (default 0)")
     parser.add_argument(
         "--out",

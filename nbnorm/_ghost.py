@@ -1,0 +1,59 @@
+"""Ghost batches: groups of a batch, each of them a step of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from numpy.typing import NDArray
+
+from nbnorm import _arguments
+from nbnorm._inputs import check_place, checked, checked_residual
+from nbnorm._layout import Axis, groups, layout_of
+from nbnorm._which import counted
+from nbnorm.renorm import Renorm
+from nbnorm.saved import Activation, Saved
+from nbnorm.state import BatchNormState
+
+
+def in_ghost_batches(
+    step: Callable[..., tuple[NDArray, Saved]], x: NDArray, state: BatchNormState, axis: Axis, ghost: int,
+    update_running: bool, where: NDArray | None, weights: NDArray | None, nan: str, residual: NDArray | None,
+    activation: Activation, renorm: Renorm | None, out: NDArray | None,
+) -> tuple[NDArray, Saved]:  # fmt: skip
+    """One `step` after the other, when all is known to go well with every one of them; arguments as it takes them."""
+    kernels, x, axes = checked(x, state, axis)
+    whole = counted(kernels, layout_of(x, axes), x, where, weights, nan)
+    _arguments.activation(activation)
+    residual = None if residual is None else checked_residual(kernels, residual, x)
+    if out is not None:
+        check_place(kernels, out, x, residual)
+    parts = groups(x.shape, axes, _arguments.ghost(ghost))
+    update = state._running if update_running else None
+    least = 0.0 if update is None or state.momentum is None else 1.0
+    with kernels.on_device_of(x):
+        xp = kernels.xp
+        cut = [
+            [None if array is None else xp.broadcast_to(array, x.shape)[part] for part in parts]
+            for array in (where, weights)
+        ]
+        if whole is None:
+            count = x[parts[-1]].size // max(1, math.prod(x.shape[i] for i in axes))
+            _arguments.enough_in_groups(ghost, len(parts), count, x.shape)
+        else:
+            for part, of_where, of_weights in zip(parts, *cut, strict=True):
+                layout = layout_of(x[part], axes)
+                w = counted(kernels, layout, x[part], of_where, of_weights, nan)
+                assert w is not None
+                short = kernels.short_channel(kernels.read(layout, x[part]), layout.shape, w, least)
+                _arguments.enough_counted(short, least, False, state.shape)
+        y = xp.empty_like(x) if out is None else out
+        saved = [
+            step(
+                x[part], state, axis=axis, update_running=update_running, where=of_where, weights=of_weights, nan=nan,
+                residual=None if residual is None else residual[part], activation=activation, renorm=renorm,
+                out=y[part],
+            )[1]
+            for part, of_where, of_weights in zip(parts, *cut, strict=True)
+        ]  # fmt: skip
+    return y, Saved.of_groups(x, axis, state, parts, saved)

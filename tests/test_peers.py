@@ -4,6 +4,7 @@ measured.
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -134,6 +135,15 @@ def test_the_table():
     assert "oneDNN, with its own order in memory, / nbnorm: geometric mean 0.25, worst row 0.25, (2, 3)." in text
     assert "| (2, 3) | 7.2e-05 | 6 |  | 0.38 |" in text  # backward: three tensors, and no peer
     assert "Left out: C: reason" in text
+
+
+def test_the_machine_is_named_with_its_caches():
+    caches = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))
+    levels = [(cache / "level").read_text().strip() for cache in caches]
+    kinds = [(cache / "type").read_text().strip() for cache in caches]
+    shown = [f"L{level}" for level, kind in zip(levels, kinds, strict=True) if kind != "Instruction"]
+    assert re.findall(r", (L\d) \d+ KiB", peers.machine()) == shown
+    assert peers.machine().startswith(peers.cpu())
 
 
 def test_the_command(tmp_path):

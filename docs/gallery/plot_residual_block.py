@@ -74,7 +74,7 @@ for _ in range(8):
 *taken, of_copy = (min(its[1:]) for its in seconds)
 
 ###############################################################################
-# The lines are what bytes say, at the pace of NumPy's copy, which has one thread. A bar below its line has more of them,
+# The lines are what bytes say, at the pace of NumPy's copy, which has one thread. A bar below its line has more,
 # or found data in a cache.
 
 figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")

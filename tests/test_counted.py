@@ -49,7 +49,7 @@ FORMS = {
         "where": some(rng, kept_axes(x, {*reference.channel_axes(x, axis), other_axes(x, axis)[-1]}), x, axis)
     },
     "where, everything": lambda rng, x, axis: {"where": np.True_.reshape((1,) * x.ndim)},
-    "where, in another order": lambda rng, x, axis: {"where": np.asfortranarray(some(rng, x.shape[::-1], x.T, 0)).T},
+    "where, in another order": lambda rng, x, axis: {"where": np.asfortranarray(some(rng, x.shape, x, axis))},
     "where, every other one, backwards": lambda rng, x, axis: {
         "where": np.repeat(some(rng, x.shape, x, axis)[..., ::-1], 2, -1)[..., ::-2]
     },

@@ -101,7 +101,7 @@ def enough_values(count: int, use_running: bool, shape: tuple[int, ...] | None) 
 
 def missing(value: object) -> None:
     """One of the two."""
-    if value not in ("propagate", "omit"):
+    if not isinstance(value, str) or value not in ("propagate", "omit"):
         raise ValueError(f"nan is {_short(value)}; expected 'propagate' (a value like any other) or 'omit' (missing)")
 
 
@@ -120,6 +120,8 @@ def weights(weights: NDArray, x: NDArray) -> None:
         if not (least >= 0 and most < math.inf):
             wrong = most if least >= 0 else least
             raise ValueError(f"weights has values such as {float(wrong):g}; expected finite ones, not negative")
+        if float(most) > sys.float_info.max / max(1, x.size):
+            raise ValueError(f"weights has values such as {float(most):g}, whose sum may be infinite; divide all by it")
 
 
 def kind_of_weights(weights: NDArray, x: NDArray) -> None:

@@ -27,10 +27,10 @@ def in_ghost_batches(
     _arguments.activation(activation)
     residual = None if residual is None else checked_residual(kernels, residual, x)
     if out is not None:
-        check_place(kernels, out, x, residual)
+        check_place(kernels, out, x, residual, where, weights)
     parts = groups(x.shape, axes, _arguments.ghost(ghost))
     update = state._running if update_running else None
-    least = 0.0 if update is None or state.momentum is None else 1.0
+    least = 0.0 if whole is None or update is None else update.least(state.momentum, weights is not None)
     with kernels.on_device_of(x):
         xp = kernels.xp
         cut = [

@@ -36,7 +36,11 @@ def checked_residual(kernels: ModuleType, residual: NDArray, x: NDArray) -> NDAr
     return residual
 
 
-def check_place(kernels: ModuleType, out: NDArray, x: NDArray, residual: NDArray | None, *allowed: str) -> None:
+def check_place(
+    kernels: ModuleType, out: NDArray, x: NDArray, residual: NDArray | None, where: NDArray | None = None,
+    weights: NDArray | None = None, allowed: tuple[str, ...] = ("residual",),
+) -> None:  # fmt: skip
     """`out` can take y."""
-    inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
-    _arguments.output(kernels, out, x, inputs, allowed=(*allowed, "residual"))
+    given = {"x": x, "residual": residual, "where": where, "weights": weights}
+    inputs = {name: array for name, array in given.items() if array is not None}
+    _arguments.output(kernels, out, x, inputs, allowed)

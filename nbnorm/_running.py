@@ -137,6 +137,28 @@ class Running:
                 "(0 forgets them), or pass num_samples= to from_state_dict or load"
             )
 
+    def least(self, momentum: float | None, with_weights: bool) -> float:
+        """The values of a channel have to count more than this in all for the batch to be folded in.
+
+        Pooling takes any number of whole values. Fractions have a variance, of which nothing could be kept while they,
+        and what was seen before, count no more than ddof. Waits for a GPU.
+        """
+        if momentum is not None:
+            return 1.0
+        return max(0.0, self.ddof - float(np.min(self._seen(), initial=np.inf))) if with_weights else 0.0
+
+    def demand_variance(self, count: NDArray, m2: NDArray) -> None:
+        """The same of the counts and m2 of each channel, to be pooled."""
+        count, m2 = (_device.host(array).reshape(self.mean.shape) for array in (count, m2))
+        if ((count + self._seen() <= self.ddof) & (count > 0) & (m2 > 0)).any():
+            raise ValueError(
+                f"stats has a channel whose values count {float(count.min()):g} times in all; pooling needs more than "
+                "1 with those before, or their variance is lost: merge_stats keeps it"
+            )
+
+    def _seen(self) -> NDArray:
+        return np.asarray(_device.host(self.num_samples()), np.float64)
+
     def _moments(self) -> NDArray:
         return self.both.reshape(2, *self.mean.shape)
 

@@ -23,7 +23,7 @@ def counted(
     TypeError, ValueError
         When an argument is of the wrong kind, dtype, shape or device, or a weight is negative or not finite.
     """
-    if where is None and weights is None and nan == "propagate":
+    if where is None and weights is None and type(nan) is str and nan == "propagate":
         return None
     _arguments.missing(nan)
     for name, array in (("where", where), ("weights", weights)):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _shards
-from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA
+from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA, M2
 from nbnorm._ghost import in_ghost_batches
 from nbnorm._inputs import check_place, checked, checked_residual
 from nbnorm._layout import Axis, layout_of
@@ -158,7 +158,7 @@ def batch_norm_training(
         slope = None if activation is None else _arguments.activation(activation)
         residual = None if residual is None else checked_residual(kernels, residual, x)
         if out is not None:
-            check_place(kernels, out, x, residual)
+            check_place(kernels, out, x, residual, where, weights)
         running = state._demand_running() if use_running else None
         if renorm is not None:
             _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
@@ -175,7 +175,7 @@ def batch_norm_training(
             stats = batch = kernels.kept(make((8 if needs_signs else rows, C)))
             flat, target = kernels.read(layout, x), kernels.write(layout, y)
             added = None if residual is None else kernels.read(layout, residual)
-            least = 0.0 if update is None or momentum is None else 1.0
+            least = 0.0 if w is None or update is None else update.least(momentum, weights is not None)
             if w is not None and peers is None and (not use_running or update is not None):
                 short = kernels.short_channel(flat, layout.shape, w, least)
                 _arguments.enough_counted(short, least, use_running, state.shape)
@@ -200,11 +200,14 @@ def batch_norm_training(
             if needs_variance and count is not None:
                 _arguments.enough_values(int(count), use_running, None)
             if count is None and (not use_running or update is not None):
+                least = 0.0 if update is None or momentum is None else 1.0  # the same on every rank
                 short = np.flatnonzero(counts.sum(0) <= least)
                 _arguments.enough_counted(int(short[0]) if short.size else None, least, use_running, state.shape)
             if not use_running:
                 saved._counts, saved._own, batch = counts, batch, stats
             kernels.merge_statistics(counts, gathered, batch)
+            if count is None and momentum is None and update is not None:
+                update.demand_variance(counts.sum(0), batch[M2])
         if not use_running or update is not None:
             saved._batch, saved._count = batch, count
         gamma, beta = state.gamma, state.beta
@@ -288,7 +291,7 @@ def batch_norm_inference(
     slope = None if activation is None else _arguments.activation(activation)
     residual = None if residual is None else checked_residual(kernels, residual, x)
     if out is not None:
-        check_place(kernels, out, x, residual, "x")
+        check_place(kernels, out, x, residual, allowed=("x", "residual"))
     running = state._demand_running()
 
     with kernels.on_device_of(x):

@@ -186,14 +186,15 @@ def _check_outputs(
     kernels: ModuleType, dy: NDArray, saved: Saved, out: NDArray | None, dresidual_out: NDArray | None
 ) -> None:  # fmt: skip
     """Where the results may go."""
-    if out is not None:
-        _arguments.output(kernels, out, saved.x, {"dy": dy, "x": saved.x}, allowed=("dy", "x"))
     if not saved._with_residual:
         _arguments.without_residual(dresidual_out)
-    elif dresidual_out is not None:
-        inputs = {"out": out, "dy": dy, "x": saved.x, "y": saved.y}
-        given = {name: array for name, array in inputs.items() if array is not None}
-        _arguments.output(kernels, dresidual_out, saved.x, given, ("dy",), "dresidual_out")
+    for one in saved.groups or (saved,):
+        if out is not None:
+            _arguments.output(kernels, out, saved.x, {"dy": dy, "x": saved.x, **one._masks()}, allowed=("dy", "x"))
+        if dresidual_out is not None:
+            inputs = {"out": out, "dy": dy, "x": saved.x, "y": saved.y, **one._masks()}
+            given = {name: array for name, array in inputs.items() if array is not None}
+            _arguments.output(kernels, dresidual_out, saved.x, given, ("dy",), "dresidual_out")
 
 
 def _copy(kernels: ModuleType, array: NDArray, to: NDArray) -> None:

@@ -167,6 +167,11 @@ class Saved:
     def count(self) -> NDArray[np.float64]:
         return self.stats.count
 
+    def _masks(self) -> dict[str, NDArray]:
+        """The arrays that say which values count."""
+        given = {"where": self._where, "weights": self._weights}
+        return {name: array for name, array in given.items() if array is not None}
+
     def _failed_backward(self) -> NDArray[np.float64]:
         """The message of a rank that cannot go on."""
         with self._kernels.on_device_of(self._stats):

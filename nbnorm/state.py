@@ -313,7 +313,10 @@ class BatchNormState:
         momentum = self._momentum
         if momentum is None:
             running.demand_count()
-        running.update(kernels, momentum, stats, _arguments.statistics(stats, self.shape, momentum))
+        count = _arguments.statistics(stats, self.shape, momentum)
+        if momentum is None and count is None:
+            running.demand_variance(stats.count, stats.m2)
+        running.update(kernels, momentum, stats, count)
 
     def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Inference as one map, y = scale*x + shift: for folding into a neighbouring linear map.

@@ -362,6 +362,31 @@ def test_scaled_weights_give_the_same_y(rng):
     assert same_bits(y, again)
 
 
+@pytest.mark.parametrize("size", [2.0**-60, 2.0**60, "some a million million times"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_weights_may_be_of_any_size(size, activation, rng):
+    """dy has an origin that its weights take down to size: w*h is about as large as dy."""
+    x, where = sample(rng, SHAPE), rng.random((5, 1, 5, 14)) < 0.6
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    weights = rng.uniform(0.5, 3, (5, 1, 5, 14))
+    weights = (
+        weights * size
+        if isinstance(size, float)
+        else weights * 10.0 ** rng.choice([0, 12], weights.shape, p=[0.9, 0.1])
+    )
+    counting, state = {"where": where, "weights": weights, "nan": "omit"}, random_state(rng, 4)
+    w = reference.counts(x, where, weights)
+    y, saved = training(x, state, update_running=False, activation=activation, **counting)
+    batch = reference.weighted_training(x, w, state.gamma, state.beta, state.eps)
+    assert_close(y, reference.beside(batch.y, None, activation))
+    found = nbnorm.batch_norm_backward(dy, saved)
+    g = reference.gated(dy, batch.y, activation)
+    exact = reference.weighted_backward(g.astype(np.float32), x, w, state.gamma, state.eps)
+    assert_close(found.dx, exact.dx)
+    assert_stat_close(found.dgamma, exact.dgamma)
+    assert_stat_close(found.dbeta, exact.dbeta)
+
+
 def test_what_does_not_count_changes_nothing(rng):
     x, where = sample(rng, (6, 3, 70)), rng.random((6, 1, 70)) < 0.6
     y, _ = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), where=where)
@@ -407,6 +432,8 @@ REFUSED = {
     "infinite": ({"weights": np.full((8, 1, 1), np.inf)}, ValueError, "weights has values such as inf"),
     "NaN weights": ({"weights": np.full((8, 1, 1), np.nan)}, ValueError, "weights has values such as nan"),
     "weights of another shape": ({"weights": np.ones((8, 2, 1))}, ValueError, "weights has shape (8, 2, 1)"),
+    "an infinite sum": ({"weights": np.full((8, 1, 1), 1e307)}, ValueError, "weights has values such as 1e+307", "sum"),
+    "an array for a word": ({"nan": np.zeros(3)}, ValueError, "nan is array([0., 0., 0.])", "'omit'"),
     "another word": ({"nan": "ignore"}, ValueError, "nan is 'ignore'", "'omit'"),
 }  # fmt: skip
 
@@ -417,6 +444,29 @@ def test_arguments_that_do_not_fit_change_nothing(given, case):
     arrays = [a for a in counting.values() if isinstance(a, np.ndarray)]
     refuse(given, lambda: training(given.x, given.state, out=given.out, **counting), error, *texts, arrays=arrays)
     refuse(given, lambda: nbnorm.batch_stats(given.x, **counting), error, *texts, arrays=arrays)
+
+
+def over(array, dtype, shape):
+    """An array in the memory of another one."""
+    return array.view(np.uint8).reshape(-1)[: np.dtype(dtype).itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("ghost", [None, 4])
+@pytest.mark.parametrize("counting", ["where", "weights"])
+def test_results_do_not_go_where_masks_are(given, counting, ghost):
+    """The backward pass would read y, or dx, as the mask."""
+    dtype, shape = {"where": (bool, (8, 1, 6)), "weights": (np.float32, (8, 3, 6))}[counting]
+    out, state = given.out, given.state
+    array = over(out, dtype, shape)
+    array[...] = 1
+    step = {"ghost": ghost, counting: array}
+    itself = "is" if counting == "weights" else "overlaps"
+    refuse(given, lambda: training(given.x, state, out=out, **step), ValueError, f"out {itself} {counting}")
+    refuse(given, lambda: training(given.x, state, out=out[::-1], **step), ValueError, f"out overlaps {counting}")
+    _, saved = training(given.x, state, residual=np.ones_like(given.x), **step)
+    backward = nbnorm.batch_norm_backward
+    refuse(given, lambda: backward(given.dy, saved, out=out), ValueError, "out ", counting)
+    refuse(given, lambda: backward(given.dy, saved, dresidual_out=out), ValueError, "dresidual_out ", counting)
 
 
 def one_channel_short(values):
@@ -456,6 +506,26 @@ def test_a_moving_average_refuses_statistics_of_one_value(given):
     given.state.momentum = None
     given.state.update(stats)
     assert given.state.num_samples.tolist() == [48, 1, 48]
+
+
+def test_pooling_refuses_weights_whose_variance_would_be_lost(given, rng):
+    """Weights that sum to one in a batch: nothing could be kept of its variance."""
+    state = given.state = nbnorm.BatchNormState(3, momentum=None)
+    pieces = [sample(rng, (8, 3, 6)) for _ in range(3)]
+    weights = np.full((8, 1, 6), 1 / 48)
+    few = [nbnorm.batch_stats(x, weights=weights / 2) for x in pieces]
+    refuse(given, lambda: training(pieces[0], state, weights=weights / 2), ValueError, "channel 0 do not")
+    refuse(given, lambda: state.update(few[0]), ValueError, "stats has a channel", "0.5", "merge_stats")
+    nbnorm.BatchNormState(3, momentum=None, unbiased=False).update(few[0])
+    merged = nbnorm.merge_stats(*few)
+    state.update(merged)
+    training(pieces[0], state, weights=weights / 2)  # with those before it is enough
+    state.update(few[1])
+    x, w = np.concatenate([*pieces, *pieces[:2]]), np.full((40, 1, 6), 1 / 96)
+    count, mean, m2 = reference.weighted_stats(x, reference.counts(x, None, w))
+    assert_stat_close(state.num_samples, count)
+    assert_stat_close(state.running_mean, mean)
+    assert_stat_close(state.running_var, m2 / (count - 1))
 
 
 # ---- states, layer, copies

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.sums import add, add_values
 from nbnorm._cpu.vector import function, routine
@@ -88,6 +90,16 @@ def found(x, w, c, part, N, C, S):
             return i
         m = next_place(m, size) if tries < TRIES else m + 1
     return -1
+
+
+@function
+def usual(x, w, c, count, N, C, S):
+    """How often a value of channel c counts, by one from the middle of it, but no less than on average (Eq. 23)."""
+    i = found(x, w, c, np.intp(4), N, C, S)
+    once = 1.0
+    if i >= 0:
+        once = max(times(shifted(w, i // (C * S), c, i % S), x, i), count / (N * S))
+    return once
 
 
 @Compiled

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.counted import add_counted, found, lanes_that_count
+from nbnorm._cpu.counted import add_counted, found, lanes_that_count, usual
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
@@ -112,6 +112,8 @@ def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
                 sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, c, N, C, S)
             else:
                 sums[DY_ORIGIN, np.uintp(c)] = gated_origin(dy, x, slope, w, stats, c, N, C, S)
+            if w is not None:
+                sums[DY_ORIGIN, np.uintp(c)] /= usual(x, w, c, stats[COUNT, np.uintp(c)], N, C, S)
 
 
 @routine

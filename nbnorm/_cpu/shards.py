@@ -50,6 +50,9 @@ def gradient_sums(
     """What the backward pass has to know of this shard; own is its stats, None with running statistics."""
     sums[...] = 0
     if x.size:
+        if w is not None and own is not None:  # the origin of dy is that of values which count as often as here
+            stats = stats.copy()
+            stats[COUNT] = own[COUNT]
         _reduce(x, dy, slope, w, own is not None, shape, stats, sums[:OFFSET])
         centre_sums(stats, own, count, sums)
 

@@ -140,6 +140,16 @@ def counted_origin(array, x, w, c, N, C, S):
     return k
 
 
+@routine
+def usual(x, w, c, count, N, C, S):
+    """How often a value of channel c counts, by one from the middle of it, but no less than on average (Eq. 23)."""
+    i = found(x, w, c, 4, N, C, S)
+    once = 1.0
+    if i >= 0:
+        once = max(times(w, x, i, i // (C * S), c, i % S), count / (N * S))
+    return once
+
+
 @Kernel
 def first_short(x, w, short, N, C, S, least):
     """Block c: whether the values of channel c do not count more than `least` times in all."""

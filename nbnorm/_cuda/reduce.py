@@ -25,6 +25,7 @@ from nbnorm._cuda.counted import (
     times,
     times_in_row,
     times_in_segment,
+    usual,
 )
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
@@ -42,7 +43,7 @@ from nbnorm._cuda.vector import (
     store_table,
     zeros,
 )
-from nbnorm._formulas import ORIGIN, SIGN_SCALE, SIGN_SHIFT, accumulate, affine, gate, ninther, sample_index
+from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, accumulate, affine, gate, ninther, sample_index
 from nbnorm._running import SAMPLES
 
 
@@ -109,6 +110,8 @@ def origins(x, dy, slope, w, centred, c, N, C, S, stats):
                 h = gated_origin(dy, x, slope, w, stats, c, N, C, S)
             else:
                 h = channel_origin(dy, x, w, c, N, C, S)
+            if w is not None:
+                h /= usual(x, w, c, stats[COUNT * C + c], N, C, S)
     return k, h
 
 

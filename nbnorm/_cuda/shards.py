@@ -71,6 +71,9 @@ def gradient_sums(
     if not x.size:
         sums[...] = 0
         return
+    if w is not None and own is not None:  # the origin of dy is that of values which count as often as here
+        stats = kept(stats.copy())
+        stats[COUNT] = own[COUNT]
     cut = _cut_of_gradient(shape, x.itemsize, w, slope)
     parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, slope, w, stats, centred=int(own is not None))
     shard_sums(

@@ -126,6 +126,40 @@ def test_shards_equal_the_whole(cupy, form, shape, use_running, rng):
         assert_stat_close(each.running_var.get(), new[1])
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 70), (17, 5)], ids=str)
+def test_weights_may_be_of_any_size(cupy, shape, rng):
+    x, dy = sample(rng, shape), rng.normal(size=shape).astype(np.float32)
+    weights = 2.0**60 * rng.uniform(0.5, 3, shape) * 10.0 ** rng.choice([0, 12], shape, p=[0.9, 0.1])
+    state, own = state_on_gpu(rng, shape[1])
+    _, saved = nbnorm.batch_norm_training(cupy.asarray(x), own, update_running=False, weights=cupy.asarray(weights))
+    w = reference.counts(x, None, weights)
+    exact, batch = reference.weighted_backward(dy, x, w, state.gamma, state.eps), reference.weighted_training(x, w)
+    found = nbnorm.batch_norm_backward(cupy.asarray(dy), saved)
+    assert_gradients(found, exact, dy, np.zeros(shape, bool), state, batch.var)
+
+
+def test_results_do_not_go_where_masks_are(cupy, rng):
+    x, weights = cupy.asarray(sample(rng, (5, 3, 70))), cupy.asarray(np.ones((5, 3, 70), np.float32))
+    _, own = state_on_gpu(rng, 3)
+    with pytest.raises(ValueError, match="out is weights itself"):
+        nbnorm.batch_norm_training(x, own, weights=weights, out=weights)
+    _, saved = nbnorm.batch_norm_training(x, own, weights=weights)
+    with pytest.raises(ValueError, match="out is weights itself"):
+        nbnorm.batch_norm_backward(x, saved, out=weights)
+
+
+def test_pooling_refuses_weights_whose_variance_would_be_lost(cupy, rng):
+    x, weights = cupy.asarray(sample(rng, (5, 3, 70))), cupy.asarray(np.full((5, 1, 70), 0.5 / 350))
+    own = nbnorm.BatchNormState(3, momentum=None, device="cuda")
+    with pytest.raises(ValueError, match="those of channel 0 do not"):
+        nbnorm.batch_norm_training(x, own, weights=weights)
+    with pytest.raises(ValueError, match="merge_stats"):
+        own.update(nbnorm.batch_stats(x, weights=weights))
+    nbnorm.batch_norm_training(x, own)
+    nbnorm.batch_norm_training(x, own, weights=weights)
+    np.testing.assert_allclose(own.num_samples.get(), 350.5, rtol=1e-12)  # 350 terms in float64
+
+
 def test_a_channel_without_values_changes_nothing(cupy, rng):
     x, where = sample(rng, (6, 3, 70)), np.ones((6, 3, 1), bool)
     where[:, 1] = False

@@ -24,7 +24,7 @@ every_architecture = pytest.mark.parametrize(
     ],
     ids=[f"sm_{major}{minor}" for major, minor in ARCHITECTURES],
 )
-# 880 combinations, seconds each: for who changes a kernel, NBNORM_EVERY_COMBINATION=1 and --exhaustive.
+# Hundreds of combinations, seconds each: for who changes a kernel, NBNORM_EVERY_COMBINATION=1 and --exhaustive.
 some_combinations = (
     pytest.mark.each_value if os.environ.get("NBNORM_EVERY_COMBINATION") == "1" else pytest.mark.values_at_most
 )
@@ -47,6 +47,7 @@ KERNELS = {
     "reduce.reduce_columns of two counted": (("X", "X", None, BOTH, F64, F64, None), [1] * 10),
     "apply.apply_segments of two counted": (("X", "X", None, None, BOTH, "X", F64, None), [1] * 6),
     "apply.apply_columns of two counted": (("X", "X", None, None, BOTH, "X", F64, None), [1] * 9),
+    "counted.first_short counted": (("X", BOTH, F64), [1] * 3 + [1.0]),
     "reduce.reduce_segments pooled": (("X", None, None, None, F64, F64, "int64"), [1] * 7),
     "apply.normalize_segments": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
     "apply.normalize_segments untracked": (
@@ -116,7 +117,6 @@ OTHERS = {
     "finalize_derivatives.add_double_shards": ((F64,) * 3, [1] * 3),
     "finalize_derivatives.shard_dgamma": ((F64, F64, F64, "float32"), [1] + [1.0] * 2),
     "finalize.count_channels": ((F64, F64), [1] * 4),
-    "counted.first_short": ((("float32", 1), BOTH, F64), [1] * 3 + [1.0]),
     "combine.merge_shards": ((F64, F64, F64), [1] * 5),
     "combine.finalize_given": ((F64, *PARAMETERS, F64), [1] + [1.0] * 2),
     "combine.shard_sums": ((F64, F64, F64, F64), [1] * 4 + [1.0]),
@@ -155,8 +155,10 @@ def signature(name, memory):
 
 def lanes_of(name, memory):
     """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_three), for masks
-    (plan.cut_counted) and for both (plan.cut_gated)."""
-    if "gated and counted" in name:
+    (plan.cut_counted) and for both (plan.cut_gated); one where counts are added up one by one."""
+    if name.startswith("counted"):
+        return 1
+    if "gated and counted" in name or ("columns" in name and "uint8, float64" in name):
         return min(DTYPES[memory], 2)
     few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
     return min(DTYPES[memory], 4) if few else DTYPES[memory]
@@ -202,17 +204,12 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
 
 
 @pytest.mark.exhaustive("test_a_kernel_links_within_its_resources has masks of one kind")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="8 bytes of stack: a mask beside float64 weights"))
-        if name == "reduce.reduce_columns counted uint8, float64, counted"
-        else name
-        for name in COUNTED
-    ],
-)
-def test_masks_of_every_kind_link_within_their_resources(compile_for, name):
-    check_packs(check_resources(compile_for, name, "float32", HOPPER), name, "float32")
+@some_combinations
+@every_architecture
+@pytest.mark.parametrize("memory", DTYPES)
+@pytest.mark.parametrize("name", COUNTED)
+def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memory, cc):
+    check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 
 
 def check_packs(ptx, name, memory):

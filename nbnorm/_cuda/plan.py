@@ -78,9 +78,11 @@ def cut_of_three(shape: tuple[int, int, int], itemsize: int) -> Cut:
     return found if found.segments else cut(shape, max(itemsize, 4))
 
 
-def cut_counted(shape: tuple[int, int, int], itemsize: int) -> Cut:
-    """Where not every value counts once: at most 4 to a pack, since registers hold no more beside that."""
-    return cut(shape, max(itemsize, 4))
+def cut_counted(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:
+    """Where not every value counts once: at most 4 to a pack, since registers hold no more beside that; of columns with
+    float64 weights beside a mask 2 (`weights_itemsize` 0: there is no mask, or no weights)."""
+    found = cut(shape, max(itemsize, 4))
+    return found if found.segments else cut(shape, max(itemsize, 4, weights_itemsize))
 
 
 def cut_gated(shape: tuple[int, int, int], itemsize: int) -> Cut:

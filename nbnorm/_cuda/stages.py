@@ -57,7 +57,7 @@ def training_forward(
 
     Returns whether the batch has been folded into `running` on the way; otherwise `commit` has to.
     """
-    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
+    cut = _cut(shape, x.itemsize, w)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     if w is not None:
         parts, coef = _reduce(cut, pack, x, None, None, w, stats), scratch(ROWS * shape[1])
@@ -92,7 +92,7 @@ def training_forward(
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
-    cut = (plan.cut if w is None else plan.cut_counted)(shape, x.itemsize)
+    cut = _cut(shape, x.itemsize, w)
     parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, None, w, stats)
     count = float(shape[0] * shape[2]) if w is None else UNKNOWN
     _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
@@ -292,10 +292,16 @@ def _signs(stats: Array, slope: float | None) -> Array | None:
     return None if slope is None else stats[SIGN_SCALE:]
 
 
+def _cut(shape: Shape, itemsize: int, w: Counted | None) -> plan.Cut:
+    if w is None:
+        return plan.cut(shape, itemsize)
+    return plan.cut_counted(shape, itemsize, 0 if w.where is None or w.weights is None else w.weights.itemsize)
+
+
 def _cut_of_gradient(shape: Shape, itemsize: int, w: Counted | None, slope: float | None) -> plan.Cut:
     if slope is not None:
         return (plan.cut_of_three if w is None else plan.cut_gated)(shape, itemsize)
-    return (plan.cut if w is None else plan.cut_counted)(shape, itemsize)
+    return _cut(shape, itemsize, w)
 
 
 def _at_h(cut: plan.Cut) -> int:

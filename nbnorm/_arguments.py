@@ -211,9 +211,11 @@ def param_grads(value: object) -> None:
 
 def activation(value: object) -> float | None:
     """The slope of the activation for negative numbers, or None."""
-    if value is None or value == "relu":
-        return None if value is None else 0.0
-    if isinstance(value, tuple) and len(value) == 2 and value[0] == "leaky_relu":
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "relu":
+        return 0.0
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] == "leaky_relu":
         slope = value[1]
         if not _is_real(slope) or not 0 <= slope < 1:
             raise ValueError(f'the slope of "leaky_relu" is {_short(slope)}; expected at least 0 and less than 1')
@@ -254,8 +256,8 @@ def enough_in_groups(ghost: int, groups: int, count: int, shape: tuple[int, ...]
     """The variance of the last ghost batch, which may be the smallest, exists; `count` are its values per channel."""
     if count < 2:
         raise ValueError(
-            f"ghost={ghost} makes {groups} ghost batches of x.shape={_short(shape)}, the last one with {count} values "
-            "per channel; expected at least 2: choose another size"
+            f"ghost={_short(ghost)} makes {groups} ghost batches of x.shape={_short(shape)}, "
+            f"the last one with {count} values per channel; expected at least 2: choose another size"
         )
 
 
@@ -321,13 +323,14 @@ def output(
         raise ValueError(f"{name} is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
     if not flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"{name} overlaps itself, as a broadcast view does; pass np.empty_like(x)")
-    touched = [key for key, array in inputs.items() if kernels.may_overlap(out, array)]  # bounds only: cheap
-    same = [key for key in touched if _is_same(kernels, out, inputs[key])]
-    for other in touched:
-        if other in same and other not in allowed:
-            need = "gets another result" if other == "out" else "the backward pass needs"
-            raise ValueError(f"{name} is {other} itself, which {need}; pass another array")
-        if not same and _shares(kernels, out, inputs[other]):
+    for other, array in inputs.items():
+        if not kernels.may_overlap(out, array):  # bounds only: cheap
+            continue
+        if _is_same(kernels, out, array):
+            if other not in allowed:
+                need = "gets another result" if other == "out" else "the backward pass needs"
+                raise ValueError(f"{name} is {other} itself, which {need}; pass another array")
+        elif _shares(kernels, out, array):
             raise ValueError(f"{name} overlaps {other} in memory; pass an array of its own")
 
 

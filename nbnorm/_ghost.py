@@ -38,7 +38,7 @@ def in_ghost_batches(
             for array in (where, weights)
         ]
         if whole is None:
-            count = x[parts[-1]].size // max(1, math.prod(x.shape[i] for i in axes))
+            count = math.prod(n for i, n in enumerate(x[parts[-1]].shape) if i not in axes)
             _arguments.enough_in_groups(ghost, len(parts), count, x.shape)
         else:
             for part, of_where, of_weights in zip(parts, *cut, strict=True):
@@ -56,4 +56,4 @@ def in_ghost_batches(
             )[1]
             for part, of_where, of_weights in zip(parts, *cut, strict=True)
         ]  # fmt: skip
-    return y, Saved.of_groups(x, axis, state, parts, saved)
+    return y, Saved.of_groups(x, y, axis, state, parts, saved)

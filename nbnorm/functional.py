@@ -308,7 +308,7 @@ def batch_norm_inference(
     return y
 
 
-def saved_of_inference(x: NDArray, state: BatchNormState, axis: Axis, activation: Activation) -> Saved:
+def saved_of_inference(state: BatchNormState, x: NDArray, axis: Axis, activation: Activation) -> Saved:
     """What a forward pass with the running statistics saves, found afterwards and without its y."""
     kernels, x, axes = checked(x, state, axis)
     layout, running = layout_of(x, axes), state._demand_running()

@@ -57,7 +57,7 @@ def batch_norm_backward(
         add the gradients of all ranks themselves, or over the whole batch. The same on every rank. dx is that of the
         whole batch in both cases.
     out : array, shape and dtype of x, optional
-        Where to put dx. May be dy itself, or x itself if `saved` is not used again.
+        Where to put dx. May be dy itself, or x or y itself if `saved` is not used again.
     dresidual_out : array, shape and dtype of x, optional
         Where to put the gradient of the residual. May be dy itself.
 
@@ -188,12 +188,17 @@ def _check_outputs(
     """Where the results may go."""
     if not saved._with_residual:
         _arguments.without_residual(dresidual_out)
+    if out is None and dresidual_out is None:
+        return
+    inputs = {"dy": dy, "x": saved.x}
+    if saved.y is not None:
+        inputs["y"] = saved.y
     for one in saved.groups or (saved,):
+        inputs.update(one._masks())
         if out is not None:
-            _arguments.output(kernels, out, saved.x, {"dy": dy, "x": saved.x, **one._masks()}, allowed=("dy", "x"))
+            _arguments.output(kernels, out, saved.x, inputs, allowed=("dy", "x", "y"))
         if dresidual_out is not None:
-            inputs = {"out": out, "dy": dy, "x": saved.x, "y": saved.y, **one._masks()}
-            given = {name: array for name, array in inputs.items() if array is not None}
+            given = inputs if out is None else {"out": out, **inputs}
             _arguments.output(kernels, dresidual_out, saved.x, given, ("dy",), "dresidual_out")
 
 

@@ -94,8 +94,9 @@ class BatchNorm:
     dbeta: NDArray | None = None
     dresidual: NDArray | None = None
     debug: bool = False
-    _last: Saved | NDArray | None = None  # of the last call, until `backward`; after inference x alone
-    _bytes: list[bytes] | None = None  # and with `debug` those of the arrays that must not change
+    # Of the last call, until `backward`; after inference x, and axis and activation as they were.
+    _last: Saved | tuple[NDArray, Axis, Activation] | None = None
+    _bytes: list[bytes] | None = None  # with `debug` those of the arrays that must not change
 
     def __init__(
         self,
@@ -227,7 +228,7 @@ class BatchNorm:
         TypeError, ValueError, RuntimeError
             As `batch_norm_training` and `batch_norm_inference`. The layer is then as it was.
         """
-        last: Saved | NDArray | None
+        last: Saved | tuple[NDArray, Axis, Activation] | None
         counting = where is not None or weights is not None or nan != "propagate"
         if self.training or sync is not None or counting or residual is not None:
             keep = self.frozen or not self.training
@@ -238,7 +239,8 @@ class BatchNorm:
             )  # fmt: skip
         else:
             y = batch_norm_inference(x, self.state, axis=self.axis, activation=self.activation, out=out)
-            last = None if out is not None and kernels_for("x", x).may_overlap(out, x) else x
+            gone = out is not None and kernels_for("x", x).may_overlap(out, x)
+            last = None if gone else (x, self.axis, self.activation)
         own = vars(self)  # past __setattr__, which takes its time
         own["_last"] = last
         own["_bytes"] = self._read(last) if self.debug else None
@@ -278,19 +280,20 @@ class BatchNorm:
                 "x or, in evaluation mode, the state has changed since the call, or y beside a residual, so that its "
                 "gradient is not known any more; give the call a copy, or change them after backward"
             )
-        saved = last if isinstance(last, Saved) else saved_of_inference(last, self.state, self.axis, self.activation)
+        saved = last if isinstance(last, Saved) else saved_of_inference(self.state, *last)
         found = batch_norm_backward(dy, saved, param_grads=param_grads, out=out, dresidual_out=dresidual_out)
         own = vars(self)  # past __setattr__
         own["dgamma"], own["dbeta"], own["dresidual"] = found.dgamma, found.dbeta, getattr(found, "dresidual", None)
         own["_last"] = None
         return found.dx
 
-    def _read(self, last: Saved | NDArray | None) -> list[bytes]:
+    def _read(self, last: Saved | tuple[NDArray, Axis, Activation] | None) -> list[bytes]:
         """What `backward` is going to read."""
-        state = self.state
-        used: list[Any] = [last, state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
+        state, used = self.state, list[Any]()
         if isinstance(last, Saved):
             used = [array for one in (last.groups or [last]) for array in (one._flat, one._where, one._weights, one.y)]
+        elif last is not None:
+            used = [last[0], state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
         return [_device.host(array).tobytes() for array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:
@@ -304,7 +307,9 @@ class BatchNorm:
 
     def __repr__(self) -> str:
         frozen = ", frozen=True" if self.frozen else ""
-        return f"BatchNorm(axis={self.axis}, training={self.training}{frozen}, state={self.state!r})"
+        beside = {"activation": self.activation, "ghost": self.ghost, "renorm": self.renorm}
+        given = "".join(f", {name}={value!r}" for name, value in beside.items() if value is not None)
+        return f"BatchNorm(axis={self.axis}, training={self.training}{frozen}{given}, state={self.state!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out the last input."""

@@ -46,3 +46,5 @@ class Renorm:
 
     def __post_init__(self) -> None:
         _arguments.renorm_limits(self.rmax, self.dmax)
+        for name in ("rmax", "dmax"):  # a kernel would be compiled for each type of number
+            object.__setattr__(self, name, float(getattr(self, name)))

@@ -51,7 +51,8 @@ class Saved:
         The output (a reference), where there were a residual and an activation.
     groups : tuple of Saved
         What each ghost batch saved, in order, where there was a `ghost`; otherwise empty. Then mean, var and inv_std
-        have those of each along a new first axis, and `stats` are those of all together.
+        have those of each along a new first axis, and `stats` are those of all together. Parameter gradients of one of
+        them are float64, to be added.
 
     Notes
     -----
@@ -98,11 +99,14 @@ class Saved:
         self._parts: list[Index] = []  # where they are in x
 
     @classmethod
-    def of_groups(cls, x: NDArray, axis: Axis, state: BatchNormState, parts: list[Index], groups: list[Saved]) -> Saved:
+    def of_groups(
+        cls, x: NDArray, y: NDArray, axis: Axis, state: BatchNormState, parts: list[Index], groups: list[Saved]
+    ) -> Saved:  # fmt: skip
         """Of ghost batches; their parameter gradients are float64, to be added."""
         first = groups[0]
         saved = cls(x, x, first._layout, axis, False, state, first._stats, first._kernels, None)
         saved.groups, saved._parts, saved._with_residual = tuple(groups), parts, first._with_residual
+        saved._renorm, saved.y = first._renorm, None if first.y is None else y  # gamma is there, and the same in all
         for group in groups:
             group._dtype = np.dtype(np.float64)
         return saved
@@ -205,7 +209,7 @@ class Saved:
                     setattr(self, name, own[name].transpose(np.argsort(self._layout.order).tolist()))
             self._kernels = kernels_for("saved.x", self.x)
             self._flat = self.x if self.groups else self._kernels.read(self._layout, self.x)
-            self._flat_y = None if self.y is None else self._kernels.read(self._layout, self.y)
+            self._flat_y = None if self.groups or self.y is None else self._kernels.read(self._layout, self.y)
             self._w = counted(self._kernels, self._layout, self.x, self._where, self._weights, self._nan)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Saved:

@@ -498,6 +498,8 @@ def test_copies_of_saved_with_other_options_too(rng):
 OTHER = np.zeros((8, 3, 6), np.float32)
 REFUSED = {
     "another word": ({"activation": "gelu"}, ValueError, "activation is 'gelu'", '"relu"'),
+    "an array": ({"activation": OTHER}, ValueError, "activation is array", '"relu"'),
+    "a pair of arrays": ({"activation": (OTHER, OTHER)}, ValueError, "activation is (array", '"relu"'),
     "no slope": ({"activation": "leaky_relu"}, ValueError, "activation is 'leaky_relu'", '("leaky_relu", slope)'),
     "a slope of 1": ({"activation": ("leaky_relu", 1)}, ValueError, "the slope", "is 1; expected", "less than 1"),
     "a negative slope": ({"activation": ("leaky_relu", -0.1)}, ValueError, "the slope", "-0.1"),
@@ -576,6 +578,27 @@ def test_the_layer_has_them_in_every_mode(mode, of_residual, rng):
     layer(x)
     layer.backward(dy)
     assert layer.dresidual is None
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_call_in_evaluation_mode_is_what_it_was(debug, rng):
+    """Whatever is assigned to the layer between it and its backward."""
+    x, dy = sample(rng, (3, 3, 3)), sample(rng, (3, 3, 3))
+    layer = nbnorm.BatchNorm(3, activation="relu").eval()
+    layer.debug = debug
+    layer.state.beta = [0.5, -0.5, 0.25]
+    layer(x)
+    exact = layer.backward(dy), layer.dgamma
+    layer(x)
+    layer.activation, layer.axis = None, -1
+    assert same_bits(layer.backward(dy), exact[0])
+    assert same_bits(layer.dgamma, exact[1])
+
+
+def test_the_repr_of_a_layer_tells_what_stands_beside():
+    layer = nbnorm.BatchNorm(3, activation="relu", ghost=4)
+    assert "activation='relu', ghost=4, state" in repr(layer)
+    assert "activation" not in repr(nbnorm.BatchNorm(3))
 
 
 def test_debug_sees_a_change_of_y_beside_a_residual(rng):

@@ -435,6 +435,7 @@ REFUSED = {
     "an infinite sum": ({"weights": np.full((8, 1, 1), 1e307)}, ValueError, "weights has values such as 1e+307", "sum"),
     "an array for a word": ({"nan": np.zeros(3)}, ValueError, "nan is array([0., 0., 0.])", "'omit'"),
     "another word": ({"nan": "ignore"}, ValueError, "nan is 'ignore'", "'omit'"),
+    "an array of words": ({"nan": np.array(["omit"] * 2)}, ValueError, "nan is array", "'omit'"),
 }  # fmt: skip
 
 

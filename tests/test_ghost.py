@@ -122,6 +122,29 @@ def test_what_is_saved_is_of_each_and_of_all(rng):
     assert same_bits(saved.gamma, np.ones(3))
 
 
+def test_what_is_saved_of_all_is_so_beside_other_options(rng):
+    x, state = sample(rng, (7, 3, 6)), random_state(rng, 3)
+    y, saved = training(x, state, ghost=3, renorm=nbnorm.Renorm(3, 5), residual=x, activation="relu")
+    for one in (saved, *saved.groups, copy.deepcopy(saved)):
+        assert same_bits(one.gamma, state.gamma.astype(np.float64))
+    assert saved.y is y
+
+
+def test_no_ghost_batch_writes_over_what_another_one_reads(given):
+    """A shifted place for a result may overlap no y of its own ghost batch, but the next one's: wrong numbers, once."""
+    memory = np.zeros((12, 3, 6), np.float32)
+    y, saved = training(
+        given.x, given.state, ghost=4, residual=np.ones_like(given.x), activation="relu", out=memory[:8]
+    )
+    exact = backward(given.dy, saved)
+    for name in ("out", "dresidual_out"):
+        refuse(given, lambda n=name: backward(given.dy, saved, **{n: memory[4:]}), ValueError, f"{name} overlaps y",
+               arrays=[memory])  # fmt: skip
+    found = backward(given.dy, saved, out=y)  # which `saved` has no use for any more
+    assert found.dx is y
+    assert all(same_bits(a, b) for a, b in zip(found, exact, strict=True))
+
+
 def test_copies_of_saved_give_the_same_gradients(rng):
     x, dy = np.asfortranarray(sample(rng, (7, 3, 6))), sample(rng, (7, 3, 6))
     _, saved = training(x, nbnorm.BatchNormState(3), ghost=3, renorm=nbnorm.Renorm(1.1, 0.1), where=x < 2)
@@ -149,6 +172,13 @@ def test_a_size_larger_than_the_batch_is_the_batch(rng):
     assert same_bits(training(x, nbnorm.BatchNormState(3), ghost=100)[0], training(x, nbnorm.BatchNormState(3))[0])
 
 
+def test_a_batch_of_no_channels_has_ghost_batches(rng):
+    x, state = np.zeros((8, 0, 5), np.float32), nbnorm.BatchNormState(0)
+    y, saved = training(x, state, ghost=3)
+    assert (y.shape, len(saved.groups), state.num_batches) == ((8, 0, 5), 3, 3)
+    assert backward(x, saved).dx.shape == x.shape
+
+
 REFUSED = {
     "no int": ({"ghost": 2.0}, TypeError, "ghost is 2.0", "an int"),
     "a bool": ({"ghost": True}, TypeError, "ghost is True"),
@@ -173,6 +203,7 @@ def test_the_last_one_needs_a_variance_before_the_first_is_counted(given, rng):
     )
     empty = np.zeros((0, 3), np.float32)
     refuse(given, lambda: training(empty, given.state, ghost=3), ValueError, "with 0 values")
+    refuse(given, lambda: training(table[:1], given.state, ghost=10**300), ValueError, "makes 1", "with 1 values")
     where = np.ones((8, 1, 1), bool)
     where[4:] = False
     refuse(given, lambda: training(given.x, given.state, ghost=4, where=where), ValueError, "channel 0 do not")

@@ -120,3 +120,16 @@ def test_out_must_not_overlap_an_input_in_part(given, view):
         lambda: backward(given.x, training(dy, random_state(np.random.default_rng(), 3))[1], out=out),
     ):
         refuse(given, call, ValueError, "out overlaps")
+
+
+def test_out_that_is_one_input_must_not_overlap_another(given):
+    """Once it gave wrong numbers: what is written over the one spoils what is still to be read of the other."""
+    other = given.memory[1:9]
+    _, saved = training(given.x, random_state(np.random.default_rng(), 3))
+    for call in (
+        lambda: training(given.x, given.state, residual=other, out=other),
+        lambda: inference(given.x, given.state, residual=other, out=other),
+        lambda: inference(other, given.state, residual=given.x, out=given.x),
+        lambda: backward(other, saved, out=other),
+    ):
+        refuse(given, call, ValueError, "out overlaps")

@@ -161,6 +161,14 @@ def test_limits_must_be_in_range(numbers, text):
         nbnorm.Renorm(*numbers)
 
 
+def test_limits_are_floats_whatever_they_were_given_as():
+    """Another type of number would be another kernel to compile."""
+    for numbers in ((3, 5), (np.float32(3), np.int64(5))):
+        limits = nbnorm.Renorm(*numbers)
+        assert (type(limits.rmax), type(limits.dmax)) == (float, float)
+        assert limits == nbnorm.Renorm(3.0, 5.0)
+
+
 def test_what_does_not_fit_changes_nothing(given, rng):
     renorm = nbnorm.Renorm(3, 5)
     call = lambda **options: lambda: training(given.x, given.state, out=given.out, **options)  # noqa: E731

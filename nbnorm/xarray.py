@@ -190,7 +190,7 @@ def _is_lazy(x: Any) -> bool:
 def _moments(x: Any, axes: tuple[int, ...]) -> Moments:
     if not _is_lazy(x):
         return present_moments(x, axes)
-    from nbnorm.parallel.dask import lazy_moments
+    from nbnorm.parallel._graph import lazy_moments
 
     return lazy_moments(x, axes, present_moments)
 

@@ -1,0 +1,207 @@
+"""Training on Dask arrays, forward and backward: a chunk is a shard."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import dask.array as da
+import numpy as np
+from dask import delayed
+from numpy.typing import NDArray
+
+from nbnorm import _arguments
+from nbnorm._batch_stats import BatchStats
+from nbnorm._layout import Axis
+from nbnorm._moments import Moments
+from nbnorm.gradients import Gradients
+from nbnorm.parallel import _chunks, _graph
+from nbnorm.parallel._anew import anew
+from nbnorm.parallel._chunks import Axes
+from nbnorm.state import BatchNormState
+
+
+class _Second(NamedTuple):
+    """x, and what says which values count, as they are read when the statistics are known."""
+
+    x: da.Array
+    where: da.Array | None
+    weights: da.Array | None
+
+    def again(self, after: list[da.Array]) -> _Second:
+        return _Second(*(None if array is None else anew(array, after) for array in self))
+
+
+class Saved:
+    """What a training forward of a Dask array keeps for the backward pass: nothing but names of tasks.
+
+    Attributes
+    ----------
+    x : dask.array.Array, shape (N, C, ...)
+        The input.
+    axis : int or tuple of int
+        The channel axis.
+    stats : BatchStats
+        Of the batch, lazy. Fold them into the running statistics when they are computed:
+        ``state.update(dask.compute(saved.stats)[0])``.
+    """
+
+    __slots__ = ("_axes", "_count", "_dtype", "_eps", "_found", "_gamma", "_nan", "_own", "_second", "_whole",
+                 "_with_beta", "axis", "stats", "x")  # fmt: skip
+
+    def __init__(self, x: da.Array, axis: Axis, stats: BatchStats) -> None:
+        self.x, self.axis, self.stats = x, axis, stats
+        self._axes: Axes
+        self._second: _Second
+        self._own: _graph.Blocks  # moments of each chunk
+        self._whole: _graph.Blocks  # and of the whole batch
+        self._found: Moments  # the same as arrays
+        self._count: float | None  # values per channel, None where each has its own
+        self._nan: Literal["propagate", "omit"]
+        self._gamma: da.Array | None
+        self._with_beta: bool
+        self._eps: float
+        self._dtype: np.dtype
+
+    def __repr__(self) -> str:
+        return f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, lazy)"
+
+
+def batch_norm_training(
+    x: da.Array,
+    state: BatchNormState,
+    *,
+    axis: Axis = 1,
+    where: da.Array | NDArray | None = None,
+    weights: da.Array | NDArray | None = None,
+    nan: Literal["propagate", "omit"] = "propagate",
+) -> tuple[da.Array, Saved]:
+    """Normalize with the batch's own statistics.
+
+    Parameters
+    ----------
+    x : dask.array.Array, shape (N, C, ...)
+        As for `nbnorm.batch_norm_training`; of known chunks.
+    state : BatchNormState
+        On the CPU; gamma, beta and eps as they are now. Read only.
+    axis : int or tuple of int
+        The channel axis of x.
+    where, weights : dask.array.Array or array
+        Which values count, and how often, as in `nbnorm.batch_norm_training`; in chunks of any size.
+    nan : {"propagate", "omit"}
+        The same of NaN.
+
+    Returns
+    -------
+    y : dask.array.Array, shape (N, C, ...)
+        Lazy, in the chunks of x, in native byte order.
+    saved : Saved
+        For `batch_norm_backward`; ``saved.stats`` are the statistics of x, lazy. A graph changes no state: fold them in
+        when they are computed, ``state.update(stats)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `nbnorm.batch_norm_training`, when the graph is built; when it is computed, a negative weight of a lazy
+        array and a channel in which no value counts.
+
+    Notes
+    -----
+    x is read twice, and not kept in between: y waits for the statistics, and then computes x again. The mean travels
+    as two numbers, so that y is as exact as that of `nbnorm.batch_norm_training` at any mean/std.
+
+    Examples
+    --------
+    >>> import dask, dask.array as da, nbnorm, nbnorm.parallel.dask
+    >>> state = nbnorm.BatchNormState(1, momentum=None)
+    >>> y, saved = nbnorm.parallel.dask.batch_norm_training(da.from_array([[1.0], [3.0]], chunks=1), state)
+    >>> y, stats = dask.compute(y, saved.stats)
+    >>> state.update(stats)
+    >>> y.round(3).tolist(), state.running_mean
+    ([[-1.0], [1.0]], array([2.]))
+    """
+    axes = _graph.checked(x, axis, state)
+    where, weights = _graph.cut_like(x, "where", where), _graph.cut_like(x, "weights", weights)
+    _arguments.missing(nan)
+    count = None if where is not None or weights is not None or nan == "omit" else float(_graph.values(x, axes))
+    if count is not None:
+        _arguments.enough_values(int(count), False, x.shape)
+    whole, own = _graph.moments_of_blocks(x, axes, _chunks.counted_moments, where, weights, (nan,))
+    if count is None:
+        for index in np.ndindex(whole.shape):
+            first = tuple(sum(x.chunks[a][:i]) for a, i in zip(axes, index, strict=True))
+            whole[index] = _graph.known(_chunks.enough, whole[index], first, state.shape)
+    found = Moments(*_graph.arrays_of(whole, range(4), x, axes))
+
+    stats = BatchStats(found.count if count is None else np.array(count), found.origin + found.deviation, found.m2)
+    saved = Saved(x, axis, stats)
+    saved._axes, saved._own, saved._whole, saved._found = axes, own, whole, found
+    saved._count, saved._nan, saved._eps, saved._dtype = count, nan, state.eps, state.dtype
+    saved._gamma, saved._with_beta = _graph.of_channels(state.gamma, x, axes), state.beta is not None
+    saved._second = _Second(x, where, weights).again([found.m2])
+    known = (found.count if count is None else count, *found[1:], saved._gamma, _graph.of_channels(state.beta, x, axes))
+    return _graph.by_chunk(_chunks.normalized, x, axes, [saved._second.x], known, eps=state.eps), saved
+
+
+def batch_norm_backward(dy: da.Array, saved: Saved) -> Gradients:
+    """Exact gradients of a training forward.
+
+    Parameters
+    ----------
+    dy : dask.array.Array, shape (N, C, ...)
+        Gradient with respect to y: shape and dtype of x, in any chunks.
+    saved : Saved
+        From `batch_norm_training` of this module; can be used more than once.
+
+    Returns
+    -------
+    Gradients
+        Lazy: `dx` in the chunks of x; `dgamma` and `dbeta`, of the whole batch, in the dtype of the parameters and in
+        chunks as those of the channels, None where the state had no such parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When dy is no Dask array of the shape and dtype of x, or saved is of another function.
+
+    Notes
+    -----
+    dy is read twice, for the sums and for dx. x is read three times, also when y and the statistics are computed in the
+    same call of `dask.compute`: for the statistics, for y and the sums together, and for dx. No chunk is kept in
+    between, not even where dy is made of y, chunk by chunk. Where dy needs all of y before its first chunk is known (a
+    mean of y, another batch normalization behind this one), chunks of x wait for it in memory; compute such a dy
+    first, into a store.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import dask, dask.array as da, nbnorm, nbnorm.parallel.dask as nd
+    >>> x = da.from_array([[1.0], [2.0], [6.0]], chunks=1)
+    >>> y, saved = nd.batch_norm_training(x, nbnorm.BatchNormState(1))
+    >>> gradients = nd.batch_norm_backward(y - da.from_array([[1.0], [0.0], [0.0]], chunks=1), saved)
+    >>> y, (dx, dgamma, dbeta) = dask.compute(y, gradients)
+    >>> bool(abs(dx.sum()) < 1e-15), dbeta
+    (True, array([-1.], dtype=float32))
+    """
+    _arguments.instance("saved", saved, Saved, "what nbnorm.parallel.dask.batch_norm_training returned with y")
+    x, axes, count, found, second = saved.x, saved._axes, saved._count, saved._found, saved._second
+    dy = _graph.like_x("dy", dy, x)
+    part, of_parameters = delayed(_chunks.gradient_sums, pure=True), delayed(_chunks.parameter_gradients, pure=True)
+    whole, parameters = (np.empty(saved._whole.shape, object) for _ in range(2))
+    for index, chunks in _graph.by_channels(x, axes, dy, *second):
+        known = saved._whole[index]
+        sums = [
+            part(*chunk, own, known, axes, saved._nan) for chunk, own in zip(chunks, saved._own[index], strict=True)
+        ]
+        whole[index] = _graph.in_tree(sums, _chunks.merged_sums, _chunks.whole_sums)
+        parameters[index] = of_parameters(whole[index], known, count, x._meta, saved._eps, saved._dtype)
+    s, p, h = _graph.arrays_of(whole, (1, 2, 3), x, axes)
+    dgamma, dbeta = _graph.arrays_of(parameters, (0, 1), x, axes, saved._dtype)
+    of_channels = found.count if count is None else count, *found[1:], saved._gamma, s, p, h
+    third = second.again([s])
+    dx = _graph.by_chunk(
+        _chunks.gradient, x, axes, [anew(dy, [s]), *third], of_channels, eps=saved._eps, nan=saved._nan
+    )  # fmt: skip
+    return Gradients(dx, None if saved._gamma is None else dgamma, dbeta if saved._with_beta else None)

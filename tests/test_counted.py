@@ -256,6 +256,28 @@ def check_shards(dtype, form, shape, param_grads, use_running, rng):
         assert snapshot(own) == snapshot(ranks[0][0])
 
 
+@pytest.mark.parametrize("momentum", [0.25, None])
+@pytest.mark.parametrize("masked", [0, 1])
+def test_too_few_values_are_refused_by_every_rank(momentum, masked, rng):
+    """Also by one whose own values all count, or that has none."""
+    x, own = sample(rng, (3, 4)), [random_state(rng, 4, momentum=momentum) for _ in range(2)]
+    for state in own:
+        state.num_samples = 0
+    before = [snapshot(state) for state in own]
+    few = {"where": np.array([[True], [False], [False]]), "weights": np.full((3, 1), 1.0 if momentum else 0.5)}
+
+    def work(rank, sync):
+        part, counting = (x, few) if rank == masked else (x[:0], {})
+        nbnorm.batch_norm_training(part, own[rank], sync=sync, **counting)
+
+    if momentum is None:  # two values that count half each: their variance would be lost
+        few["where"] = np.array([[True], [True], [False]])
+    for failure in run(2, work):
+        assert isinstance(failure, ValueError)
+        assert "count" in str(failure)
+    assert [snapshot(state) for state in own] == before
+
+
 def test_shards_with_masks_of_their_own(rng):
     check_shards("float32", "where, all of x", (9, 3, 7), "local", False, rng)
 

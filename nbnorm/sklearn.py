@@ -328,7 +328,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             self.scale_: Any = scale_of(mean, var) if self.with_std else None
             self._mean_rest = rest  # what rounding the mean to float64 has lost
             each = _device.host(count)
-            whole = bool((each == np.floor(each)).all())
+            whole = bool(((each == np.floor(each)) & (each <= 2.0**53)).all())  # beyond, weights that no int64 may hold
             self.n_samples_seen_: Any = count.astype(np.int64) if whole else count.copy()
             if (each == each.flat[0]).all():
                 self.n_samples_seen_ = int(each.flat[0]) if whole else float(each.flat[0])
@@ -390,6 +390,10 @@ def _weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray |
         )
     if sample_weight.shape != X.shape[:1]:
         raise ValueError(f"sample_weight has shape {sample_weight.shape!s:.60}; expected {X.shape[:1]}, as axis 0 of X")
+    if (sample_weight < 0).any():
+        raise ValueError(
+            f"sample_weight has values such as {float(sample_weight.min()):g}; expected none that is negative"
+        )
     if not sample_weight.any():
         raise ValueError("sample_weight is zero everywhere; expected a weight that counts")
     return sample_weight.reshape(-1, *(1,) * (X.ndim - 1))

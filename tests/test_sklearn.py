@@ -212,6 +212,14 @@ def test_weights_are_repeated_rows_in_any_number_of_dimensions(rng):
     assert near(own.var_, repeated.var_)
 
 
+def test_weights_whose_sum_no_integer_has_are_counted_all_the_same():
+    x = np.arange(12.0).reshape(4, 3)
+    x[0, 0] = np.nan
+    for weight in (2.0**52, 2.0**62, 1e300):
+        found = StandardScaler().fit(x, sample_weight=np.full(4, weight)).n_samples_seen_
+        assert np.array_equal(found, weight * np.array([3.0, 4, 4]))
+
+
 def test_in_place_where_it_can_be(rng):
     x = sample(rng, (20, 3))
     expected = StandardScaler().fit_transform(x)
@@ -275,7 +283,7 @@ REFUSED = {
     "ddof": (ValueError, "ddof is -1; expected a number, 0 or more", {"ddof": -1}, lambda s: s.fit(X)),
     "weights there": (ValueError, "is a channel axis", {"axis": 0}, lambda s: s.fit(X, sample_weight=[1] * 4)),
     "their number": (ValueError, "shape (3,); expected (4,)", {}, lambda s: s.fit(X, None, [1, 1, 1])),
-    "negative": (ValueError, "weights has values such as -1", {}, lambda s: s.fit(X, None, [1, 1, -1, 1])),
+    "negative": (ValueError, "sample_weight has values such as -1", {}, lambda s: s.fit(X, None, [1, 1, -1, 1])),
     "masked": (TypeError, "X is a masked array", {}, lambda s: s.fit(np.ma.masked_array(X, X > 5))),
     "no state": (TypeError, "state is a int", {}, lambda s: s.from_state(3)),
     "no counts": (ValueError, "are of 0 values; set state.num_samples", {}, lambda s: s.from_state(BLANK)),

@@ -1,7 +1,8 @@
-"""Standardization on a GPU: statistics of pieces, and nbnorm.sklearn."""
+"""Standardization on a GPU: statistics of pieces, nbnorm.sklearn and nbnorm.xarray; and the tasks of a Dask graph."""
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -12,6 +13,7 @@ from tolerance import assert_close, assert_stat_close
 
 import nbnorm
 from nbnorm import _moments
+from nbnorm.parallel import _chunks
 
 
 def scaler(**options):
@@ -83,3 +85,89 @@ def test_nothing_moves_by_itself(cupy, rng):
     with pytest.raises(ValueError, match="X contains infinity"):
         on_gpu.fit(cupy.asarray(np.where(x == x[3, 1], np.inf, x)))
     assert nbnorm.batch_stats(x).count == on_gpu.n_samples_seen_ == 8
+
+
+@pytest.mark.skipif(
+    os.environ.get("SCIPY_ARRAY_API") != "1", reason="NO TEST OF scikit-learn's DISPATCH: SCIPY_ARRAY_API=1 is not set"
+)
+def test_with_the_dispatch_of_scikit_learn(cupy, rng):
+    sklearn = pytest.importorskip("sklearn", reason="NO SCIKIT-LEARN TESTS on a GPU: it is not installed")
+    x = sample(rng, (30, 2))
+    plain = scaler().fit(x)
+    with sklearn.config_context(array_api_dispatch=True):
+        fitted = scaler().fit(cupy.asarray(x))
+        y = fitted.transform(cupy.asarray(x))
+        back = fitted.inverse_transform(y)
+        on_cpu = scaler().fit_transform(x)
+    assert all(isinstance(array, cupy.ndarray) for array in (fitted.mean_, fitted.scale_, y, back))
+    assert_close(y.get(), reference.training(x, eps=0).y)
+    assert (np.abs(back.get() - x) <= 2 * np.spacing(np.abs(x).max())).all()
+    assert isinstance(on_cpu, np.ndarray)
+    assert np.array_equal(on_cpu, plain.transform(x))
+
+
+def test_named_dimensions_on_a_gpu(cupy, rng):
+    reason = "NO XARRAY TESTS on a GPU: it is not installed"
+    nx, xr = (pytest.importorskip(name, reason=reason, exc_type=ImportError) for name in ("nbnorm.xarray", "xarray"))
+    x = (sample(rng, (12, 3, 2), "float64") + 1e6).astype(np.float32)
+    x[3, 1] = np.nan
+    da = xr.DataArray(cupy.asarray(x), {"place": [1, 2, 3]}, ("time", "place", "level"), "t2m", {"units": "K"})
+    stats = nx.batch_stats(da, ("time", "level"))
+    assert all(isinstance(part.data, cupy.ndarray) for part in stats)
+    count, mean, m2 = reference.weighted_stats(x, reference.counts(x, omit=True))
+    assert stats.count.data.get().tolist() == count.tolist()
+    assert_stat_close(stats.mean.data.get(), mean)
+    assert_stat_close(stats.m2.data.get(), m2)
+    y = nx.standardize(xr.Dataset({"t2m": da, "other": 1}), ("time", "level"))["t2m"]
+    assert (y.name, y.dims, y.attrs) == ("t2m", da.dims, da.attrs)
+    assert isinstance(y.data, cupy.ndarray)
+    exact = reference.weighted_training(x, reference.counts(x, omit=True), eps=0).y
+    there = ~np.isnan(x)
+    assert (np.isnan(y.data.get()) == ~there).all()
+    assert_close(np.where(there, y.data.get(), 0), np.where(there, exact, 0))
+    back = nx.unstandardize(nx.standardize(da, ("time", "level"), stats=stats), ("time", "level"), stats=stats)
+    assert (np.abs(back.data.get() - x)[there] <= 2 * np.spacing(np.float32(1e6))).all()
+
+
+@pytest.mark.parametrize("counting", [{}, {"weights": 3}, {"nan": "omit"}], ids=str)
+@pytest.mark.parametrize("parameters", [True, False])
+def test_the_tasks_of_a_dask_graph(cupy, rng, counting, parameters):
+    """As _training.py lays them over chunks, of the samples and of the channels."""
+    x, dy = sample(rng, (12, 3, 4)), sample(rng, (12, 3, 4)) + np.float32(2)
+    weights, nan, eps = None, counting.get("nan", "propagate"), 1e-5
+    if nan == "omit":
+        x[2, 1] = np.nan
+    if "weights" in counting:
+        weights = rng.uniform(0, 2, (12, 1, 1))
+    gamma, beta = (rng.normal(size=3).astype(np.float32) if parameters else None for _ in range(2))
+    w = reference.counts(x, weights=weights, omit=nan == "omit")
+    y, dx, dgamma, dbeta = np.empty_like(x), np.empty_like(x), np.empty(3), np.empty(3)
+    cuts = [slice(0, 5), slice(5, 6), slice(6, 12)]
+    for c in (slice(0, 2), slice(2, 3)):
+        chunks = [
+            tuple(
+                cupy.asarray(np.ascontiguousarray(array[rows, c] if array.shape[1] > 1 else array[rows]))
+                if array is not None else None
+                for array in (dy, x, None, weights)
+            )
+            for rows in cuts
+        ]  # fmt: skip
+        own = [_chunks.counted_moments(chunk, (1,), *of, nan) for _, chunk, *of in chunks]
+        whole = _chunks.with_counts(_moments.merged(*own))
+        count = None if counting else 48.0
+        found = (whole.count if count is None else count, *whole[1:])
+        parts = [_chunks.gradient_sums(*chunk, one, whole, (1,), nan) for chunk, one in zip(chunks, own, strict=True)]
+        sums = _chunks.whole_sums(_chunks.merged_sums(_chunks.merged_sums(*parts[:2]), parts[2]))
+        of_parameters = _chunks.parameter_gradients(sums, whole, count, chunks[0][1][:0], eps, np.dtype(np.float32))
+        dgamma[c], dbeta[c] = (array.get() for array in of_parameters)
+        own_gamma, own_beta = (None if array is None else array[c] for array in (gamma, beta))
+        for rows, chunk in zip(cuts, chunks, strict=True):
+            y[rows, c] = _chunks.normalized(chunk[1], *found, own_gamma, own_beta, (1,), eps).get()
+            dx[rows, c] = _chunks.gradient(*chunk, *found, own_gamma, *sums[1:4], (1,), eps, nan).get()
+    there = ~np.isnan(x)
+    exact = reference.weighted_training(x, w, gamma, beta, eps).y
+    assert_close(np.where(there, y, 0), np.where(there, exact, 0))
+    exact = reference.weighted_backward(dy, x, w, gamma, eps)
+    assert_close(dx, exact.dx)
+    assert_stat_close(dgamma.astype(np.float32), exact.dgamma)
+    assert_stat_close(dbeta.astype(np.float32), exact.dbeta)

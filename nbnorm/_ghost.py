@@ -56,4 +56,4 @@ def in_ghost_batches(
             )[1]
             for part, of_where, of_weights in zip(parts, *cut, strict=True)
         ]  # fmt: skip
-    return y, Saved.of_groups(x, y, axis, state, parts, saved)
+    return y, Saved.of_groups(x, y, where, weights, axis, state, parts, saved)

@@ -190,16 +190,13 @@ def _check_outputs(
         _arguments.without_residual(dresidual_out)
     if out is None and dresidual_out is None:
         return
-    inputs = {"dy": dy, "x": saved.x}
-    if saved.y is not None:
-        inputs["y"] = saved.y
-    for one in saved.groups or (saved,):
-        inputs.update(one._masks())
-        if out is not None:
-            _arguments.output(kernels, out, saved.x, inputs, allowed=("dy", "x", "y"))
-        if dresidual_out is not None:
-            given = inputs if out is None else {"out": out, **inputs}
-            _arguments.output(kernels, dresidual_out, saved.x, given, ("dy",), "dresidual_out")
+    read = {"dy": dy, "x": saved.x, "y": saved.y, "where": saved._where, "weights": saved._weights}
+    inputs = {name: array for name, array in read.items() if array is not None}
+    if out is not None:
+        _arguments.output(kernels, out, saved.x, inputs, allowed=("dy", "x", "y"))
+        inputs = {"out": out, **inputs}
+    if dresidual_out is not None:
+        _arguments.output(kernels, dresidual_out, saved.x, inputs, ("dy",), "dresidual_out")
 
 
 def _copy(kernels: ModuleType, array: NDArray, to: NDArray) -> None:

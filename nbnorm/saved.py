@@ -100,13 +100,15 @@ class Saved:
 
     @classmethod
     def of_groups(
-        cls, x: NDArray, y: NDArray, axis: Axis, state: BatchNormState, parts: list[Index], groups: list[Saved]
+        cls, x: NDArray, y: NDArray, where: NDArray | None, weights: NDArray | None, axis: Axis, state: BatchNormState,
+        parts: list[Index], groups: list[Saved],
     ) -> Saved:  # fmt: skip
         """Of ghost batches; their parameter gradients are float64, to be added."""
         first = groups[0]
         saved = cls(x, x, first._layout, axis, False, state, first._stats, first._kernels, None)
         saved.groups, saved._parts, saved._with_residual = tuple(groups), parts, first._with_residual
         saved._renorm, saved.y = first._renorm, None if first.y is None else y  # gamma is there, and the same in all
+        saved._where, saved._weights = where, weights
         for group in groups:
             group._dtype = np.dtype(np.float64)
         return saved
@@ -171,11 +173,6 @@ class Saved:
     def count(self) -> NDArray[np.float64]:
         return self.stats.count
 
-    def _masks(self) -> dict[str, NDArray]:
-        """The arrays that say which values count."""
-        given = {"where": self._where, "weights": self._weights}
-        return {name: array for name, array in given.items() if array is not None}
-
     def _failed_backward(self) -> NDArray[np.float64]:
         """The message of a rank that cannot go on."""
         with self._kernels.on_device_of(self._stats):
@@ -208,9 +205,11 @@ class Saved:
                 if own[name] is not None:
                     setattr(self, name, own[name].transpose(np.argsort(self._layout.order).tolist()))
             self._kernels = kernels_for("saved.x", self.x)
-            self._flat = self.x if self.groups else self._kernels.read(self._layout, self.x)
-            self._flat_y = None if self.groups or self.y is None else self._kernels.read(self._layout, self.y)
-            self._w = counted(self._kernels, self._layout, self.x, self._where, self._weights, self._nan)
+            self._flat, self._flat_y, self._w = self.x, None, None
+            if not self.groups:
+                self._flat = self._kernels.read(self._layout, self.x)
+                self._flat_y = None if self.y is None else self._kernels.read(self._layout, self.y)
+                self._w = counted(self._kernels, self._layout, self.x, self._where, self._weights, self._nan)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Saved:
         memo[id(self.sync)] = self.sync  # what carries messages is not data

@@ -291,6 +291,14 @@ def test_inference_with_a_residual_and_an_activation(chunks, rng):
         assert same_bits(y.compute(), nbnorm.batch_norm_inference(x, state, residual=added, activation=activation))
 
 
+def test_the_byte_order_of_a_residual_is_its_own_affair(rng):
+    x, residual, state = sample(rng, (10, 3)), sample(rng, (10, 3)), random_state(rng, 3)
+    exact = nbnorm.batch_norm_inference(x, state, residual=residual)
+    for one, other in ((x.astype(">f4"), residual), (x, residual.astype(">f4"))):
+        lazy = nd.batch_norm_inference(da.from_array(one), state, residual=da.from_array(other))
+        assert same_bits(lazy.compute(), exact)
+
+
 def test_what_does_not_fit_is_refused_with_the_graph(rng):
     x, state = da.zeros((10, 3), dtype=np.float32), random_state(rng, 3)
     for options, error, text in (

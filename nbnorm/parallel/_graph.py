@@ -47,9 +47,10 @@ def values(x: da.Array, axes: Axes) -> int:
 
 
 def like_x(name: str, array: Any, x: da.Array, owner: str = "the forward pass's x") -> da.Array:
-    """A lazy array of the shape and dtype of x, in its chunks."""
+    """A lazy array of the shape and dtype of x, of any byte order, in its chunks."""
     _arguments.instance(name, array, da.Array, "a dask.array.Array")
-    _arguments.like_x(name, array, x, owner)
+    array = array.astype(_arguments.dtype(name, array.dtype))
+    _arguments.like_x(name, array, x.astype(_arguments.dtype("x", x.dtype)), owner)
     return array.rechunk(x.chunks)
 
 

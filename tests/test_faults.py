@@ -66,6 +66,7 @@ def dense(like):
 
 CALLS = {
     "training": lambda g, out: nbnorm.batch_norm_training(g.x, g.state, out=out),
+    "training with an activation": lambda g, out: nbnorm.batch_norm_training(g.x, g.state, out=out, activation="relu"),
     "frozen training": lambda g, out: nbnorm.batch_norm_training(g.x, g.state, use_running=True, out=out),
     "inference": lambda g, out: nbnorm.batch_norm_inference(g.x, g.state, out=out),
     "backward": lambda g, out: nbnorm.batch_norm_backward(g.dy, g.saved, out=out),

@@ -23,7 +23,8 @@ def in_ghost_batches(
 ) -> tuple[NDArray, Saved]:  # fmt: skip
     """One `step` after the other, when all is known to go well with every one of them; arguments as it takes them."""
     kernels, x, axes = checked(x, state, axis)
-    whole = counted(kernels, layout_of(x, axes), x, where, weights, nan)
+    of_whole = layout_of(x, axes)
+    whole = counted(kernels, of_whole, x, where, weights, nan)
     _arguments.activation(activation)
     residual = None if residual is None else checked_residual(kernels, residual, x)
     if out is not None:
@@ -56,4 +57,4 @@ def in_ghost_batches(
             )[1]
             for part, of_where, of_weights in zip(parts, *cut, strict=True)
         ]  # fmt: skip
-    return y, Saved.of_groups(x, y, where, weights, axis, state, parts, saved)
+    return y, Saved.of_groups(x, y, where, weights, of_whole, axis, state, parts, saved)

@@ -100,12 +100,12 @@ class Saved:
 
     @classmethod
     def of_groups(
-        cls, x: NDArray, y: NDArray, where: NDArray | None, weights: NDArray | None, axis: Axis, state: BatchNormState,
-        parts: list[Index], groups: list[Saved],
+        cls, x: NDArray, y: NDArray, where: NDArray | None, weights: NDArray | None, layout: Layout, axis: Axis,
+        state: BatchNormState, parts: list[Index], groups: list[Saved],
     ) -> Saved:  # fmt: skip
         """Of ghost batches; their parameter gradients are float64, to be added."""
         first = groups[0]
-        saved = cls(x, x, first._layout, axis, False, state, first._stats, first._kernels, None)
+        saved = cls(x, x, layout, axis, False, state, first._stats, first._kernels, None)
         saved.groups, saved._parts, saved._with_residual = tuple(groups), parts, first._with_residual
         saved._renorm, saved.y = first._renorm, None if first.y is None else y  # gamma is there, and the same in all
         saved._where, saved._weights = where, weights

@@ -153,6 +153,13 @@ def test_copies_of_saved_give_the_same_gradients(rng):
         assert all(same_bits(a, b) for a, b in zip(backward(dy, other), exact, strict=True))
 
 
+def test_copies_of_saved_keep_the_memory_order_of_x(rng):
+    x, dy = np.asfortranarray(sample(rng, (4, 3, 6))), sample(rng, (4, 3, 6))
+    _, saved = training(x, nbnorm.BatchNormState(3), ghost=1)
+    other = pickle.loads(pickle.dumps(saved))
+    assert other.x.strides == backward(dy, other).dx.strides == x.strides
+
+
 def test_out_may_be_what_it_may_be_without(rng):
     x, dy = sample(rng, (7, 3, 6)), sample(rng, (7, 3, 6))
     out = np.zeros_like(x, order="F")

@@ -15,6 +15,7 @@ from common import random_state, sample, snapshot
 from test_processes import run
 
 import nbnorm
+from nbnorm import functional
 from nbnorm._running import Running
 
 ALLOCATIONS = {"zeros", "empty", "ones", "empty_like", "array", "ascontiguousarray", "ndarray.astype", "ndarray.copy"}
@@ -114,6 +115,23 @@ def test_a_failure_anywhere_leaves_all_or_nothing(given, rng, call, make_out, sh
     out = fresh()
     call(given, out)
     assert (snapshot(given.state), out.tobytes()) == after
+
+
+def test_a_failure_between_ghost_batches_leaves_whole_steps(given, monkeypatch):
+    of_first = copy.deepcopy(given.state)
+    nbnorm.batch_norm_training(given.x[:4], of_first)
+    layout_of, left = functional.layout_of, [1]
+
+    def once(*arguments):
+        if not left:
+            raise MemoryError("injected")
+        left.pop()
+        return layout_of(*arguments)
+
+    monkeypatch.setattr(functional, "layout_of", once)
+    with pytest.raises(MemoryError):
+        nbnorm.batch_norm_training(given.x, given.state, ghost=4)
+    assert snapshot(given.state) == snapshot(of_first)
 
 
 # ---- signals

@@ -143,6 +143,11 @@ def test_no_ghost_batch_writes_over_what_another_one_reads(given):
     found = backward(given.dy, saved, out=y)  # which `saved` has no use for any more
     assert found.dx is y
     assert all(same_bits(a, b) for a, b in zip(found, exact, strict=True))
+    memory[...] = 1
+    _, saved = training(given.x, given.state, ghost=4, residual=np.ones_like(given.x), weights=memory[:8])
+    for name in ("out", "dresidual_out"):
+        refuse(given, lambda n=name: backward(given.dy, saved, **{n: memory[4:]}), ValueError,
+               f"{name} overlaps weights", arrays=[memory])  # fmt: skip
 
 
 def test_copies_of_saved_give_the_same_gradients(rng):

@@ -21,7 +21,7 @@ from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, let_through, share, spread
-from nbnorm._cpu.vector import FEW, LANES, activated, deviation, function, minus, once, routine
+from nbnorm._cpu.vector import FEW, LANES, activated, deviation, function, larger, minus, once, routine, smaller
 from nbnorm._cpu.vector_mask import cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import (
     LINE,
@@ -53,7 +53,10 @@ def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
     Coefficients are numbers, vectors, or tables read at t.
     """
     u, scale, shift = deviation(x, lanes(k, t), lanes(h, t), lanes(a, t)), lanes(scale, t), lanes(shift, t)
-    g = of_map(dy, u, slope, b, o, t)
+    g = dy
+    if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if slope is not None:
+            g = let_through(dy, u, slope, lanes(b, t), lanes(o, t))
     if w is not None:
         m, factor = lanes_that_count(w, x, n)
         return counted_image(x, g, u, m, factor, lanes(h, t), lanes(a, t), scale, shift)
@@ -73,16 +76,6 @@ def beside(z, residual, slope):
     if slope is not None:
         z = activated(z, slope)
     return z
-
-
-@routine
-def of_map(dy, u, slope, scale, shift, t):
-    """What is let through of dy, Eq. 35; forwards dy is None."""
-    g = dy
-    if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-        if slope is not None:
-            g = let_through(dy, u, slope, lanes(scale, t), lanes(shift, t))
-    return g
 
 
 @routine
@@ -108,7 +101,7 @@ def run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, t, strea
     Streaming from memory, it asks for what lies `ahead` values further on; 0 where the CPU sees that coming.
     """
     if streaming:
-        n = min(end - i, until_line(y, i))
+        n = smaller(end - i, until_line(y, i))
         if n > 0:
             part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, t)
             i += n
@@ -180,10 +173,10 @@ def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, s
 def segments(worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
     """What one worker does."""
     pieces = (S + CHUNK - 1) // CHUNK
-    group = GROUP // max(1, min(S, CHUNK))
+    group = GROUP // larger(1, smaller(S, CHUNK))
     first, last = share(worker, workers, N * C * pieces)
     while last > first:
-        start = max(first, last - group)
+        start = larger(first, last - group)
         # Counted on from here: a division for each segment would take as long as a vector.
         b, p = start // pieces, start % pieces
         c = b % C
@@ -191,7 +184,7 @@ def segments(worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S,
             at = w
             if w is not None:  # else LLVM would not know that nobody needs the quotient
                 at = shifted(w, b // C, c, p * CHUNK)
-            i, end = b * S + p * CHUNK, b * S + min(S, (p + 1) * CHUNK)
+            i, end = b * S + p * CHUNK, b * S + smaller(S, (p + 1) * CHUNK)
             segment(x, dy, other, slope, at, y, c, i, end, origins, coef, streaming)
             p += 1
             if p == pieces:
@@ -261,7 +254,7 @@ def line_start(i, size, edge, line):
     """The next i where a line begins: runs end and begin there. One line begins at `edge`, each has `line` values."""
     if 0 < i < size:
         i += (edge - i) & (line - 1)
-    return min(i, size)
+    return smaller(i, size)
 
 
 @once
@@ -271,19 +264,19 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
     """
-    group, panel = max(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
-    ahead = max(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
+    group, panel = larger(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
+    ahead = larger(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
     # Numbers for line_start, not y: in the serial twin Numba counted references to it with an atomic instruction a row,
     # which waited until streaming stores had arrived in memory.
     edge = until_line(y, 0)
     line = LINE // y.itemsize if streaming and w is None else 1  # the values of a row count in a way of their own
     while r1 > r0:
-        r = max(r0, r1 - group)
+        r = larger(r0, r1 - group)
         for j in range(j0, j1, panel):
-            stop = min(j1, j + panel)
+            stop = smaller(j1, j + panel)
             m = r
             if abreast:
-                full = min(r1, size // K) - r  # the last row of all may be shorter
+                full = smaller(r1, size // K) - r  # the last row of all may be shorter
                 its = shifted(w, r, 0, j)
                 rows_run(x, dy, other, slope, its, y, r * K + j, full, K, stop - j, k, h, o, a, b, scale, shift, j - j0)
                 m += full
@@ -300,9 +293,9 @@ def columns(worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N
     """What one worker does."""
     size = N * C * S
     rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
-    pieces = 1 if parts >= 4 * workers else min(rows, workers)  # tables are built once a piece
+    pieces = 1 if parts >= 4 * workers else smaller(rows, workers)  # tables are built once a piece
     first, last = share(worker, workers, parts * pieces)
-    k, width = tables[worker], min(K, MAP_WIDTH) + 3 * LANES
+    k, width = tables[worker], smaller(K, MAP_WIDTH) + 3 * LANES
     scale, shift, a, h = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
     b, o = a, h
     if dy is not None:
@@ -313,7 +306,7 @@ def columns(worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N
     for task in range(last - 1, first - 1, -1):
         r0, r1 = share(task % pieces, pieces, rows)
         j = task // pieces * MAP_WIDTH
-        j1 = min(K, j + MAP_WIDTH)
+        j1 = smaller(K, j + MAP_WIDTH)
         n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
         if not is_single(coef):
             spread(k, origins, j, n, C, S)

@@ -230,7 +230,7 @@ def samples_of(counters, samples, c):
 def count_batch(counters, count):
     counters[BATCHES] += 1
     if count is not None:
-        counters[SAMPLES] += int(count)
+        counters[SAMPLES] += np.int64(count)
 
 
 @function

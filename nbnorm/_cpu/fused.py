@@ -33,7 +33,7 @@ from nbnorm._cpu.reduce import (
     signs_of,
     spread,
 )
-from nbnorm._cpu.vector import INLINED, LANES, zeros
+from nbnorm._cpu.vector import INLINED, LANES, smaller, zeros
 from nbnorm._cpu.vector_mask import cursor, for_map, shifted
 from nbnorm._cpu.vector_memory import fence, is_single, store
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
@@ -102,7 +102,7 @@ def fused_columns(
             if slope is not None:
                 of_scale, of_shift = tables[4 * width :], tables[5 * width :]
         for b in range(first, last):
-            c0, c1 = b * channels, min(C, (b + 1) * channels)
+            c0, c1 = b * channels, smaller(C, (b + 1) * channels)
             cols = (c1 - c0) * S
             origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
             spread(k, stats[ORIGIN], c0 * S, cols, C, S)
@@ -116,7 +116,7 @@ def fused_columns(
                 for j in range(at, at + terms * width, LANES):
                     store(acc, j, zeros())
                 i, of_block = r * K + c0 * S, shifted(its, r, 0, c0 * S)
-                n = min(block, N - r)
+                n = smaller(block, N - r)
                 column_sums(x, dy, of_dy, of_block, i, n, K, cols, k, h, of_scale, of_shift, acc, at, width)
                 if at > 0:
                     add_sums(x, dy, its, acc, at, width)

@@ -19,7 +19,7 @@ from nbnorm._cpu.counted import add_counted, found, lanes_that_count, usual
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import FEW, LANES, function, gated, keep, minus, once, routine, zeros
+from nbnorm._cpu.vector import FEW, LANES, function, gated, keep, larger, minus, once, routine, smaller, zeros
 from nbnorm._cpu.vector_mask import below, cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
 from nbnorm._formulas import (
@@ -119,10 +119,7 @@ def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
 @routine
 def let_through(dy, u, slope, scale, shift):
     """Eq. 35: scale and shift are those of y."""
-    g = dy
-    if slope is not None:
-        g = gated(dy, affine(u, scale, shift), slope)
-    return g
+    return gated(dy, affine(u, scale, shift), slope)
 
 
 @routine
@@ -140,7 +137,8 @@ def rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums):
     for r in range(rows):
         v, g = load(x, i + r * stride), load(dy, i + r * stride)
         u = minus(v, k)
-        g = let_through(g, u, slope, scale, shift)
+        if slope is not None:
+            g = let_through(g, u, slope, scale, shift)
         if w is None:
             sums = add(sums, u if dy is None else minus(g, h), u)
         else:
@@ -154,7 +152,8 @@ def rows_sums_part(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums
     """The same for the first n lanes; the others add 0, whatever k and h hold there."""
     for r in range(rows):
         v, g = load_part(x, i + r * stride, n, LANES), load_part(dy, i + r * stride, n, LANES)
-        g = let_through(g, v - k, slope, scale, shift)
+        if slope is not None:
+            g = let_through(g, v - k, slope, scale, shift)
         if w is None:
             u = keep(v - k, n, LANES)
             sums = add(sums, u if dy is None else keep(g - h, n, LANES), u)
@@ -169,7 +168,8 @@ def rows_sums_few(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums)
     """`rows_sums_part` for n <= FEW."""
     for r in range(rows):
         v, g = load_part(x, i + r * stride, n, FEW), load_part(dy, i + r * stride, n, FEW)
-        g = let_through(g, v - k, slope, scale, shift)
+        if slope is not None:
+            g = let_through(g, v - k, slope, scale, shift)
         if w is None:
             u = keep(v - k, n, FEW)
             sums = add(sums, u if dy is None else keep(g - h, n, FEW), u)
@@ -209,7 +209,7 @@ def chunk_bounds(t, per, piece, N, S):
     """Segments n0:n1 and values i0:i1 of each that make up chunk t of a channel."""
     pieces = (S + piece - 1) // piece
     n0, i0 = t // pieces * per, t % pieces * piece
-    return n0, min(N, n0 + per), i0, min(S, i0 + piece)
+    return n0, smaller(N, n0 + per), i0, smaller(S, i0 + piece)
 
 
 @function
@@ -262,9 +262,9 @@ def spread(table, values, j, n, C, S):
     """
     c, i = j // S % C, 0
     if S == 1:
-        first = n if C >= LANES else min(n, (LANES + C - 1) // C * C)  # whole periods of at least a vector
+        first = n if C >= LANES else smaller(n, (LANES + C - 1) // C * C)  # whole periods of at least a vector
         while i < first:
-            m = min(first - i, C - c, LANES)
+            m = smaller(smaller(first - i, C - c), LANES)
             store(table, i, load_part_as(values, values, c, m, LANES))
             i += m
             c = c + m if c + m < C else 0
@@ -275,7 +275,7 @@ def spread(table, values, j, n, C, S):
     end = S - j % S  # of this channel's columns, counted from j
     while i < n:
         value = lanes(values[c], 0)
-        while i < min(end, n):  # what is stored beyond `end` the next channel overwrites
+        while i < smaller(end, n):  # what is stored beyond `end` the next channel overwrites
             store(table, i, value)
             i += LANES
         i, end = end, end + S
@@ -290,9 +290,9 @@ def column_sums(x, dy, slope, w, i, rows, stride, cols, k, h, scale, shift, acc,
     For the cursor a row is a sample.
     """
     step = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
-    ahead = max(step * stride, AHEAD)
+    ahead = larger(step * stride, AHEAD)
     for r in range(0, rows, step):
-        start, n = i + r * stride, min(step, rows - r)
+        start, n = i + r * stride, smaller(step, rows - r)
         j = 0
         while j + LANES <= cols:
             kv, hv, sums, its = load(k, j), load(h, j), load_sums(x, dy, w, acc, at + j, width), shifted(w, r, 0, j)
@@ -334,7 +334,7 @@ def channel_totals(x, dy, w, acc, width, c, C, S, tile):
     for t in range(tile):
         j, end = (t * C + c) * S, (t * C + c + 1) * S
         while j < end:
-            n = min(LANES, end - j)
+            n = smaller(LANES, end - j)
             sums = join(sums, load_sums_part(x, dy, w, acc, j, width, n))
             j += LANES
     return totals(sums)
@@ -377,7 +377,7 @@ def reduce_columns(
         for task in range(first, last):
             panel, b = task // blocks, task % blocks
             j = panel * PANEL
-            n, cols = min(block, rows - b * block), min(PANEL, K - j)
+            n, cols = smaller(block, rows - b * block), smaller(PANEL, K - j)
             if filled != panel:
                 spread(k, stats[ORIGIN], j, cols, C, S)
                 if dy is not None:
@@ -393,7 +393,7 @@ def reduce_columns(
             of_block, of_rest = shifted(its, b * block, 0, j), shifted(its, rows, 0, j)
             column_sums(x, dy, slope, of_block, b * block * K + j, n, K, cols, k, h, scale, shift, acc, at, width)
             if rest > j and b == blocks - 1:
-                i, n = rows * K + j, min(cols, rest - j)
+                i, n = rows * K + j, smaller(cols, rest - j)
                 column_sums(x, dy, slope, of_rest, i, ONE_ROW, K, n, k, h, scale, shift, acc, at, width)
     for b in range(1, blocks):
         add_sums(x, dy, w, acc, b * terms * width, width)

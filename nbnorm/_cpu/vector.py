@@ -156,6 +156,21 @@ def gated(typingctx, g, z, slope):
     return g(g, z, types.float64), emit
 
 
+def _chosen(relation):
+    """min or max of two integers: what Numba makes of those is two functions for every signature, compiled anew."""
+
+    def typer(typingctx, a, b):
+        def emit(ctx, builder, sig, args):
+            return builder.select(builder.icmp_signed(relation, *args), *args)
+
+        return types.int64(types.int64, types.int64), emit
+
+    return intrinsic(typer)
+
+
+smaller, larger = _chosen("<"), _chosen(">")
+
+
 def resized(builder, value, width):
     """The first `width` lanes of a vector, or the vector and zeros behind it."""
     picks = [min(lane, value.type.count) for lane in range(width)]
@@ -216,6 +231,8 @@ if config.DISABLE_JIT:
         fold,
         gated,
         keep,
+        larger,
         minus,
+        smaller,
         zeros,
     )

@@ -47,6 +47,9 @@ def _narrow(values: Vector, dtype: np.dtype) -> NDArray:
     return (np.where(np.isnan(single), np.uint32(0x7FC00000), rounded) >> 16).astype(np.uint16).view(np.int16)
 
 
+smaller, larger = min, max
+
+
 def zeros() -> Vector:
     return np.zeros(LANES)
 

@@ -212,6 +212,17 @@ def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memo
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 
 
+@pytest.mark.parametrize(
+    ("name", "memory", "cc"),
+    [
+        ("reduce.reduce_columns counted uint8, float64, counted", "float32", HOPPER),
+        ("apply.normalize_columns beside", "int16", (12, 0)),
+    ],
+)
+def test_what_once_spilled(compile_for, name, memory, cc):
+    check_packs(check_resources(compile_for, name, memory, cc), name, memory)
+
+
 def check_packs(ptx, name, memory):
     """16 bytes at a time, as many as there are registers for."""
     packs = {**KERNELS, **COUNTED}[name][0].count("X")

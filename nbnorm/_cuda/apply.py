@@ -279,7 +279,8 @@ def map_columns(x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, 
         end = min(rows, (p + 1) * per) * KV
         n, dn = (p * per + below) * tile, down * tile  # the sample that a row begins with
         if dy is None:
-            while at + 3 * step < end:
+            # Beside a residual the coefficients of 8 columns leave registers for two rows.
+            while (other is None or L < 8) and at + 3 * step < end:
                 x0, x1, x2, x3 = load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
                 r0, r1 = load(other, at), load(other, at + step)
                 r2, r3 = load(other, at + 2 * step), load(other, at + 3 * step)
@@ -288,6 +289,12 @@ def map_columns(x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, 
                 store(y, at + 2 * step, image(x2, None, r2, slope, k, scale, shift, a, h, b, o))
                 store(y, at + 3 * step, image(x3, None, r3, slope, k, scale, shift, a, h, b, o))
                 at += 4 * step
+            if other is not None:
+                while L >= 8 and at + step < end:
+                    x0, x1, r0, r1 = load(x, at), load(x, at + step), load(other, at), load(other, at + step)
+                    store(y, at, image(x0, None, r0, slope, k, scale, shift, a, h, b, o))
+                    store(y, at + step, image(x1, None, r1, slope, k, scale, shift, a, h, b, o))
+                    at += 2 * step
         else:
             while L < 8 and at + step < end:  # the coefficients of 8 columns leave no registers for two rows
                 x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)

@@ -6,6 +6,7 @@ are constant, are weights that are not float32 or float64, and arrays that have 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -34,6 +35,27 @@ class Counted(NamedTuple):
     weights_c: int
     weights_s: int
     omit: bool
+
+
+class Tangent(NamedTuple):
+    """In the place of dy: its sums are weighted (docs/math.md, Eq. 39), and its map is that of every position."""
+
+    ddx: Any
+
+
+class Both(NamedTuple):
+    """In the place of dy: the sum of v*u is that of their product, u being ddx - k."""
+
+    dy: Any
+    ddx: Any
+
+
+Gradient = NDArray[Any] | Tangent | Both
+
+
+def each(function: Callable[..., Any], arrays: Any) -> Any:
+    """A Tangent or a Both of what the function makes of the arrays of another."""
+    return type(arrays)(*map(function, arrays))
 
 
 def in_rows(w: Counted | None, S: int) -> bool:

@@ -15,7 +15,7 @@ from nbnorm.saved import Saved
 
 
 def refuse_what_is_not_built(saved: Saved) -> None:
-    """Where some values count more or less than once, all three sums have weights (docs/math.md): not built yet."""
+    """Never a wrong number."""
     beside = {
         "ghost": bool(saved.groups),
         "renorm": saved._renorm is not None,
@@ -26,11 +26,6 @@ def refuse_what_is_not_built(saved: Saved) -> None:
         raise ValueError(
             f"the forward pass had {name}=, after which batch_norm_double_backward and batch_norm_jvp are not built; "
             "they are without it"
-        )
-    if saved._w is not None or saved._is_counted:  # on this rank, or on another one
-        raise ValueError(
-            "the forward pass had where=, weights= or nan='omit', after which batch_norm_double_backward and "
-            "batch_norm_jvp are not built; they are without these"
         )
 
 

@@ -65,12 +65,16 @@ def batch_norm_double_backward(
     Sums and arithmetic in float64. Where the forward pass used the running statistics these are constants. The three
     arrays are read once from memory where the values of a channel fit a cache.
 
+    After a forward pass with `where`, `weights` or ``nan="omit"`` all of dy and ddx act, also where a value does not
+    count; where such an x is not finite they are ignored, and ddy and dx are 0. Then x is read five times from memory,
+    ddx four and dy three times.
+
     Where it had a `sync`, dgamma and dbeta of the backward pass count as those of the whole batch, so that ddgamma and
     ddbeta have to be the same on every rank; one message is exchanged, none for "local" and running statistics.
 
     References
     ----------
-    Derived in docs/math.md, Eq. 27 to 33.
+    Derived in docs/math.md, Eq. 27 to 33 and 39 to 41.
 
     Examples
     --------
@@ -101,7 +105,8 @@ def batch_norm_double_backward(
             ddx = like_x("ddx", ddx, saved)
         with kernels.on_device_of(x):
             xp = kernels.xp
-            if ddx is None and peers is not None and not frozen:  # another rank may have one, on which this one depends
+            if ddx is None and (saved._w is not None or (peers is not None and not frozen)):
+                # Values may be missing; or another rank may have one, on which this one depends.
                 ddx = kernels.kept(xp.zeros_like(x))
             directions = like_parameters(saved, ddgamma=ddgamma, ddbeta=ddbeta)
             ddy, dx = xp.empty_like(x), xp.empty_like(x)
@@ -111,35 +116,42 @@ def batch_norm_double_backward(
             message, sums = kernels.scratch(8 * C + 1), kernels.scratch(8 * C).reshape(8, C)
             if peers is not None:
                 message[-1] = _shards.WELL
-                own = message[:-1].reshape(8, C)
-                kernels.double_sums(cotangent, given, flat, layout.shape, stats, saved._own, own)
+                own, own_count = message[:-1].reshape(8, C), None if saved._is_counted else float(N * S)
+                kernels.double_sums(
+                    cotangent, given, flat, layout.shape, stats, saved._own, own, own_count, saved._w
+                )  # fmt: skip
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
         _shards.announce(peers, lambda: failed(kernels, saved, 8))
         raise
 
     # With frozen statistics there is no count in the maps: what it divides is 0.
-    count, shape = 1.0 if frozen else float(N * S), layout.shape
+    count, shape, w = 1.0 if frozen else None, layout.shape, saved._w
     with kernels.on_device_of(x):
         if peers is not None:
             ranks = None if saved._counts is None else len(saved._counts)
             gathered = _shards.exchange_marked(peers, message, ranks)
-            counts = np.zeros(len(gathered)) if saved._counts is None else saved._counts[:, 0]
+            counts = np.zeros((len(gathered), 1)) if saved._counts is None else saved._counts
             kernels.merge_double_sums(counts, gathered, sums)
-            count = 1.0 if frozen else float(counts.sum())
+            if not (frozen or saved._is_counted):
+                count = float(counts.sum())
         elif frozen:
-            kernels.double_sums(cotangent, given, flat, shape, stats, None, sums)
+            kernels.double_sums(cotangent, given, flat, shape, stats, None, sums, None, w)
 
         if peers is None and not frozen:
             if x.size:
-                kernels.double_backward(cotangent, given, flat, target_ddy, target_dx, shape, stats, directions, dgamma)
+                kernels.double_backward(
+                    cotangent, given, flat, target_ddy, target_dx, shape, stats, directions, dgamma, w
+                )  # fmt: skip
         else:
-            kernels.apply_tangent(cotangent, flat, target_ddy, shape, stats, sums[DDX:], directions, count)
+            kernels.apply_tangent(cotangent, flat, target_ddy, shape, stats, sums[DDX:], directions, count, w)
             if frozen:
-                kernels.apply_frozen_second(given, target_dx, shape, stats, sums, directions, dgamma)
+                kernels.apply_frozen_second(given, flat, target_dx, shape, stats, sums, directions, dgamma, w)
             else:
-                kernels.apply_second(cotangent, given, flat, target_dx, shape, stats, sums, directions, dgamma, count)
+                kernels.apply_second(
+                    cotangent, given, flat, target_dx, shape, stats, sums, directions, dgamma, count, w
+                )  # fmt: skip
                 if dgamma is not None and param_grads == "local":
-                    kernels.shard_gamma(own, float(N * S), sums, count, stats, dgamma)
+                    kernels.shard_gamma(own, saved._own, own_count, sums, count, stats, dgamma)
         kernels.finish(layout, target_ddy, ddy)
         kernels.finish(layout, target_dx, dx)
     return DoubleGradients(ddy, dx, dgamma)

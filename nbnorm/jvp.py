@@ -51,9 +51,12 @@ def batch_norm_jvp(
     ``batch_norm_backward(g, saved)`` returns. Where the forward pass had a `sync`, dgamma and dbeta have to be the same
     on every rank, and one message is exchanged; none with running statistics.
 
+    After a forward pass with `where`, `weights` or ``nan="omit"`` the means are weighted, and dy is that of every
+    position; where a value does not count and is not finite dx is ignored, and dy is 0.
+
     References
     ----------
-    Derived in docs/math.md, Eq. 25 and 26.
+    Derived in docs/math.md, Eq. 25, 26 and 39.
 
     Examples
     --------
@@ -79,15 +82,17 @@ def batch_norm_jvp(
             inputs = {"x": x} if dx is None else {"dx": dx, "x": x}
             _arguments.output(kernels, out, x, inputs, allowed=("dx", "x"))
         with kernels.on_device_of(x):
-            if dx is None and peers is not None:  # another rank may have one, on which this one depends
+            if dx is None and (peers is not None or saved._w is not None):
+                # Another rank may have one, on which this one depends; or values may be missing.
                 dx = kernels.kept(kernels.xp.zeros_like(x))
             directions = like_parameters(saved, dgamma=dgamma, dbeta=dbeta)
             dy = kernels.xp.empty_like(x) if out is None else out
             given, target = None if dx is None else kernels.read(layout, dx), kernels.write(layout, dy)
+            count = 1.0 if saved.use_running else None if saved._is_counted else float(N * S)
             sums = kernels.kept(kernels.xp.zeros((4, C)))
             if dx is not None and not saved.use_running:
                 own = stats if saved._own is None else saved._own
-                kernels.gradient_sums(given, saved._flat, layout.shape, stats, own, sums, float(N * S), None)
+                kernels.tangent_sums(given, saved._flat, layout.shape, stats, own, sums, count, saved._w)
             if peers is not None:
                 message = kernels.scratch(4 * C + 1)
                 message[:-1], message[-1] = sums.reshape(-1), _shards.WELL
@@ -95,14 +100,13 @@ def batch_norm_jvp(
         _shards.announce(peers, lambda: failed(kernels, saved, 4))
         raise
 
-    count = 1.0 if saved.use_running else float(N * S)  # with frozen statistics what it divides is 0
     with kernels.on_device_of(x):
         if peers is not None:
             counts = np.asarray(saved._counts)
             gathered = _shards.exchange_marked(peers, message, len(counts))
-            count = float(counts.sum())
+            count = None if saved._is_counted else float(counts.sum())
             kernels.merge_gradient_sums(counts, gathered, sums)
         if x.size:
-            kernels.apply_tangent(given, saved._flat, target, layout.shape, stats, sums, directions, count)
+            kernels.apply_tangent(given, saved._flat, target, layout.shape, stats, sums, directions, count, saved._w)
         kernels.finish(layout, target, dy)
     return dy

@@ -9,15 +9,28 @@ from tolerance import assert_close, assert_gradient_close, assert_stat_close
 import nbnorm
 
 
-def sizes(ddx, ddgamma, ddbeta, dy, x, gamma, eps, axis, statistics=None):
+def sizes(ddx, ddgamma, ddbeta, dy, x, gamma, eps, axis, statistics=None, w=None):
     """Largest terms of ddy and dx in each channel, and the sum of those of dgamma: (channels...) each.
 
     docs/math.md, the equations of double backward, with the magnitude of every product in the place of the product.
+    Where values count w times, g_left is dy - w*sum(dy)/sum(w), and ddx loses its weighted mean.
     """
+    if w is not None:
+        gone = reference.absent(x, w)
+        dy, ddx = (None if values is None else np.where(gone, 0, values) for values in (dy, ddx))
+        if statistics is not None:
+            x, w = np.where(gone, 0, x), None
     v, g = reference.by_channel(x, axis), reference.by_channel(dy, axis)
     z = np.zeros_like(g) if ddx is None else reference.by_channel(ddx, axis)
     n, channels = v.shape[-1], v.shape[:-1]
-    if statistics is None:
+    often = 1
+    if w is not None:
+        c, _, m2, total = reference.weighted_centred(x, w, axis)
+        c, often, n = np.where(reference.by_channel(gone, axis) > 0, 0, c), reference.by_channel(w, axis), total
+        n, var = n[..., None], (m2 / n)[..., None]
+        g_left = g - often * g.sum(-1, keepdims=True) / n
+        z_left = z - (often * np.where(often > 0, z, 0)).sum(-1, keepdims=True) / n
+    elif statistics is None:
         c, g_left, z_left = (reference.centred(values)[0] for values in (v, g, z))
         var = (c * c).mean(-1, keepdims=True)
     else:
@@ -28,16 +41,17 @@ def sizes(ddx, ddgamma, ddbeta, dy, x, gamma, eps, axis, statistics=None):
     G, b = np.abs(reference.parameter(ddgamma, 0, channels)), np.abs(reference.parameter(ddbeta, 0, channels))
     x_hat, g_left, z_left = np.abs(c) * inv_std, np.abs(g_left), np.abs(z_left)
     sigma, alpha, delta = (
-        (one * other).mean(-1, keepdims=True) for one, other in ((g_left, z_left), (z_left, x_hat), (g_left, x_hat))
+        (one * other).sum(-1, keepdims=True) / n
+        for one, other in ((g_left, z_left), (often * z_left, x_hat), (g_left, x_hat))
     )
     if statistics is not None:
         alpha = delta = 0
     f = inv_std * (G + a * alpha)
     of_ddy = a * z_left + f / inv_std * x_hat + b
-    of_dx = f * g_left + a * inv_std * delta * z_left
+    of_dx = f * g_left + often * a * inv_std * delta * z_left
     if statistics is None:
-        of_dx += inv_std * (a * (sigma + 3 * alpha * delta) + G * delta) * x_hat
-    of_dgamma = n * inv_std * (sigma + alpha * delta)
+        of_dx += often * inv_std * (a * (sigma + 3 * alpha * delta) + G * delta) * x_hat
+    of_dgamma = np.broadcast_to(n * inv_std * (sigma + alpha * delta), (*channels, 1))
     return of_ddy.max(-1), of_dx.max(-1), of_dgamma[..., 0]
 
 
@@ -50,14 +64,29 @@ def assert_array_close(found, exact, terms, axis):
         assert_close(found, exact, axis)
 
 
-def assert_derivatives(found, tangent, ddx, ddgamma, ddbeta, dy, x, state, axis, running=None):
+def exact_derivatives(ddx, ddgamma, ddbeta, dy, x, state, axis, running=None, w=None):
+    """Both from the oracle; `w` is how often values count."""
+    rest = state.gamma, state.eps, axis
+    if w is None:
+        exact = reference.double_backward(ddx, ddgamma, ddbeta, dy, x, *rest, running)
+        return exact, reference.derivatives(ddx, ddgamma, ddbeta, x, *rest, running)
+    if running is None:
+        exact = reference.weighted_double_backward(ddx, ddgamma, ddbeta, dy, x, w, *rest)
+        return exact, reference.weighted_derivatives(ddx, ddgamma, ddbeta, x, w, *rest)
+    gone = reference.absent(x, w)
+    x, dy, ddx = (None if values is None else np.where(gone, 0, values) for values in (x, dy, ddx))
+    exact = reference.double_backward(ddx, ddgamma, ddbeta, dy, x, *rest, running)
+    exact = exact._replace(ddy=np.where(gone, 0, exact.ddy))
+    return exact, np.where(gone, 0, reference.derivatives(ddx, ddgamma, ddbeta, x, *rest, running))
+
+
+def assert_derivatives(found, tangent, ddx, ddgamma, ddbeta, dy, x, state, axis, running=None, w=None):
     """What `batch_norm_double_backward` and `batch_norm_jvp` gave, as arrays of the CPU."""
-    arguments = x, state.gamma, state.eps, axis, running
-    terms = sizes(ddx, ddgamma, ddbeta, dy, *arguments)
-    exact = reference.double_backward(ddx, ddgamma, ddbeta, dy, *arguments)
+    terms = sizes(ddx, ddgamma, ddbeta, dy, x, state.gamma, state.eps, axis, running, w)
+    exact, exact_tangent = exact_derivatives(ddx, ddgamma, ddbeta, dy, x, state, axis, running, w)
     assert_array_close(found[0], exact.ddy, terms[0], axis)
     assert_array_close(found[1], exact.dx, terms[1], axis)
-    assert_array_close(tangent, reference.derivatives(ddx, ddgamma, ddbeta, *arguments), terms[0], axis)
+    assert_array_close(tangent, exact_tangent, terms[0], axis)
     dgamma = found[2]
     assert (dgamma is None) == (state.gamma is None)
     if dgamma is not None:
@@ -68,7 +97,7 @@ def assert_derivatives(found, tangent, ddx, ddgamma, ddbeta, dy, x, state, axis,
             assert_stat_close(dgamma, exact.dgamma)
 
 
-def check_derivatives(ddx, ddgamma, ddbeta, dy, saved, state, running=None):
+def check_derivatives(ddx, ddgamma, ddbeta, dy, saved, state, running=None, w=None):
     """Run `batch_norm_double_backward` and `batch_norm_jvp` and compare. Returns what the first one gave."""
     x = saved.x
     given = [a for a in (x, dy, ddx, ddgamma, ddbeta) if a is not None]
@@ -78,5 +107,5 @@ def check_derivatives(ddx, ddgamma, ddbeta, dy, saved, state, running=None):
     assert [a.tobytes() for a in given] == before
     for array in (found.ddy, found.dx, tangent):
         assert (array.strides, array.dtype) == (np.empty_like(x).strides, x.dtype)
-    assert_derivatives(found, tangent, ddx, ddgamma, ddbeta, dy, x, state, saved.axis, running)
+    assert_derivatives(found, tangent, ddx, ddgamma, ddbeta, dy, x, state, saved.axis, running, w)
     return found

@@ -340,19 +340,72 @@ def double_backward(ddx, ddgamma, ddbeta, dy, x, gamma=None, eps=1e-5, axis=1, s
     return DoubleBackward(like(of_g, x, axis), like(centred(of_c)[0], x, axis), of_gamma[..., 0])
 
 
-def backward_formula(dy, x, gamma, eps, statistics=None):
+def weighted_derivatives(dx, dgamma, dbeta, x, w, gamma=None, eps=1e-5, axis=1):
+    """`derivatives` of `weighted_training`; 0 where there is no value."""
+    gone, (c, _, m2, count) = by_channel(absent(x, w).astype(Wide), axis) > 0, weighted_centred(x, w, axis)
+    share, channels = by_channel(w, axis) / count[..., None], m2.shape
+    c, tangent = np.where(gone, 0, c), np.where(gone, 0, 0 if dx is None else by_channel(dx, axis))
+
+    def average(values):
+        return (share * np.where(share > 0, values, 0)).sum(-1, keepdims=True)
+
+    c_tangent = tangent - average(tangent)
+    inv_std = 1 / np.sqrt((m2 / count)[..., None] + Wide(eps))
+    x_hat_tangent = c_tangent * inv_std - c * inv_std**3 * average(c * c_tangent)
+    dy = parameter(gamma, 1, channels) * x_hat_tangent + parameter(dgamma, 0, channels) * (c * inv_std)
+    return like(np.where(gone, 0, dy + parameter(dbeta, 0, channels)), x, axis)
+
+
+def weighted_double_backward(ddx, ddgamma, ddbeta, dy, x, w, gamma=None, eps=1e-5, axis=1):
+    """`double_backward` of `weighted_backward`, whose steps are walked backwards one by one."""
+    gone, (c, _, m2, count) = by_channel(absent(x, w).astype(Wide), axis) > 0, weighted_centred(x, w, axis)
+    share, count, channels = by_channel(w, axis) / count[..., None], count[..., None], m2.shape
+    c, g = (np.where(gone, 0, values) for values in (c, by_channel(dy, axis)))
+    z = np.zeros_like(g) if ddx is None else np.where(gone, 0, by_channel(ddx, axis))
+    gamma, of_dgamma, of_dbeta = (
+        parameter(values, default, channels) for values, default in ((gamma, 1), (ddgamma, 0), (ddbeta, 0))
+    )  # fmt: skip
+
+    def total(values):
+        return values.sum(-1, keepdims=True)
+
+    # Forwards: dx = gamma*inv_std*(g - w*mean - w*x_hat*m), mean = sum(g)/W, m = sum(g*x_hat)/W.
+    inv_std = 1 / np.sqrt((m2 / count[..., 0])[..., None] + Wide(eps))
+    x_hat = c * inv_std
+    g_left = g - share * total(g)  # sum(w*x_hat) is 0
+    m = total(g_left * x_hat) / count
+    dx_hat = g_left - count * share * x_hat * m
+    # Backwards. z may lose its mean: the sum of dx_hat is 0.
+    z = z - total(share * np.where(share > 0, z, 0))
+    of_gamma, of_inv_std, of_dx_hat = total(z * inv_std * dx_hat), total(z * gamma * dx_hat), z * gamma * inv_std
+    of_m = -total(count * share * of_dx_hat * x_hat)
+    of_g = of_dx_hat + of_m * x_hat / count + of_dgamma * x_hat + of_dbeta
+    of_x_hat = -count * share * of_dx_hat * m + of_m * g_left / count + of_dgamma * g_left
+    of_var = -(of_inv_std + total(of_x_hat * c)) * inv_std**3 / 2
+    # What g has lost comes back here: x_hat has it in the sums, which do not see it.
+    of_x_hat = of_x_hat + (of_m / count + of_dgamma) * (g - g_left)
+    of_c = of_x_hat * inv_std + of_var * 2 * share * c
+    dx = of_c - share * total(of_c)
+    return DoubleBackward(
+        like(np.where(gone, 0, of_g), x, axis), like(np.where(gone, 0, dx), x, axis), of_gamma[..., 0]
+    )
+
+
+def backward_formula(dy, x, gamma, eps, statistics=None, w=None):
     """The textbook gradients for x (N, C, S) in the arithmetic of their arguments; works for complex ones too."""
-    mean = x.mean((0, 2), keepdims=True) if statistics is None else statistics[0]
-    var = ((x - mean) ** 2).mean((0, 2), keepdims=True) if statistics is None else statistics[1]
+    w = np.ones(x.shape) if w is None else w
+    count = w.sum((0, 2), keepdims=True)
+    mean = (w * x).sum((0, 2), keepdims=True) / count if statistics is None else statistics[0]
+    var = (w * (x - mean) ** 2).sum((0, 2), keepdims=True) / count if statistics is None else statistics[1]
     inv_std = 1 / np.sqrt(var + eps)
     x_hat = (x - mean) * inv_std
     dx = dy
     if statistics is None:
-        dx = dy - dy.mean((0, 2), keepdims=True) - x_hat * (dy * x_hat).mean((0, 2), keepdims=True)
+        dx = dy - w / count * (dy.sum((0, 2), keepdims=True) + x_hat * (dy * x_hat).sum((0, 2), keepdims=True))
     return Backward(gamma[None, :, None] * inv_std * dx, (dy * x_hat).sum((0, 2)), dy.sum((0, 2)))
 
 
-def complex_double_step(ddx, ddgamma, ddbeta, dy, x, gamma, eps, statistics=None):
+def complex_double_step(ddx, ddgamma, ddbeta, dy, x, gamma, eps, statistics=None, w=None):
     """`double_backward` for x (N, C, S), float64, from `backward_formula`, differentiated as in `complex_step`."""
     h = 1e-100
 
@@ -361,7 +414,7 @@ def complex_double_step(ddx, ddgamma, ddbeta, dy, x, gamma, eps, statistics=None
         result = np.empty(arguments[which].shape)
         for i in np.ndindex(result.shape):
             arguments[which][i] += 1j * h
-            dx, dgamma, dbeta = backward_formula(*arguments, eps, statistics)
+            dx, dgamma, dbeta = backward_formula(*arguments, eps, statistics, w)
             phi = (ddx * dx).sum() + (ddgamma * dgamma).sum() + (ddbeta * dbeta).sum()
             result[i] = phi.imag / h
             arguments[which][i] = arguments[which][i].real

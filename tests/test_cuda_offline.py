@@ -10,6 +10,8 @@ from multiprocessing import get_context
 import pytest
 from offline import compiled
 
+from nbnorm._counted import Both, Tangent
+
 pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
 pytest.importorskip("cuda.core", reason="the linker of numba-cuda[cu13]")
 
@@ -48,6 +50,14 @@ KERNELS = {
     "apply.apply_segments of two counted": (("X", "X", None, None, BOTH, "X", F64, None), [1] * 6),
     "apply.apply_columns of two counted": (("X", "X", None, None, BOTH, "X", F64, None), [1] * 9),
     "counted.first_short counted": (("X", BOTH, F64), [1] * 3 + [1.0]),
+    "reduce.reduce_segments of a tangent counted": (("X", "tangent", None, BOTH, F64, F64, None), [1] * 7),
+    "reduce.reduce_columns of a tangent counted": (("X", "tangent", None, BOTH, F64, F64, None), [1] * 10),
+    "reduce.reduce_segments of three counted": (("X", "both", None, BOTH, F64, F64, None), [1] * 7),
+    "reduce.reduce_columns of three counted": (("X", "both", None, BOTH, F64, F64, None), [1] * 10),
+    "apply.apply_segments of a tangent counted": (("X", "tangent", None, None, BOTH, "X", F64, None), [1] * 6),
+    "apply.apply_columns of a tangent counted": (("X", "tangent", None, None, BOTH, "X", F64, None), [1] * 9),
+    "apply.apply_segments of three counted": (("X", "X", "X", None, BOTH, "X", F64, None), [1] * 6),
+    "apply.apply_columns of three counted": (("X", "X", "X", None, BOTH, "X", F64, None), [1] * 9),
     "reduce.reduce_segments pooled": (("X", None, None, None, F64, F64, "int64"), [1] * 7),
     "apply.normalize_segments": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
     "apply.normalize_segments untracked": (
@@ -113,9 +123,9 @@ OTHERS = {
     "finalize_derivatives.shard_double_sums": ((F64,) * 6, [1] * 4 + [1.0]),
     "finalize_derivatives.finalize_tangent": ((F64,) * 4, [1, 1.0]),
     "finalize_derivatives.finalize_second": ((F64, F64, F64, "float32", F64), [1, 1.0]),
-    "finalize_derivatives.finalize_frozen_second": ((F64, F64, F64, "float32", F64), [1]),
+    "finalize_derivatives.finalize_frozen_second": ((F64, F64, F64, "float32", F64), [1, 1]),
     "finalize_derivatives.add_double_shards": ((F64,) * 3, [1] * 3),
-    "finalize_derivatives.shard_dgamma": ((F64, F64, F64, "float32"), [1] + [1.0] * 2),
+    "finalize_derivatives.shard_dgamma": ((F64, F64, F64, F64, "float32"), [1] + [1.0] * 2),
     "finalize.count_channels": ((F64, F64), [1] * 4),
     "combine.merge_shards": ((F64, F64, F64), [1] * 5),
     "combine.finalize_given": ((F64, *PARAMETERS, F64), [1] + [1.0] * 2),
@@ -149,16 +159,21 @@ def compile_for(request):
 def signature(name, memory):
     """Module, function, kinds and numbers of a kernel for values of this dtype in memory."""
     arrays, numbers = {**KERNELS, **COUNTED, **OTHERS}[name]
-    kinds = tuple((memory, lanes_of(name, memory)) if kind == "X" else kind for kind in arrays)
+    pack = memory, lanes_of(name, memory)
+    packs = {"X": pack, "tangent": Tangent(pack), "both": Both(pack, pack)}
+    kinds = tuple(packs.get(kind, kind) if isinstance(kind, str) else kind for kind in arrays)
     return (*name.split()[0].split("."), kinds, tuple(numbers))
 
 
 def lanes_of(name, memory):
     """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_three), for masks
-    (plan.cut_counted) and for both (plan.cut_gated); one where counts are added up one by one."""
+    (plan.cut_counted) and for both (plan.cut_gated, plan.cut_of_three_counted); one where counts are added up one by
+    one."""
     if name.startswith("counted"):
         return 1
-    if "gated and counted" in name or ("columns" in name and "uint8, float64" in name):
+    if "gated and counted" in name or name.endswith("columns of three counted"):
+        return min(DTYPES[memory], 2)
+    if "columns" in name and "uint8, float64" in name:
         return min(DTYPES[memory], 2)
     few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
     return min(DTYPES[memory], 4) if few else DTYPES[memory]
@@ -225,7 +240,8 @@ def test_what_once_spilled(compile_for, name, memory, cc):
 
 def check_packs(ptx, name, memory):
     """16 bytes at a time, as many as there are registers for."""
-    packs = {**KERNELS, **COUNTED}[name][0].count("X")
+    arrays = {**KERNELS, **COUNTED}[name][0]
+    packs = arrays.count("X") + arrays.count("tangent") + 2 * arrays.count("both")
     written = 0 if name.startswith("reduce") else min(packs, 1)
     loads, stores = wide(ptx, "ld.global"), wide(ptx, "st.global")
     # Four packs in flight and one behind, or two and one of each of two or three arrays.

@@ -21,6 +21,7 @@ CASES = {
     "the example": ("test_keras_example", ["keras", "sklearn"], {"KERAS_BACKEND": "numpy"}),
     "flax": ("test_flax", ["flax"], {}),
     "onnx": ("test_onnx", ["onnx"], {}),
+    "onnxruntime": ("test_onnx", ["onnx", "onnxruntime"], {"EVALUATOR": "onnxruntime"}),
     "pytorch's export": ("test_pytorch_export", ["torch", "onnx"], {}),
 }
 

@@ -8,6 +8,7 @@ from nbnorm._cpu.derivatives import (
     double_sums,
     merge_double_sums,
     shard_gamma,
+    tangent_sums,
 )
 from nbnorm._cpu.memory import (
     Array,
@@ -83,6 +84,7 @@ __all__ = [
     "shard_gamma",
     "short_channel",
     "span",
+    "tangent_sums",
     "training_forward",
     "values",
     "write",

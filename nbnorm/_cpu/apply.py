@@ -28,9 +28,11 @@ from nbnorm._cpu.vector_memory import (
     fence,
     is_single,
     lanes,
+    leading,
     load_as,
     load_part_as,
     matrix,
+    of_ddx,
     prefetch,
     store,
     store_part,
@@ -59,10 +61,13 @@ def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
             g = let_through(dy, u, slope, lanes(b, t), lanes(o, t))
     if w is not None:
         m, factor = lanes_that_count(w, x, n)
-        return counted_image(x, g, u, m, factor, lanes(h, t), lanes(a, t), scale, shift)
+        return counted_image(
+            x, leading(g), of_ddx(g), other, u, m, factor, lanes(h, t), lanes(o, t), lanes(a, t), lanes(b, t), scale,
+            shift,
+        )  # fmt: skip
     if dy is None:
         return beside(affine(u, scale, shift), other, slope)
-    v, a = minus(g, lanes(h, t)), lanes(a, t)
+    v, a = minus(leading(g), lanes(h, t)), lanes(a, t)
     if other is None:
         return affine_of_two(v, a, u, scale, shift)
     return affine_of_three(minus(other, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)

@@ -1,4 +1,7 @@
-"""Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24). `w` is a cursor (vector_mask.py)."""
+"""Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24 and 39 to 41).
+
+`w` is a cursor (vector_mask.py). Only here may dy be a Tangent or a Both.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from nbnorm._cpu.vector_mask import (
     shifted,
 )
 from nbnorm._cpu.vector_memory import element
-from nbnorm._formulas import affine, fma, next_place
+from nbnorm._formulas import affine, affine_of_two, fma, next_place
 
 TRIES = 64  # places where a value that counts is looked for, before every place is
 
@@ -45,21 +48,34 @@ def weighted(factor, v):
 
 
 @routine
-def add_counted(sums, x, dy, u, m, factor, inside, h):
-    """The sums and one more vector: Eq. 21 when dy is None, otherwise Eq. 23, of the lanes `inside` (None: all)."""
+def add_counted(sums, x, dy, ddx, u, m, factor, inside, k, h):
+    """The sums and one more vector: Eq. 21 when dy is None, otherwise Eq. 23, of the lanes `inside` (None: all).
+
+    With ddx Eq. 39, and when dy is not None Eq. 40.
+    """
+    if ddx is None:
+        if dy is None:
+            u = kept(m, u)
+            return add_values(sums, weighted(factor, u), u, often(m, factor))
+        there = joined(either(m, finite(x)), inside)
+        return add(sums, kept(there, dy - often(m, factor) * h), kept(there, u))
     if dy is None:
-        u = kept(m, u)
-        return add_values(sums, weighted(factor, u), u, often(m, factor))
+        return add(sums, kept(m, weighted(factor, ddx - h)), kept(m, u))
     there = joined(either(m, finite(x)), inside)
-    return add(sums, kept(there, dy - often(m, factor) * h), kept(there, u))
+    return add(sums, kept(there, dy - often(m, factor) * h), kept(there, ddx - k))
 
 
 @routine
-def counted_image(x, dy, u, m, factor, h, a, scale, shift):
-    """Eq. 24, and 0 where there is no value."""
+def counted_image(x, dy, tangent, ddx, u, m, factor, h, o, a, b, scale, shift):
+    """Eq. 24, or with ddx Eq. 41, and 0 where there is no value; Eq. 26 where dy is a tangent."""
     here = finite(x)
-    of_x = kept(m, weighted(factor, affine(kept(here, u), scale, shift)))
-    return kept(either(m, here), fma(dy - often(m, factor) * h, a, of_x))
+    there = either(m, here)
+    if tangent is not None:
+        return kept(there, affine_of_two(dy - h, a, kept(there, u), scale, shift))
+    of_x = affine(kept(here, u), scale, shift)
+    if ddx is not None:
+        of_x = fma(ddx - o, b, of_x)
+    return kept(there, fma(dy - often(m, factor) * h, a, kept(m, weighted(factor, of_x))))
 
 
 # ---- one by one

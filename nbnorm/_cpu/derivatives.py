@@ -1,7 +1,8 @@
 """The stages of forward mode and of the double backward pass, for whole batches and for shards.
 
 As in stages.py and shards.py; ddx, the tangent of x or the cotangent of dx, may be None, which is 0. directions (2, C)
-are tangents or cotangents of the parameters, sums is (8, C), of which forward mode has the last four rows.
+are tangents or cotangents of the parameters, sums is (8, C), of which forward mode has the last four rows. Where some
+values do not count once (`w`) a ddx that is not None is wanted, and the `count` of a function is None, in every shard.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cpu import plan
 from nbnorm._cpu.combine import centre_sums
-from nbnorm._cpu.finalize import SCALE
+from nbnorm._cpu.finalize import SCALE, A
 from nbnorm._cpu.finalize_derivatives import (
     add_double_shards,
     finalize_second,
@@ -20,25 +22,36 @@ from nbnorm._cpu.finalize_derivatives import (
     shard_dgamma,
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
-from nbnorm._cpu.stages import _apply, _parameter, _reduce, _values, fits_cache
+from nbnorm._cpu.shards import gradient_sums
+from nbnorm._cpu.stages import _apply, _count, _parameter, _reduce, fits_cache
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, PRODUCT
+from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT
 
 Array = NDArray
 Shape = tuple[int, int, int]
 
 
 def apply_tangent(
-    ddx: Array | None, x: Array, ddy: Array, shape: Shape, stats: Array, sums: Array, directions: Array, count: float
+    ddx: Array | None, x: Array, ddy: Array, shape: Shape, stats: Array, sums: Array, directions: Array,
+    count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
     coef = np.empty((4, shape[1]))
     finalize_tangent(stats, sums, directions, count, coef)
-    _apply(x, ddx, None, None, None, ddy, shape, stats, coef)
+    _apply(x, ddx if w is None else Tangent(ddx), None, None, w, ddy, shape, stats, coef)
+
+
+def tangent_sums(
+    ddx: Array, x: Array, shape: Shape, stats: Array, own: Array, sums: Array, count: float | None,
+    w: Counted | None = None,
+) -> None:  # fmt: skip
+    """What forward mode has to know of this shard; own is its stats."""
+    gradient_sums(ddx if w is None else Tangent(ddx), x, shape, stats, own, sums, count, w)
 
 
 def double_sums(
-    ddx: Array | None, dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array
+    ddx: Array | None, dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array,
+    count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """What a double backward pass has to know of this shard; own is its stats, None with running statistics."""
     sums[...] = 0
@@ -46,60 +59,71 @@ def double_sums(
         return
     centred, pair = own is not None, np.zeros((3, shape[1]))
     if centred:
-        _reduce(x, dy, None, None, True, shape, stats, sums[:OFFSET])
-        centre_sums(stats, own, _values(shape), sums)
+        _reduce(x, dy, None, w, True, shape, stats, sums[:OFFSET])
+        centre_sums(stats, own, count, sums)
         if ddx is not None:
-            _reduce(x, ddx, None, None, True, shape, stats, sums[DDX:CROSS])
-            centre_sums(stats, None, _values(shape), sums[DDX:])
+            _reduce(x, ddx if w is None else Tangent(ddx), None, w, True, shape, stats, sums[DDX:CROSS])
+            centre_sums(stats, None, count, sums[DDX:])
     if ddx is not None:
-        _reduce(dy, ddx, None, None, centred, shape, sums[DY_ORIGIN:], pair)
+        if w is None:
+            _reduce(dy, ddx, None, None, centred, shape, sums[DY_ORIGIN:], pair)
+        else:  # x says which values are there
+            origins = stats.copy()
+            origins[ORIGIN] = sums[DDX + DY_ORIGIN]
+            _reduce(x, Both(dy, ddx), None, w, centred, shape, origins, pair)
         sums[CROSS] = pair[PRODUCT]
 
 
 def merge_double_sums(counts: Array, gathered: Array, sums: Array) -> None:
     """sums of the whole batch from those of each rank."""
-    add_double_shards(counts, gathered, sums, int(counts.argmax()))
+    add_double_shards(counts, gathered, sums, counts.argmax(0))
 
 
-def shard_gamma(own: Array, own_count: float, sums: Array, count: float, stats: Array, dgamma: Array) -> None:
+def shard_gamma(
+    own: Array, own_stats: Array, own_count: float | None, sums: Array, count: float | None, stats: Array, dgamma: Array
+) -> None:  # fmt: skip
     """This shard's part of the gradient of gamma."""
-    shard_dgamma(own, own_count, sums, count, stats, _parameter(dgamma))
+    shard_dgamma(own, own_stats, own_count, sums, count, stats, _parameter(dgamma))
 
 
 def apply_second(
     ddx: Array | None, dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array,
-    dgamma: Array | None, count: float,
+    dgamma: Array | None, count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
     coef = np.empty((6, shape[1]))
     finalize_second(stats, sums, directions, _parameter(dgamma), count, coef)
-    _apply(x, dy, ddx, None, None, dx, shape, stats, coef)
+    _apply(x, dy, ddx, None, w, dx, shape, stats, coef)
 
 
 def apply_frozen_second(
-    dy: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array, dgamma: Array | None
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array, dgamma: Array | None,
+    w: Counted | None = None,
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x."""
     frozen_dgamma(sums, stats, _parameter(dgamma))
     coef = np.zeros((4, shape[1]))
-    coef[SCALE] = directions[OF_GAMMA] * stats[INV_STD]
-    _apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+    coef[SCALE if w is None else A] = directions[OF_GAMMA] * stats[INV_STD]
+    if w is None:
+        _apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+    else:
+        _apply(x, dy, None, None, w, dx, shape, stats, coef)
 
 
 def double_backward(
     ddx: Array | None, dy: Array, x: Array, ddy: Array, dx: Array, shape: Shape, stats: Array, directions: Array,
-    dgamma: Array | None,
+    dgamma: Array | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
     N, C, S = shape
-    sums, count = np.empty((8, C)), _values(shape)
+    sums, count = np.empty((8, C)), _count(shape, w)
     workers = workers_for(8 * x.size)
-    if ddx is not None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
+    if ddx is not None and w is None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
         fused_double_segments(
             ddx, dy, x, ddy, dx, stats, sums, np.empty((4, C)), np.empty((6, C)), directions, _parameter(dgamma),
             N, C, S, *plan.segments(N, S), plan.streams(5 * x.nbytes), workers,
         )  # fmt: skip
         return
-    double_sums(ddx, dy, x, shape, stats, stats, sums)
-    apply_tangent(ddx, x, ddy, shape, stats, sums[DDX:], directions, count)
-    apply_second(ddx, dy, x, dx, shape, stats, sums, directions, dgamma, count)
+    double_sums(ddx, dy, x, shape, stats, stats, sums, count, w)
+    apply_tangent(ddx, x, ddy, shape, stats, sums[DDX:], directions, count, w)
+    apply_second(ddx, dy, x, dx, shape, stats, sums, directions, dgamma, count, w)

@@ -6,7 +6,7 @@ w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their 
 
 from __future__ import annotations
 
-from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, set_parameter
+from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, count_of, set_parameter
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import routine
 from nbnorm._formulas import (
@@ -60,24 +60,26 @@ def second_channel(c, stats, sums, directions, dgamma, count, coef):
 @Compiled
 def finalize_tangent(stats, sums, directions, count, coef):
     for c in range(stats.shape[1]):
-        tangent_channel(c, stats, sums, directions, count, coef)
+        tangent_channel(c, stats, sums, directions, count_of(count, c, stats), coef)
 
 
 @Compiled
 def finalize_second(stats, sums, directions, dgamma, count, coef):
     for c in range(stats.shape[1]):
-        second_channel(c, stats, sums, directions, dgamma, count, coef)
+        second_channel(c, stats, sums, directions, dgamma, count_of(count, c, stats), coef)
 
 
 @Compiled
-def add_double_shards(counts, gathered, sums, leader):
-    """The sums of all shards together, Eq. 18 and 32; their e is 0."""
+def add_double_shards(counts, gathered, sums, leaders):
+    """The sums of all shards together, Eq. 18 and 32; their e is 0. leaders (1 or C) have the most values."""
     C = sums.shape[1]
     for c in range(C):
+        i = c % counts.shape[1]
+        leader = leaders[i]
         h, o = gathered[leader, DY_ORIGIN * C + c], gathered[leader, (DDX + DY_ORIGIN) * C + c]
         s, p, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
-        for rank in range(counts.size):
-            row, n = gathered[rank], counts[rank]
+        for rank in range(counts.shape[0]):
+            row, n = gathered[rank], counts[rank, i]
             its_h, its_o, e = row[DY_ORIGIN * C + c], row[(DDX + DY_ORIGIN) * C + c], row[OFFSET * C + c]
             its_s, its_t = row[SUM * C + c], row[(DDX + SUM) * C + c]
             cross += moved_product(row[CROSS * C + c], its_s, its_t, its_h, h, its_o, o, n)
@@ -89,15 +91,16 @@ def add_double_shards(counts, gathered, sums, leader):
 
 
 @Compiled
-def shard_dgamma(own, own_count, sums, count, stats, dgamma):
+def shard_dgamma(own, own_stats, own_count, sums, count, stats, dgamma):
     """A shard's part of the gradient of gamma, from its sums and those of the whole batch."""
     C = sums.shape[1]
     for c in range(C):
+        its_n, n = count_of(own_count, c, own_stats), count_of(count, c, stats)
         inv_std, h, o = stats[INV_STD, c], own[DY_ORIGIN, c], own[DDX + DY_ORIGIN, c]
-        mean_dy = sums[DY_ORIGIN, c] + sums[SUM, c] / count
-        product = moved_product(own[CROSS, c], own[SUM, c], own[DDX + SUM, c], h, mean_dy, o, 0.0, own_count)
-        _, ddx_xmu = moved_sums(own[DDX + SUM, c], own[DDX + PRODUCT, c], own[OFFSET, c], o, 0.0, own_count)
-        delta = normalized_mean(sums[PRODUCT, c], inv_std, count)
+        mean_dy = sums[DY_ORIGIN, c] + sums[SUM, c] / n
+        product = moved_product(own[CROSS, c], own[SUM, c], own[DDX + SUM, c], h, mean_dy, o, 0.0, its_n)
+        _, ddx_xmu = moved_sums(own[DDX + SUM, c], own[DDX + PRODUCT, c], own[OFFSET, c], o, 0.0, its_n)
+        delta = normalized_mean(sums[PRODUCT, c], inv_std, n)
         set_parameter(dgamma, c, C, shard_second_dgamma(product, ddx_xmu, delta, inv_std))
 
 

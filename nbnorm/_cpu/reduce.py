@@ -21,7 +21,19 @@ from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, function, gated, keep, larger, minus, once, routine, smaller, zeros
 from nbnorm._cpu.vector_mask import below, cursor, rows_of, shifted
-from nbnorm._cpu.vector_memory import element, lanes, load, load_part, load_part_as, prefetch, store
+from nbnorm._cpu.vector_memory import (
+    element,
+    is_tangent,
+    lanes,
+    leading,
+    load,
+    load_part,
+    load_part_as,
+    of_ddx,
+    of_dy,
+    prefetch,
+    store,
+)
 from nbnorm._formulas import (
     COUNT,
     DY_ORIGIN,
@@ -112,8 +124,9 @@ def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
                 sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, c, N, C, S)
             else:
                 sums[DY_ORIGIN, np.uintp(c)] = gated_origin(dy, x, slope, w, stats, c, N, C, S)
-            if w is not None:
-                sums[DY_ORIGIN, np.uintp(c)] /= usual(x, w, c, stats[COUNT, np.uintp(c)], N, C, S)
+            if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+                if not is_tangent(dy):
+                    sums[DY_ORIGIN, np.uintp(c)] /= usual(x, w, c, stats[COUNT, np.uintp(c)], N, C, S)
 
 
 @routine
@@ -140,10 +153,10 @@ def rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums):
         if slope is not None:
             g = let_through(g, u, slope, scale, shift)
         if w is None:
-            sums = add(sums, u if dy is None else minus(g, h), u)
+            sums = add(sums, u if dy is None else minus(leading(g), h), u)
         else:
             m, factor = lanes_that_count(shifted(w, r, 0, 0), v, ALL)
-            sums = add_counted(sums, v, g, u, m, factor, None, h)
+            sums = add_counted(sums, v, of_dy(g), of_ddx(g), u, m, factor, None, k, h)
     return sums
 
 
@@ -156,10 +169,10 @@ def rows_sums_part(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums
             g = let_through(g, v - k, slope, scale, shift)
         if w is None:
             u = keep(v - k, n, LANES)
-            sums = add(sums, u if dy is None else keep(g - h, n, LANES), u)
+            sums = add(sums, u if dy is None else keep(leading(g) - h, n, LANES), u)
         else:
             m, factor = lanes_that_count(shifted(w, r, 0, 0), v, n)
-            sums = add_counted(sums, v, g, v - k, m, factor, below(n), h)
+            sums = add_counted(sums, v, of_dy(g), of_ddx(g), v - k, m, factor, below(n), k, h)
     return sums
 
 
@@ -172,10 +185,10 @@ def rows_sums_few(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums)
             g = let_through(g, v - k, slope, scale, shift)
         if w is None:
             u = keep(v - k, n, FEW)
-            sums = add(sums, u if dy is None else keep(g - h, n, FEW), u)
+            sums = add(sums, u if dy is None else keep(leading(g) - h, n, FEW), u)
         else:
             m, factor = lanes_that_count(shifted(w, r, 0, 0), v, n)
-            sums = add_counted(sums, v, g, v - k, m, factor, below(n), h)
+            sums = add_counted(sums, v, of_dy(g), of_ddx(g), v - k, m, factor, below(n), k, h)
     return sums
 
 

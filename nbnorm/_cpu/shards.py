@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm._counted import Counted
+from nbnorm._counted import Counted, Gradient
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
 from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _of_gradient, _parameter, _reduce
@@ -44,7 +44,7 @@ def normalize(
 
 
 def gradient_sums(
-    dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array, count: float | None,
+    dy: Gradient, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array, count: float | None,
     w: Counted | None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """What the backward pass has to know of this shard; own is its stats, None with running statistics."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm._counted import Counted, in_rows, throughout
+from nbnorm._counted import Counted, Gradient, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments, running_columns, running_segments
 from nbnorm._cpu.counted import first_short
@@ -163,7 +163,7 @@ def _parameter(values: Array | None) -> Array:
     return values if values.ndim == 1 else values.reshape(-1)
 
 
-def _terms(x: Array, dy: Array | None, w: Counted | None) -> int:
+def _terms(x: Array, dy: Gradient | None, w: Counted | None) -> int:
     """Numbers that reduce keeps of each column: two sums, for float64 data what they lose, and an unknown count."""
     return (4 if x.itemsize == 8 else 2) + (w is not None and dy is None)
 
@@ -232,7 +232,7 @@ def _of_gradient(stats: Array, slope: float | None) -> Array:
 
 
 def _reduce(
-    x: Array, dy: Array | None, slope: float | None, w: Counted | None, centred: bool, shape: Shape, stats: Array,
+    x: Array, dy: Gradient | None, slope: float | None, w: Counted | None, centred: bool, shape: Shape, stats: Array,
     sums: Array,
 ) -> None:  # fmt: skip
     N, C, S = shape
@@ -268,7 +268,7 @@ def _apply_frozen(
 
 
 def _apply(
-    x: Array, dy: Array | None, other: Array | None, slope: float | None, w: Counted | None, y: Array, shape: Shape,
+    x: Array, dy: Gradient | None, other: Array | None, slope: float | None, w: Counted | None, y: Array, shape: Shape,
     stats: Array, coef: Array,
 ) -> None:  # fmt: skip
     """The map of each channel, as apply.py has it; w is only asked for backwards."""

@@ -2,7 +2,8 @@
 
 Loads widen whatever the array stores to float64, or to float32 (`single`); stores round once. Numba has no 16-bit
 floats on the CPU, so those arrays come in as integers that stand for them (_floats.py). Indices count elements of a
-contiguous 1-d array; nothing here checks a bound. An array that is None loads as None.
+contiguous 1-d array; nothing here checks a bound. An array that is None loads as None, a named tuple of arrays as one
+of vectors.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nbnorm._counted import Both, Tangent
 from nbnorm._cpu import vector_python
 from nbnorm._cpu.vector import FEW, LANES, X86, Vector, first, lanes_from, resized, single, splat, vector
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
@@ -32,13 +34,72 @@ def _memory(array_type, width=LANES):
     return ir.VectorType(MEMORY[array_type.dtype.name], width), array_type.dtype.bitwidth // 8
 
 
-@intrinsic
-def element(typingctx, array, i):
-    """array[i] as a float64."""
+def _of_each(arrays, place, typed):
+    """Typing and code for a named tuple of arrays, argument `place`, from what `typed` gives for one of them."""
+    found = [typed(array) for array in arrays.types]
+    signatures, emitters = zip(*found, strict=True)
+    results = [one.return_type for one in signatures]
+    result = types.BaseTuple.from_types(results, arrays.instance_class) if results[0] != types.void else types.void
+    kinds = list(signatures[0].args)
+    kinds[place] = arrays
 
     def emit(ctx, builder, sig, args):
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], MEMORY[array.dtype.name])
-        return widen(builder, builder.load(pointer), array.dtype.name)
+        values, own = [], list(args)
+        for i, (one, emitter) in enumerate(zip(signatures, emitters, strict=True)):
+            own[place] = builder.extract_value(args[place], i)
+            values.append(emitter(ctx, builder, one, own))
+        return ctx.get_dummy_value() if result == types.void else ctx.make_tuple(builder, result, values)
+
+    return result(*kinds), emit
+
+
+def _field(given, index):
+    """Typing and code for a field of a named tuple; without an index None."""
+    if index is None:
+        return types.none(given), lambda ctx, builder, sig, args: ctx.get_dummy_value()
+    return given.types[index](given), lambda ctx, builder, sig, args: builder.extract_value(args[0], index)
+
+
+def _itself(given):
+    return given(given), lambda ctx, builder, sig, args: args[0]
+
+
+@intrinsic
+def leading(typingctx, dy):
+    """A vector itself; of a Tangent or a Both of vectors the first."""
+    return _field(dy, 0) if isinstance(dy, types.BaseNamedTuple) else _itself(dy)
+
+
+@intrinsic
+def of_dy(typingctx, dy):
+    """A vector itself; of a Both its dy, of a Tangent None."""
+    if not isinstance(dy, types.BaseNamedTuple):
+        return _itself(dy)
+    return _field(dy, {Tangent: None, Both: 0}[dy.instance_class])
+
+
+@intrinsic
+def of_ddx(typingctx, dy):
+    """The ddx of a Tangent or a Both; else None."""
+    return _field(dy, len(dy) - 1 if isinstance(dy, types.BaseNamedTuple) else None)
+
+
+@intrinsic
+def is_tangent(typingctx, dy):
+    """Whether dy is a Tangent: a constant for LLVM."""
+    answer = getattr(dy, "instance_class", None) is Tangent
+    return types.boolean(dy), lambda ctx, builder, sig, args: ctx.get_constant(types.boolean, answer)
+
+
+@intrinsic
+def element(typingctx, array, i):
+    """array[i] as a float64; of a Tangent or a Both that of the first array."""
+    arrays = array.types if isinstance(array, types.BaseNamedTuple) else [array]
+    dtype = arrays[0].dtype.name
+
+    def emit(ctx, builder, sig, args):
+        data = args[0] if arrays[0] is array else builder.extract_value(args[0], 0)
+        return widen(builder, builder.load(_address(ctx, builder, arrays[0], data, args[1], MEMORY[dtype])), dtype)
 
     return types.float64(array, types.int64), emit
 
@@ -96,6 +157,8 @@ def _load(array, result, *others):
     """Typing and code of a load into a vector of this kind; `others` are arguments before the array."""
     if array is types.none:
         return types.none(*others, array, types.int64), lambda ctx, builder, sig, args: ctx.get_dummy_value()
+    if isinstance(array, types.BaseNamedTuple):
+        return _of_each(array, len(others), lambda one: _load(one, result, *others))
 
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array)
@@ -128,6 +191,8 @@ def _load_part(array, width, result, *others):
     if array is types.none:
         signature = types.none(*others, array, types.int64, types.int64, width)
         return signature, lambda ctx, builder, sig, args: ctx.get_dummy_value()
+    if isinstance(array, types.BaseNamedTuple):
+        return _of_each(array, len(others), lambda one: _load_part(one, width, result, *others))
 
     def emit(ctx, builder, sig, args):
         raw_array, i, n, _ = args[-4:]
@@ -212,6 +277,12 @@ def stream(typingctx, array, i, v):
 @intrinsic
 def prefetch(typingctx, array, i):
     """Ask for array[i : i + LANES], which may lie beyond the end, to be in the second-level cache soon."""
+    return _prefetch(array)
+
+
+def _prefetch(array):
+    if isinstance(array, types.BaseNamedTuple):
+        return _of_each(array, 0, _prefetch)
     if array is types.none:
         return types.void(array, types.int64), lambda ctx, builder, sig, args: ctx.get_dummy_value()
 
@@ -282,12 +353,16 @@ if config.DISABLE_JIT:
         element,
         fence,
         is_single,
+        is_tangent,
         lanes,
+        leading,
         load,
         load_as,
         load_part,
         load_part_as,
         matrix,
+        of_ddx,
+        of_dy,
         prefetch,
         set_double,
         store,

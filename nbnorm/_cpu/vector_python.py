@@ -6,10 +6,12 @@ products round twice. Every access checks that it stays inside its array and, wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm._counted import Counted
+from nbnorm._counted import Both, Counted, Tangent, each
 from nbnorm._cpu.plan import LANES
 
 FEW = 8
@@ -85,8 +87,24 @@ def keep(v: Vector, n: int, width: int) -> Vector:
     return np.concatenate([v[:n], np.zeros(LANES - n)])
 
 
-def element(array: NDArray, i: int) -> float:
-    return _widen(_inside(array, i, 1))[0]
+def element(array: NDArray | Tangent | Both, i: int) -> float:
+    return _widen(_inside(leading(array), i, 1))[0]
+
+
+def leading(dy: Any) -> Any:
+    return dy[0] if isinstance(dy, Tangent | Both) else dy
+
+
+def is_tangent(dy: Any) -> bool:
+    return isinstance(dy, Tangent)
+
+
+def of_dy(dy: Any) -> Any:
+    return getattr(dy, "dy", None) if isinstance(dy, Tangent | Both) else dy
+
+
+def of_ddx(dy: Any) -> Any:
+    return dy.ddx if isinstance(dy, Tangent | Both) else None
 
 
 def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
@@ -101,12 +119,16 @@ def set_double(array: NDArray, i: int, number: float) -> None:
     _inside(array, 2 * i, 2).view(np.float64)[0] = number
 
 
-def load(array: NDArray | None, i: int) -> Vector | None:
+def load(array: Any, i: int) -> Any:
+    if isinstance(array, Tangent | Both):
+        return each(lambda one: load(one, i), array)
     return None if array is None else _widen(_inside(array, i, LANES))
 
 
-def load_part(array: NDArray | None, i: int, n: int, width: int) -> Vector | None:
+def load_part(array: Any, i: int, n: int, width: int) -> Any:
     assert 0 <= n <= width
+    if isinstance(array, Tangent | Both):
+        return each(lambda one: load_part(one, i, n, width), array)
     return None if array is None else np.concatenate([_widen(_inside(array, i, n)), np.zeros(LANES - n)])
 
 
@@ -114,15 +136,15 @@ def is_single(k: NDArray | np.floating) -> bool:
     return getattr(k, "dtype", None) == np.float32
 
 
-def load_as(k: NDArray | np.floating, array: NDArray | None, i: int) -> Vector | None:
+def load_as(k: NDArray | np.floating, array: Any, i: int) -> Any:
     return _as(k, load(array, i))
 
 
-def load_part_as(k: NDArray | np.floating, array: NDArray | None, i: int, n: int, width: int) -> Vector | None:
+def load_part_as(k: NDArray | np.floating, array: Any, i: int, n: int, width: int) -> Any:
     return _as(k, load_part(array, i, n, width))
 
 
-def _as(k: NDArray | np.floating, v: Vector | None) -> Vector | None:
+def _as(k: NDArray | np.floating, v: Any) -> Any:
     return v.astype(np.float32) if v is not None and is_single(k) else v
 
 

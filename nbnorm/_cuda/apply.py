@@ -41,8 +41,10 @@ from nbnorm._cuda.vector import (
     finite,
     kept,
     lanes,
+    leading,
     load,
     load_table,
+    of_ddx,
     places_for,
     put,
     routine,
@@ -82,9 +84,10 @@ def map_one(x, dy, other, slope, w, y, at, n, c, s, k, scale, shift, a, h, b, o)
     if dy is None:
         put(y, at, image(v, None, z, slope, k, scale, shift, a, h, b, o))
     elif w is None:
-        put(y, at, image(v, g, z, slope, k, scale, shift, a, h, b, o))
+        put(y, at, image(v, leading(g), z, slope, k, scale, shift, a, h, b, o))
     else:
-        put(y, at, counted_image(v, g, times(w, x, at, n, c, s), k, scale, shift, a, h))
+        m = times(w, x, at, n, c, s)
+        put(y, at, counted_image(v, leading(g), of_ddx(g), z, m, k, scale, shift, a, h, b, o))
 
 
 # ---- segments
@@ -101,10 +104,10 @@ def segment_image(x, dy, other, slope, w, packs, n, c, at, C, S, k, scale, shift
     """`image` of the pack at `at` in segment n of channel c."""
     g = let_through(x, dy, slope, k, b, o)
     if w is None:
-        result = image(x, g, other, slope, k, scale, shift, a, h, b, o)
+        result = image(x, leading(g), other, slope, k, scale, shift, a, h, b, o)
     else:
         m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
-        result = counted_image(x, g, m, k, scale, shift, a, h)
+        result = counted_image(x, leading(g), of_ddx(g), other, m, k, scale, shift, a, h, b, o)
     return result
 
 
@@ -248,10 +251,10 @@ def row_image(x, dy, other, slope, w, packs, n, j, places, k, scale, shift, a, h
     """`image` of the pack in column j of a block and in the row that begins with sample n."""
     g = let_through(x, dy, slope, k, b, o)
     if w is None:
-        result = image(x, g, other, slope, k, scale, shift, a, h, b, o)
+        result = image(x, leading(g), other, slope, k, scale, shift, a, h, b, o)
     else:
         m = times_in_row(w, x, packs, n, j, places)
-        result = counted_image(x, g, m, k, scale, shift, a, h)
+        result = counted_image(x, leading(g), of_ddx(g), other, m, k, scale, shift, a, h, b, o)
     return result
 
 

@@ -1,5 +1,6 @@
-"""Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24). `w` is a _counted.Counted of pointers.
+"""Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24 and 39 to 41).
 
+`w` is a _counted.Counted of pointers. Only here may dy be a Tangent or a Both.
 How often the values of a pack count is a vector of numbers, 0 where they do not. A pack of the segments has one stride
 in a mask; the columns of a row have a table of their places, the same in every row.
 """
@@ -11,7 +12,7 @@ from numba import float64
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import THREADS, WIDTH
 from nbnorm._cuda.vector import element, finite, joined, kept, lanes_at, lanes_from, ordered, routine
-from nbnorm._formulas import accumulate, affine, fma, next_place, ninther
+from nbnorm._formulas import accumulate, affine, affine_of_two, fma, next_place, ninther
 
 TRIES = 64  # places where a value that counts is looked for, before every place is
 
@@ -48,31 +49,45 @@ def keep_places(w, places, j, n, c, s):
 
 
 @routine
-def counted_terms(x, dy, m, k, h):
-    """w*u and u of Eq. 21 when dy is None, otherwise v and u of Eq. 23. For values and for packs."""
+def counted_terms(x, dy, ddx, m, k, h):
+    """w*u and u of Eq. 21 when dy is None, otherwise v and u of Eq. 23. For values and for packs.
+
+    With ddx those of Eq. 39, and when dy is not None of Eq. 40.
+    """
+    if ddx is None:
+        if dy is None:
+            u = kept(m, x - k)
+            return u * m, u
+        there = m + finite(x)
+        return kept(there, dy - m * h), kept(there, x - k)
     if dy is None:
-        u = kept(m, x - k)
-        return u * m, u
+        return kept(m, (ddx - h) * m), kept(m, x - k)
     there = m + finite(x)
-    return kept(there, dy - m * h), kept(there, x - k)
+    return kept(there, dy - m * h), kept(there, ddx - k)
 
 
 @routine
-def add_counted(s, q, n, x, dy, m, k, h):
+def add_counted(s, q, n, x, dy, ddx, m, k, h):
     """The sums and the count, and one more value or pack of each array."""
-    v, u = counted_terms(x, dy, m, k, h)
+    v, u = counted_terms(x, dy, ddx, m, k, h)
     s, q = accumulate(s, q, v, u)
-    if dy is None:
-        n = n + m
+    if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if ddx is None:
+            n = n + m
     return s, q, n
 
 
 @routine
-def counted_image(x, dy, m, k, scale, shift, a, h):
-    """Eq. 24, and 0 where there is no value."""
+def counted_image(x, dy, tangent, ddx, m, k, scale, shift, a, h, b, o):
+    """Eq. 24, or with ddx Eq. 41, and 0 where there is no value; Eq. 26 where dy is a tangent."""
     here = finite(x)
-    of_x = kept(m, m * affine(kept(here, x - k), scale, shift))
-    return kept(m + here, fma(dy - m * h, a, of_x))
+    there = m + here
+    if tangent is not None:
+        return kept(there, affine_of_two(dy - h, a, kept(there, x - k), scale, shift))
+    of_x = affine(kept(here, x - k), scale, shift)
+    if ddx is not None:
+        of_x = fma(ddx - o, b, of_x)
+    return kept(there, fma(dy - m * h, a, kept(m, m * of_x)))
 
 
 # ---- one by one

@@ -1,13 +1,15 @@
 """The stages of forward mode and of the double backward pass, for whole batches and for shards.
 
 As in stages.py and shards.py; ddx, the tangent of x or the cotangent of dx, may be None, which is 0. directions (2, C)
-are tangents or cotangents of the parameters, sums is (8, C), of which forward mode has the last four rows.
+are tangents or cotangents of the parameters, sums is (8, C), of which forward mode has the last four rows. Where some
+values do not count once (`w`) a ddx that is not None is wanted, and the `count` of a function is None, in every shard.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cuda import plan
 from nbnorm._cuda.finalize import ROWS, ROWS_OF_THREE
 from nbnorm._cuda.finalize_derivatives import (
@@ -20,51 +22,67 @@ from nbnorm._cuda.finalize_derivatives import (
 )
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
-from nbnorm._cuda.shards import _by_channel
-from nbnorm._cuda.stages import F64, _apply, _at_h, _kind, _reduce
-from nbnorm._formulas import DDX
+from nbnorm._cuda.shards import _by_channel, _number, gradient_sums
+from nbnorm._cuda.stages import F64, _apply, _at_h, _cut_of_gradient, _kind, _reduce
+from nbnorm._formulas import DDX, ORIGIN
 
 Array = Any
 Shape = tuple[int, int, int]
 
 
 def apply_tangent(
-    ddx: Array | None, x: Array, ddy: Array, shape: Shape, stats: Array, sums: Array, directions: Array, count: float
+    ddx: Array | None, x: Array, ddy: Array, shape: Shape, stats: Array, sums: Array, directions: Array,
+    count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_tangent(
         *_by_channel(C), (F64, F64, F64, F64),
-        pointer(stats), pointer(sums), pointer(directions), pointer(coef), C, count,
+        pointer(stats), pointer(sums), pointer(directions), pointer(coef), C, _number(count),
     )  # fmt: skip
     if x.size:
-        cut = plan.cut(shape, x.itemsize)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, ddx, None, None, None, ddy, coef)
+        cut = _cut_of_gradient(shape, x.itemsize, w, None)
+        given = ddx if w is None else Tangent(ddx)
+        _apply(cut, (in_memory(x.dtype), cut.lanes), x, given, None, None, w, ddy, coef)
+
+
+def tangent_sums(
+    ddx: Array, x: Array, shape: Shape, stats: Array, own: Array, sums: Array, count: float | None,
+    w: Counted | None = None,
+) -> None:  # fmt: skip
+    """What forward mode has to know of this shard; own is its stats."""
+    gradient_sums(ddx if w is None else Tangent(ddx), x, shape, stats, own, sums, count, w)
 
 
 def double_sums(
-    ddx: Array | None, dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array
+    ddx: Array | None, dy: Array, x: Array, shape: Shape, stats: Array, own: Array | None, sums: Array,
+    count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """What a double backward pass has to know of this shard; own is its stats, None with running statistics."""
     sums[...] = 0
     if not x.size:
         return
-    cut = plan.cut(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_of_three_counted)(shape, x.itemsize)
     pack, at_h = (in_memory(x.dtype), cut.lanes), _at_h(cut)
     of_dy = of_ddx = of_both = None
     if own is not None:
-        of_dy = _reduce(cut, pack, x, dy, None, None, stats)
+        of_dy = _reduce(cut, pack, x, dy, None, w, stats)
         if ddx is not None:
-            of_ddx = _reduce(cut, pack, x, ddx, None, None, stats)
-            of_both = _reduce(cut, pack, dy, ddx, None, None, of_dy[at_h:])  # where the origins of dy are
-    elif ddx is not None:
-        origins = kept(xp.zeros(shape[1]))
-        of_both = _reduce(cut, pack, dy, ddx, None, None, origins, centred=0)
+            of_ddx = _reduce(cut, pack, x, ddx if w is None else Tangent(ddx), None, w, stats)
+    if ddx is not None:
+        centred = int(own is not None)
+        if w is None:  # dy has its origins there
+            origins = kept(xp.zeros(shape[1])) if of_dy is None else of_dy[at_h:]
+            of_both = _reduce(cut, pack, dy, ddx, None, None, origins, centred)
+        else:  # x says which values are there
+            origins = kept(stats.copy())
+            origins[ORIGIN] = 0 if of_ddx is None else of_ddx[at_h : at_h + shape[1]]
+            of_both = _reduce(cut, pack, x, Both(dy, ddx), None, w, origins, centred)
     shard_double_sums(
         (shape[1], 1), cut.finalize_threads, (_kind(of_dy), _kind(of_ddx), _kind(of_both), F64, _kind(own), F64),
         pointer(of_dy), pointer(of_ddx), pointer(of_both), pointer(stats), pointer(own), pointer(sums),
-        shape[1], cut.run, cut.copies, at_h, float(shape[0] * shape[2]),
+        shape[1], cut.run, cut.copies, at_h, _number(count),
     )  # fmt: skip
 
 
@@ -73,56 +91,66 @@ def merge_double_sums(counts: Array, gathered: Array, sums: Array) -> None:
     C, on_device = sums.shape[1], kept(xp.asarray(counts))
     add_double_shards(
         *_by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(sums),
-        C, counts.size, int(counts.argmax()),
+        C, *counts.shape,
     )  # fmt: skip
 
 
-def shard_gamma(own: Array, own_count: float, sums: Array, count: float, stats: Array, dgamma: Array) -> None:
+def shard_gamma(
+    own: Array, own_stats: Array, own_count: float | None, sums: Array, count: float | None, stats: Array, dgamma: Array
+) -> None:  # fmt: skip
     """This shard's part of the gradient of gamma."""
     C = sums.shape[1]
     shard_dgamma(
-        *_by_channel(C), (F64, F64, F64, _kind(dgamma)), pointer(own), pointer(sums), pointer(stats), pointer(dgamma),
-        C, own_count, count,
+        *_by_channel(C), (F64, F64, F64, F64, _kind(dgamma)),
+        pointer(own), pointer(own_stats), pointer(sums), pointer(stats), pointer(dgamma),
+        C, _number(own_count), _number(count),
     )  # fmt: skip
 
 
 def apply_second(
     ddx: Array | None, dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array,
-    dgamma: Array | None, count: float,
+    dgamma: Array | None, count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
     C = shape[1]
     coef = scratch(ROWS_OF_THREE * C)
     finalize_second(
         *_by_channel(C), (F64, F64, F64, _kind(dgamma), F64),
-        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, count,
+        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, _number(count),
     )  # fmt: skip
     if x.size:
-        cut = (plan.cut if ddx is None else plan.cut_of_three)(shape, x.itemsize)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, None, dx, coef)
+        plain = plan.cut if ddx is None else plan.cut_of_three
+        cut = (plain if w is None else plan.cut_of_three_counted)(shape, x.itemsize)
+        _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, w, dx, coef)
 
 
 def apply_frozen_second(
-    dy: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array, dgamma: Array | None
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, sums: Array, directions: Array, dgamma: Array | None,
+    w: Counted | None = None,
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x."""
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_frozen_second(
         *_by_channel(C), (F64, F64, F64, _kind(dgamma), F64),
-        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C,
+        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, int(w is not None),
     )  # fmt: skip
-    if dy.size:
-        cut = plan.cut(shape, dy.itemsize)
-        _apply(cut, (in_memory(dy.dtype), cut.lanes), dy, None, None, None, None, dx, coef)
+    if not dy.size:
+        return
+    cut = _cut_of_gradient(shape, dy.itemsize, w, None)
+    pack = in_memory(dy.dtype), cut.lanes
+    if w is None:
+        _apply(cut, pack, dy, None, None, None, None, dx, coef)
+    else:
+        _apply(cut, pack, x, dy, None, None, w, dx, coef)
 
 
 def double_backward(
     ddx: Array | None, dy: Array, x: Array, ddy: Array, dx: Array, shape: Shape, stats: Array, directions: Array,
-    dgamma: Array | None,
+    dgamma: Array | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
-    sums, count = scratch(8 * shape[1]).reshape(8, shape[1]), float(shape[0] * shape[2])
-    double_sums(ddx, dy, x, shape, stats, stats, sums)
-    apply_tangent(ddx, x, ddy, shape, stats, sums[DDX:], directions, count)
-    apply_second(ddx, dy, x, dx, shape, stats, sums, directions, dgamma, count)
+    sums, count = scratch(8 * shape[1]).reshape(8, shape[1]), float(shape[0] * shape[2]) if w is None else None
+    double_sums(ddx, dy, x, shape, stats, stats, sums, count, w)
+    apply_tangent(ddx, x, ddy, shape, stats, sums[DDX:], directions, count, w)
+    apply_second(ddx, dy, x, dx, shape, stats, sums, directions, dgamma, count, w)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._cuda.finalize import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, A, B, H, channel_sums
+from nbnorm._cuda.combine import leader
+from nbnorm._cuda.finalize import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, A, B, H, channel_sums, count_of
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._formulas import (
@@ -52,7 +53,8 @@ def shard_double_sums(of_dy, of_ddx, of_both, stats, own, sums, C, run, copies, 
         if t == 0:
             sums[SUM * C + c], sums[PRODUCT * C + c] = s, centred_product(s, q, d)
             sums[DY_ORIGIN * C + c] = of_dy[at_h + c]
-            sums[OFFSET * C + c] = count * (moved(own[ORIGIN * C + c], own[DEVIATION * C + c], k) - d)
+            its_n = count_of(count, c, C, own)
+            sums[OFFSET * C + c] = its_n * (moved(own[ORIGIN * C + c], own[DEVIATION * C + c], k) - d)
         if of_ddx is not None:
             cuda.syncthreads()  # every thread has read the totals
             s, q = channel_sums(of_ddx, shared, c, C, run, copies, t, T)
@@ -72,9 +74,10 @@ def finalize_tangent(stats, sums, directions, coef, C, count):
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
         t, d, inv_std = sums[SUM * C + c], stats[DEVIATION * C + c], stats[INV_STD * C + c]
-        alpha = normalized_mean(sums[PRODUCT * C + c], inv_std, count)
+        n = count_of(count, c, C, stats)
+        alpha = normalized_mean(sums[PRODUCT * C + c], inv_std, n)
         a, scale, shift = tangent_map(
-            t, alpha, d, count, stats[GAMMA * C + c], inv_std, directions[OF_GAMMA * C + c], directions[OF_BETA * C + c]
+            t, alpha, d, n, stats[GAMMA * C + c], inv_std, directions[OF_GAMMA * C + c], directions[OF_BETA * C + c]
         )
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
         coef[A * C + c], coef[H * C + c] = a, sums[DY_ORIGIN * C + c]
@@ -86,42 +89,46 @@ def finalize_second(stats, sums, directions, dgamma, coef, C, count):
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
         d, inv_std = stats[DEVIATION * C + c], stats[INV_STD * C + c]
-        s, t = sums[SUM * C + c], sums[(DDX + SUM) * C + c]
-        alpha = normalized_mean(sums[(DDX + PRODUCT) * C + c], inv_std, count)
-        delta = normalized_mean(sums[PRODUCT * C + c], inv_std, count)
-        sigma = covariance(sums[CROSS * C + c], s, t, count)
+        s, t, n = sums[SUM * C + c], sums[(DDX + SUM) * C + c], count_of(count, c, C, stats)
+        alpha = normalized_mean(sums[(DDX + PRODUCT) * C + c], inv_std, n)
+        delta = normalized_mean(sums[PRODUCT * C + c], inv_std, n)
+        sigma = covariance(sums[CROSS * C + c], s, t, n)
         a, b, scale, shift = second_map(
-            s, t, alpha, delta, sigma, d, count, stats[GAMMA * C + c], inv_std, directions[OF_GAMMA * C + c]
+            s, t, alpha, delta, sigma, d, n, stats[GAMMA * C + c], inv_std, directions[OF_GAMMA * C + c]
         )
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
         coef[A * C + c], coef[H * C + c] = a, sums[DY_ORIGIN * C + c]
         coef[B * C + c], coef[ORIGIN_OF_DDX * C + c] = b, sums[(DDX + DY_ORIGIN) * C + c]
         if dgamma is not None:
-            dgamma[c] = second_dgamma(alpha, delta, sigma, inv_std, count)
+            dgamma[c] = second_dgamma(alpha, delta, sigma, inv_std, n)
 
 
 @Kernel
-def finalize_frozen_second(stats, sums, directions, dgamma, coef, C):
-    """The same for statistics that do not depend on x: a map of dy alone; the origins in the sums are 0."""
+def finalize_frozen_second(stats, sums, directions, dgamma, coef, C, absent):
+    """The same for statistics that do not depend on x: a map of dy alone, or (`absent`) also of x, which may have no
+    value; the origins in the sums are 0."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        scale = directions[OF_GAMMA * C + c] * stats[INV_STD * C + c]
-        coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = 0.0, scale, 0.0
+        k, scale, a = 0.0, directions[OF_GAMMA * C + c] * stats[INV_STD * C + c], 0.0
+        if absent:
+            k, scale, a = stats[ORIGIN * C + c], 0.0, scale
+        coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, 0.0
+        coef[A * C + c], coef[H * C + c] = a, 0.0
         if dgamma is not None:
             dgamma[c] = stats[INV_STD * C + c] * sums[CROSS * C + c]
 
 
 @Kernel
-def add_double_shards(counts, gathered, sums, C, ranks, leader):
+def add_double_shards(counts, gathered, sums, C, ranks, width):
     """The sums of all shards together, Eq. 18 and 32; their e is 0."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        row = 8 * C + 1
-        h = gathered[leader * row + DY_ORIGIN * C + c]
-        o = gathered[leader * row + (DDX + DY_ORIGIN) * C + c]
+        row, i = 8 * C + 1, c % width
+        first = leader(counts, i, width, ranks) * row + c
+        h, o = gathered[first + DY_ORIGIN * C], gathered[first + (DDX + DY_ORIGIN) * C]
         s, p, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
         for rank in range(ranks):
-            at, n = rank * row + c, counts[rank]
+            at, n = rank * row + c, counts[rank * width + i]
             its_h, its_o = gathered[at + DY_ORIGIN * C], gathered[at + (DDX + DY_ORIGIN) * C]
             its_s, its_t, e = gathered[at + SUM * C], gathered[at + (DDX + SUM) * C], gathered[at + OFFSET * C]
             cross += moved_product(gathered[at + CROSS * C], its_s, its_t, its_h, h, its_o, o, n)
@@ -135,14 +142,15 @@ def add_double_shards(counts, gathered, sums, C, ranks, leader):
 
 
 @Kernel
-def shard_dgamma(own, sums, stats, dgamma, C, own_count, count):
+def shard_dgamma(own, own_stats, sums, stats, dgamma, C, own_count, count):
     """A shard's part of the gradient of gamma, from its sums and those of the whole batch."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
         inv_std, h, o = stats[INV_STD * C + c], own[DY_ORIGIN * C + c], own[(DDX + DY_ORIGIN) * C + c]
         s, t = own[SUM * C + c], own[(DDX + SUM) * C + c]
-        mean_dy = sums[DY_ORIGIN * C + c] + sums[SUM * C + c] / count
-        product = moved_product(own[CROSS * C + c], s, t, h, mean_dy, o, 0.0, own_count)
-        _, ddx_xmu = moved_sums(t, own[(DDX + PRODUCT) * C + c], own[OFFSET * C + c], o, 0.0, own_count)
-        delta = normalized_mean(sums[PRODUCT * C + c], inv_std, count)
+        its_n, n = count_of(own_count, c, C, own_stats), count_of(count, c, C, stats)
+        mean_dy = sums[DY_ORIGIN * C + c] + sums[SUM * C + c] / n
+        product = moved_product(own[CROSS * C + c], s, t, h, mean_dy, o, 0.0, its_n)
+        _, ddx_xmu = moved_sums(t, own[(DDX + PRODUCT) * C + c], own[OFFSET * C + c], o, 0.0, its_n)
+        delta = normalized_mean(sums[PRODUCT * C + c], inv_std, n)
         dgamma[c] = shard_second_dgamma(product, ddx_xmu, delta, inv_std)

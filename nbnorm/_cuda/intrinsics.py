@@ -3,7 +3,8 @@
 A kernel gets an array of values as a pointer to *packs*: groups of 1, 2, 4 or 8 values that are read or written by
 one instruction. The number of lanes is part of the pointer's type, indices count packs, and a pack's address is a
 multiple of its size. `load` widens what lies in memory, `store` rounds once on the way back; `+ - *` and `fma`
-work lane by lane, on two vectors or on a vector and a number. A pointer that is None loads as None.
+work lane by lane, on two vectors or on a vector and a number. A pointer that is None loads as None, a
+named tuple of pointers as one of vectors.
 
 Nothing here checks a bound. simulator.py has the same names in NumPy.
 """
@@ -16,6 +17,7 @@ from llvmlite import ir
 from numba import int64
 
 from nbnorm import _formulas
+from nbnorm._counted import Both, Tangent
 from nbnorm._cuda.launch import cuda, extending, types
 from nbnorm._cuda.plan import ACCESS, PLACES
 from nbnorm._floats import DOUBLE, I16, I32, MEMORY, narrow, number, widen
@@ -238,9 +240,29 @@ def _pack(builder, vector, kind, pack):
     return words
 
 
+def _of_each(pointers, typed):
+    """Typing and code for a named tuple of pointers from what `typed` gives for one of them."""
+    signatures, emitters = zip(*map(typed, pointers.types), strict=True)
+    result = types.BaseTuple.from_types([one.return_type for one in signatures], pointers.instance_class)
+
+    def emit(context, builder, sig, args):
+        values = []
+        for place, (one, emitter) in enumerate(zip(signatures, emitters, strict=True)):
+            values.append(emitter(context, builder, one, [builder.extract_value(args[0], place), args[1]]))
+        return context.make_tuple(builder, result, values)
+
+    return result(pointers, types.int64), emit
+
+
 @intrinsic
 def load(typingctx, packs, i):
     """Pack i."""
+    return _load(packs)
+
+
+def _load(packs):
+    if isinstance(packs, types.BaseNamedTuple):
+        return _of_each(packs, _load)
     if packs is types.none:
         return types.none(packs, types.int64), lambda context, builder, sig, args: context.get_dummy_value()
 
@@ -288,6 +310,12 @@ def _place(builder, pack, pointer, i):
 @intrinsic
 def element(typingctx, packs, i):
     """Value i, as a float64."""
+    return _element(packs)
+
+
+def _element(packs):
+    if isinstance(packs, types.BaseNamedTuple):
+        return _of_each(packs, _element)
     if packs is types.none:
         return types.none(packs, types.int64), lambda context, builder, sig, args: context.get_dummy_value()
 
@@ -410,6 +438,44 @@ def _(a, b):
     if a is types.none:
         return lambda a, b: b
     return (lambda a, b: a) if b is types.none else (lambda a, b: a * b)
+
+
+def _field(given, index):
+    """Typing and code for a field of a named tuple; without an index None."""
+    if index is None:
+        return types.none(given), lambda context, builder, sig, args: context.get_dummy_value()
+    return given.types[index](given), lambda context, builder, sig, args: builder.extract_value(args[0], index)
+
+
+def _itself(given):
+    return given(given), lambda context, builder, sig, args: args[0]
+
+
+@intrinsic
+def leading(typingctx, dy):
+    """dy itself; of a Tangent or a Both the first."""
+    return _field(dy, 0) if isinstance(dy, types.BaseNamedTuple) else _itself(dy)
+
+
+@intrinsic
+def is_tangent(typingctx, dy):
+    """Whether dy is a Tangent: a constant for LLVM."""
+    answer = getattr(dy, "instance_class", None) is Tangent
+    return types.boolean(dy), lambda context, builder, sig, args: context.get_constant(types.boolean, answer)
+
+
+@intrinsic
+def of_dy(typingctx, dy):
+    """dy itself; of a Both its dy, of a Tangent None."""
+    if not isinstance(dy, types.BaseNamedTuple):
+        return _itself(dy)
+    return _field(dy, {Tangent: None, Both: 0}[dy.instance_class])
+
+
+@intrinsic
+def of_ddx(typingctx, dy):
+    """The ddx of a Tangent or a Both; else None."""
+    return _field(dy, len(dy) - 1 if isinstance(dy, types.BaseNamedTuple) else None)
 
 
 def places_for(w):

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 from numba import cuda as numba_cuda
 
-from nbnorm._counted import Counted
+from nbnorm._counted import Both, Counted, Tangent, each
 from nbnorm._kernel_cache import only_own_entries
 
 _settings: Any = numba.config
@@ -44,8 +44,9 @@ else:
 
     cuda = numba_cuda
 
-# Of an array argument: (dtype, lanes) of packs, dtype of plain values, absent; of a Counted those of its two arrays.
-Kind = tuple[str, int] | str | tuple["Kind", "Kind", str] | None
+# Of an array argument: (dtype, lanes) of packs, dtype of plain values, absent; of a Counted those of its two arrays, a
+# Tangent or a Both of those of its arrays.
+Kind = tuple[str, int] | str | tuple["Kind", "Kind", str] | Tangent | Both | None
 COUNTED = "counted"
 NUMBER = "number"  # a float64, in the place of an array since it may be absent, too
 
@@ -172,6 +173,8 @@ def _pointer_type(kind: Kind) -> Any:
         return types.float64
     if isinstance(kind, str):
         return types.CPointer(getattr(types, kind))
+    if isinstance(kind, Tangent | Both):
+        return types.NamedTuple([_pointer_type(one) for one in kind], type(kind))
     if len(kind) == 3:
         place, (where, weights) = [types.int64] * 4, map(_pointer_type, kind[:2])
         return types.NamedTuple([where, *place, weights, *place, types.int64], Counted)
@@ -210,6 +213,11 @@ def pointer(array: Any) -> Any:
     return 0 if array is None else array.data.ptr
 
 
+def pointers(arrays: Any) -> Any:
+    """The same of a Tangent or a Both, and of an array."""
+    return each(pointer, arrays) if isinstance(arrays, tuple) else pointer(arrays)
+
+
 def number(value: float | None) -> Any:
     """The same of a number."""
     return pointer(None) if value is None else float(value)
@@ -232,8 +240,9 @@ def _flat(array: Any) -> Any:
 
 
 def _simulated(kinds: tuple[Kind, ...], values: tuple) -> list:
-    arrays = [
-        Packs(value, kind[1]) if isinstance(kind, tuple) and len(kind) == 2 else value
-        for kind, value in zip(kinds, values, strict=False)
-    ]
-    return [*arrays, *values[len(kinds) :]]
+    def packed(kind: Any, value: Any) -> Any:
+        if isinstance(kind, Tangent | Both):
+            return each(lambda one: Packs(one, kind[0][1]), value)
+        return Packs(value, kind[1]) if isinstance(kind, tuple) and len(kind) == 2 else value
+
+    return [*map(packed, kinds, values), *values[len(kinds) :]]

@@ -33,9 +33,13 @@ from nbnorm._cuda.vector import (
     element,
     fold,
     gated,
+    is_tangent,
     lanes,
+    leading,
     load,
     load_table,
+    of_ddx,
+    of_dy,
     pack_at,
     places_for,
     routine,
@@ -109,9 +113,10 @@ def origins(x, dy, slope, w, centred, c, N, C, S, stats):
             if slope is not None:
                 h = gated_origin(dy, x, slope, w, stats, c, N, C, S)
             else:
-                h = channel_origin(dy, x, w, c, N, C, S)
-            if w is not None:
-                h /= usual(x, w, c, stats[COUNT * C + c], N, C, S)
+                h = channel_origin(leading(dy), x, w, c, N, C, S)
+            if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+                if not is_tangent(dy):
+                    h /= usual(x, w, c, stats[COUNT * C + c], N, C, S)
     return k, h
 
 
@@ -184,10 +189,10 @@ def rest_terms(x, dy, slope, w, i, n, c, s, k, h, scale, shift):
     often = 0.0
     if w is None:
         u = value - k
-        v = u if dy is None else g - h
+        v = u if dy is None else leading(g) - h
     else:
         often = times(w, x, i, n, c, s)
-        v, u = counted_terms(value, g, often, k, h)
+        v, u = counted_terms(value, of_dy(g), of_ddx(g), often, k, h)
     total_s, total_q = accumulate(0.0, 0.0, v, u)
     return total_s, total_q, often
 
@@ -228,10 +233,10 @@ def add_and_keep(s, q, count, x, dy, slope, w, packs, n, c, at, C, S, k, h, scal
         store(dy_room, j, dy)
     g = let_through(x, dy, slope, k, scale, shift)
     if w is None:
-        s, q = add(s, q, x, g, k, h)
+        s, q = add(s, q, x, leading(g), k, h)
     else:
         m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
-        s, q, count = add_counted(s, q, count, x, g, m, k, h)
+        s, q, count = add_counted(s, q, count, x, of_dy(g), of_ddx(g), m, k, h)
     return s, q, count
 
 
@@ -335,10 +340,10 @@ def add_in_row(s, q, count, x, dy, slope, w, packs, n, j, places, k, h, scale, s
     """`add`, of the pack in column j of a block and in the row that begins with sample n."""
     g = let_through(x, dy, slope, k, scale, shift)
     if w is None:
-        s, q = add(s, q, x, g, k, h)
+        s, q = add(s, q, x, leading(g), k, h)
     else:
         m = times_in_row(w, x, packs, n, j, places)
-        s, q, count = add_counted(s, q, count, x, g, m, k, h)
+        s, q, count = add_counted(s, q, count, x, of_dy(g), of_ddx(g), m, k, h)
     return s, q, count
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm._counted import Both, Tangent, each
 from nbnorm._cuda.plan import PLACES
 
 
@@ -67,7 +68,9 @@ def pack_at(packs: Packs, i: int) -> int:
     return -(-i // packs.lanes)
 
 
-def load(packs: Packs | None, i: int) -> NDArray[np.float64] | None:
+def load(packs: Any, i: int) -> Any:
+    if isinstance(packs, Tangent | Both):
+        return each(lambda one: load(one, i), packs)
     return None if packs is None else _widen(packs.values[i * packs.lanes : (i + 1) * packs.lanes])
 
 
@@ -79,7 +82,9 @@ def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
     packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
 
 
-def element(packs: Packs | None, i: int) -> np.float64 | None:
+def element(packs: Any, i: int) -> Any:
+    if isinstance(packs, Tangent | Both):
+        return each(lambda one: element(one, i), packs)
     return None if packs is None else _widen(packs.values[i : i + 1])[0]
 
 
@@ -144,6 +149,22 @@ def lanes_at(
     array: NDArray | None, i: int, places: NDArray[np.int64], j: int, packs: Packs
 ) -> NDArray[np.float64] | None:  # fmt: skip
     return None if array is None else _often(np.array([array[i + places[j + lane]] for lane in range(packs.lanes)]))
+
+
+def leading(dy: Any) -> Any:
+    return dy[0] if isinstance(dy, Tangent | Both) else dy
+
+
+def is_tangent(dy: Any) -> bool:
+    return isinstance(dy, Tangent)
+
+
+def of_dy(dy: Any) -> Any:
+    return getattr(dy, "dy", None) if isinstance(dy, Tangent | Both) else dy
+
+
+def of_ddx(dy: Any) -> Any:
+    return dy.ddx if isinstance(dy, Tangent | Both) else None
 
 
 def places_for(w: Any) -> NDArray[np.int64] | None:

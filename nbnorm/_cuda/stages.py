@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbnorm._counted import Counted
+from nbnorm._counted import Counted, each
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import (
     apply_columns,
@@ -37,7 +37,7 @@ from nbnorm._cuda.finalize import (
     finalize_gradient,
 )
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
-from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, counted, number, pointer
+from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, counted, number, pointer, pointers
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, SIGN_SCALE
@@ -238,8 +238,8 @@ def _reduce(
     kernel = reduce_segments if cut.segments else reduce_columns
     kernel(
         cut.grid, cut.threads,
-        (pack, None if dy is None else pack, _kind_of_number(slope), _kind_of(w), F64, F64, _kind(counters)),
-        pointer(x), pointer(dy), number(slope), counted(w), pointer(stats), pointer(parts), pointer(counters),
+        (pack, _packs(dy, pack), _kind_of_number(slope), _kind_of(w), F64, F64, _kind(counters)),
+        pointer(x), pointers(dy), number(slope), counted(w), pointer(stats), pointer(parts), pointer(counters),
         *cut.numbers, centred,
     )  # fmt: skip
     if counting:
@@ -280,10 +280,10 @@ def _apply(
 ) -> None:  # fmt: skip
     """The map of each channel, as apply.py has it; `signs` (2, C) where dy is let through by the sign of y."""
     kernel = apply_segments if cut.segments else apply_columns
-    kinds = (None if array is None else pack for array in (x, dy, other))
+    kinds = (_packs(array, pack) for array in (x, dy, other))
     kernel(
         cut.grid, cut.threads, (*kinds, _kind_of_number(slope), _kind_of(w), pack, F64, _kind(signs)),
-        pointer(x), pointer(dy), pointer(other), number(slope), counted(w), pointer(y), pointer(coef), pointer(signs),
+        pointer(x), pointers(dy), pointer(other), number(slope), counted(w), pointer(y), pointer(coef), pointer(signs),
         *cut.numbers,
     )  # fmt: skip
 
@@ -311,6 +311,11 @@ def _at_h(cut: plan.Cut) -> int:
 
 def _kind_of(w: Counted | None) -> Kind:
     return None if w is None else (_kind(w.where), _kind(w.weights), COUNTED)
+
+
+def _packs(array: Array | None, pack: Kind) -> Kind:
+    """The kind of an array, or of a Tangent or a Both of arrays, in packs."""
+    return None if array is None else each(lambda _: pack, array) if isinstance(array, tuple) else pack
 
 
 def _kind_of_number(value: float | None) -> Kind:

@@ -14,4 +14,5 @@ load, store, ahead, room = target.load, target.store, target.ahead, target.room
 load_table, store_table = target.load_table, target.store_table
 activated, gated = target.activated, target.gated
 finite, ordered, kept, joined = target.finite, target.ordered, target.kept, target.joined
+of_dy, of_ddx, leading, is_tangent = target.of_dy, target.of_ddx, target.leading, target.is_tangent
 lanes_from, lanes_at, places_for = target.lanes_from, target.lanes_at, target.places_for

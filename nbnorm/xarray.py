@@ -239,7 +239,7 @@ def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool)
     of_channels: list[Any] = []
     for array in found:
         of_channels += [dask.array.asarray(array).rechunk(tuple(x.chunks[i] for i in axes)), axes]
-    again = anew(x, [found.m2]) if wait else x
+    again = anew(x, of_channels[::2]) if wait else x
     return dask.array.blockwise(
         chunk, index, again, index, *of_channels, axes=axes, dtype=native, meta=x._meta.astype(native)
     )  # fmt: skip

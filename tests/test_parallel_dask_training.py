@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -216,6 +217,41 @@ def test_gradients_read_x_three_times_and_dy_twice(derive):
     assert_close(dx, reference.backward(dy_values, x_values).dx)
     assert_stat_close(dbeta, reference.backward(dy_values, x_values).dbeta)
     assert_stat_close(stats.mean, reference.stats(x_values)[1])
+
+
+class Nowhere:
+    def __setitem__(self, index, values):
+        pass
+
+
+PASSES = {
+    "y": lambda y, saved, dy: [y],
+    "dx": lambda y, saved, dy: [nd.batch_norm_backward(dy, saved).dx],
+    "dx, dy of y": lambda y, saved, dy: [nd.batch_norm_backward(y**3, saved).dx],
+    "y and dx, dy of y": lambda y, saved, dy: [y, nd.batch_norm_backward(y**3, saved).dx],
+}
+
+
+@pytest.mark.parametrize("results", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize("counting", [{}, {"where": "x"}], ids=["all", "where"])
+def test_no_chunk_waits_in_memory(results, counting):
+    """A chunk that could be read before all that its task needs was known let the next ones be read: all were kept."""
+    blocks, alive, most = 40, [], [0]
+
+    def read(block_info=None):
+        chunk = np.random.default_rng(block_info[None]["chunk-location"]).normal(size=(10, 2))
+        alive.append(weakref.ref(chunk))
+        most[0] = max(most[0], sum(one() is not None for one in alive))
+        return chunk
+
+    x, dy = (
+        da.map_blocks(read, chunks=((10,) * blocks, (2,)), dtype=np.float64, meta=np.empty((0, 0)), name=name)
+        for name in ("x", "dy")
+    )
+    y, saved = nd.batch_norm_training(x, nbnorm.BatchNormState(2), **({"where": x > -1} if counting else {}))
+    lazy = results(y, saved, dy)
+    da.store(lazy, [Nowhere() for _ in lazy], lock=False)
+    assert most[0] <= blocks / 4
 
 
 def test_where_dy_and_the_mask_are_made_of_x_it_is_read_three_times_all_the_same():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -164,6 +165,25 @@ def test_each_chunk_is_read_twice_and_not_kept():
         assert sorted(reads[:12]) == sorted(reads[12:]) == [(i, 0) for i in range(12)]
         assert len(reads) == 24
         assert abs(y.mean()) < 1e-6
+
+
+def test_no_chunk_waits_in_memory():
+    """A chunk that could be read before the rest of the mean was known let the next ones be read: all were kept."""
+    alive, most = [], [0]
+
+    class Nowhere:
+        def __setitem__(self, index, values):
+            pass
+
+    def read(block_info=None):
+        chunk = np.random.default_rng(block_info[None]["chunk-location"]).normal(size=(10, 4))
+        alive.append(weakref.ref(chunk))
+        most[0] = max(most[0], sum(one() is not None for one in alive))
+        return chunk
+
+    x = dask.array.map_blocks(read, chunks=((10,) * 40, (4,)), dtype=np.float64, meta=np.empty((0, 0)))
+    nx.standardize(xr.DataArray(x, dims=("time", "lat")), "time").data.store(Nowhere(), lock=False)
+    assert most[0] <= 10
 
 
 def test_big_endian_files(rng):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import dask.array as da
+from dask import delayed
 from dask._task_spec import Task, TaskRef, convert_legacy_graph
 from dask.base import tokenize
+from dask.core import flatten, toposort
 from dask.graph_manipulation import checkpoint
 from dask.highlevelgraph import HighLevelGraph
 from distributed import Future
@@ -14,30 +17,47 @@ from distributed import Future
 KNOWN = "nbnorm-known"  # begins the keys of what is small, a few numbers a channel, and comes of all chunks
 
 
-def anew(x: da.Array, after: list[da.Array]) -> da.Array:
-    """x by tasks of its own, the first of which wait until `after` is known.
+def anew(x: da.Array, after: Iterable[Any]) -> da.Array:
+    """x by tasks of its own, the first of which wait until all lazy arrays of `after` are known.
 
     As `dask.graph_manipulation.bind` should do, which in Dask 2026.8 leaves the tasks of slices, rechunked and other
-    arrays with their old inputs, so that these are kept. Statistics that x is made of are not computed again.
+    arrays with their old inputs, so that these are kept. What waits already, and statistics, are not computed again.
+
+    `after` has to be all that is needed beside x: a task that can read and then has to wait for anything else lets the
+    next one read first, and so all of them.
     """
-    known = checkpoint(*after)
-    token = tokenize(known.key)
-    before = dict(x.__dask_graph__())
+    parts = [checkpoint(array) for array in after if isinstance(array, da.Array)]
+    token = tokenize(*(part.key for part in parts))
+    known = delayed(_nothing)(*parts, dask_key_name=f"{KNOWN}-{token}")  # checkpoint of several has a key of chance
+    before = convert_legacy_graph(dict(x.__dask_graph__()))
     same = {key for key, node in before.items() if isinstance(node, Future) or _is_known(key)}
-    if any(key[0] == x.name for key in same):
+    waiting = _waiting(before, known.key, same)
+    outputs = set(flatten(x.__dask_keys__()))
+    if outputs & same or outputs <= waiting:
         return x
-    names = {key: _renamed(key, token) for key in before if key not in same}
+    names = {key: _renamed(key, token) for key in before if key in outputs or key not in same | waiting}
     graph = {}
-    for key, node in convert_legacy_graph(before).items():
-        if key in same:
-            continue
-        new = node.substitute(names, key=names[key])
-        if isinstance(new, Task) and new.dependencies <= same:
-            new = Task(names[key], _second, TaskRef(known.key), new)
-        graph[names[key]] = new
+    for key, name in names.items():
+        new = before[key].substitute(names, key=name)
+        if isinstance(new, Task) and new.dependencies <= same - waiting:
+            new = Task(name, _second, TaskRef(known.key), new)
+        graph[name] = new
     name = _renamed(x.name, token)
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[known, x])
     return da.Array(layers, name, x.chunks, meta=x._meta)
+
+
+def _waiting(graph: Any, known: Any, same: set[Any]) -> set[Any]:
+    """The tasks that cannot begin before `known`, nor anything they need; of the small ones those that come of it."""
+    dependencies = {key: node.dependencies for key, node in graph.items()}
+    behind, waiting = {known}, {known}
+    for key in toposort(graph, dependencies=dependencies):
+        needs = dependencies[key]
+        if needs & behind:
+            behind.add(key)
+        if key in behind if key in same else needs & waiting and needs <= same | waiting:
+            waiting.add(key)
+    return waiting
 
 
 def _is_known(key: Any) -> bool:
@@ -47,6 +67,10 @@ def _is_known(key: Any) -> bool:
 
 def _renamed(key: Any, token: str) -> Any:
     return (_renamed(key[0], token), *key[1:]) if isinstance(key, tuple) else f"{key}-{token}"
+
+
+def _nothing(*known: None) -> None:
+    return None
 
 
 def _second(known: None, value: Any) -> Any:

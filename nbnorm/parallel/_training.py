@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -27,7 +28,7 @@ class _Second(NamedTuple):
     where: da.Array | None
     weights: da.Array | None
 
-    def again(self, after: list[da.Array]) -> _Second:
+    def again(self, after: Iterable[Any]) -> _Second:
         return _Second(*(None if array is None else anew(array, after) for array in self))
 
 
@@ -45,7 +46,7 @@ class Saved:
         ``state.update(dask.compute(saved.stats)[0])``.
     """
 
-    __slots__ = ("_axes", "_count", "_dtype", "_eps", "_found", "_gamma", "_nan", "_own", "_second", "_whole",
+    __slots__ = ("_after", "_axes", "_count", "_dtype", "_eps", "_known", "_nan", "_own", "_second", "_whole",
                  "_with_beta", "axis", "stats", "x")  # fmt: skip
 
     def __init__(self, x: da.Array, axis: Axis, stats: BatchStats) -> None:
@@ -54,10 +55,10 @@ class Saved:
         self._second: _Second
         self._own: _graph.Blocks  # moments of each chunk
         self._whole: _graph.Blocks  # and of the whole batch
-        self._found: Moments  # the same as arrays
+        self._known: tuple[Any, ...]  # what a chunk has to know of its channels: count, origin, deviation, m2, gamma
         self._count: float | None  # values per channel, None where each has its own
+        self._after: tuple[Any, ...]  # when a chunk of y can be computed: that, and beta
         self._nan: Literal["propagate", "omit"]
-        self._gamma: da.Array | None
         self._with_beta: bool
         self._eps: float
         self._dtype: np.dtype
@@ -133,13 +134,15 @@ def batch_norm_training(
     found = Moments(*_graph.arrays_of(whole, range(4), x, axes))
 
     stats = BatchStats(found.count if count is None else np.array(count), found.origin + found.deviation, found.m2)
+    gamma, beta = (_graph.of_channels(array, x, axes) for array in (state.gamma, state.beta))
     saved = Saved(x, axis, stats)
-    saved._axes, saved._own, saved._whole, saved._found = axes, own, whole, found
+    saved._axes, saved._own, saved._whole = axes, own, whole
     saved._count, saved._nan, saved._eps, saved._dtype = count, nan, state.eps, state.dtype
-    saved._gamma, saved._with_beta = _graph.of_channels(state.gamma, x, axes), state.beta is not None
-    saved._second = _Second(x, where, weights).again([found.m2])
-    known = (found.count if count is None else count, *found[1:], saved._gamma, _graph.of_channels(state.beta, x, axes))
-    return _graph.by_chunk(_chunks.normalized, x, axes, [saved._second.x], known, eps=state.eps), saved
+    saved._known, saved._with_beta = (found.count if count is None else count, *found[1:], gamma), beta is not None
+    saved._after = *saved._known, beta
+    saved._second = _Second(x, where, weights).again(saved._after)
+    y = _graph.by_chunk(_chunks.normalized, x, axes, [saved._second.x], saved._after, eps=state.eps)
+    return y, saved
 
 
 def batch_norm_backward(dy: da.Array, saved: Saved) -> Gradients:
@@ -167,9 +170,9 @@ def batch_norm_backward(dy: da.Array, saved: Saved) -> Gradients:
     -----
     dy is read twice, for the sums and for dx. x is read three times, also when y and the statistics are computed in the
     same call of `dask.compute`: for the statistics, for y and the sums together, and for dx. No chunk is kept in
-    between, not even where dy is made of y, chunk by chunk. Where dy needs all of y before its first chunk is known (a
-    mean of y, another batch normalization behind this one), chunks of x wait for it in memory; compute such a dy
-    first, into a store.
+    between, not even where dy is made of y, chunk by chunk. Chunks of x wait in memory where dy needs all of y before
+    its first chunk is known (a mean of y, another batch normalization behind this one): compute such a dy first, into
+    a store. They may wait too where threads compute y in the same call as gradients for a dy that is not made of it.
 
     References
     ----------
@@ -186,8 +189,8 @@ def batch_norm_backward(dy: da.Array, saved: Saved) -> Gradients:
     (True, array([-1.], dtype=float32))
     """
     _arguments.instance("saved", saved, Saved, "what nbnorm.parallel.dask.batch_norm_training returned with y")
-    x, axes, count, found, second = saved.x, saved._axes, saved._count, saved._found, saved._second
-    dy = _graph.like_x("dy", dy, x)
+    x, axes, count, second = saved.x, saved._axes, saved._count, saved._second
+    dy = anew(_graph.like_x("dy", dy, x), saved._after)
     part, of_parameters = delayed(_chunks.gradient_sums, pure=True), delayed(_chunks.parameter_gradients, pure=True)
     whole, parameters = (np.empty(saved._whole.shape, object) for _ in range(2))
     for index, chunks in _graph.by_channels(x, axes, dy, *second):
@@ -197,11 +200,11 @@ def batch_norm_backward(dy: da.Array, saved: Saved) -> Gradients:
         ]
         whole[index] = _graph.in_tree(sums, _chunks.merged_sums, _chunks.whole_sums)
         parameters[index] = of_parameters(whole[index], known, count, x._meta, saved._eps, saved._dtype)
-    s, p, h = _graph.arrays_of(whole, (1, 2, 3), x, axes)
-    dgamma, dbeta = _graph.arrays_of(parameters, (0, 1), x, axes, saved._dtype)
-    of_channels = found.count if count is None else count, *found[1:], saved._gamma, s, p, h
-    third = second.again([s])
+    of_whole = _graph.arrays_of(whole, (1, 2, 3), x, axes)
+    third = anew(dy, of_whole), *second.again(of_whole)
     dx = _graph.by_chunk(
-        _chunks.gradient, x, axes, [anew(dy, [s]), *third], of_channels, eps=saved._eps, nan=saved._nan
+        _chunks.gradient, x, axes, third, [*saved._known, *of_whole], eps=saved._eps, nan=saved._nan
     )  # fmt: skip
-    return Gradients(dx, None if saved._gamma is None else dgamma, dbeta if saved._with_beta else None)
+    dgamma, dbeta = _graph.arrays_of(parameters, (0, 1), x, axes, saved._dtype)
+    with_gamma = saved._known[-1] is not None
+    return Gradients(dx, dgamma if with_gamma else None, dbeta if saved._with_beta else None)

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.sums import add, add_values
 from nbnorm._cpu.vector import function, routine
@@ -109,13 +107,9 @@ def found(x, w, c, part, N, C, S):
 
 
 @function
-def usual(x, w, c, count, N, C, S):
-    """How often a value of channel c counts, by one from the middle of it, but no less than on average (Eq. 23)."""
-    i = found(x, w, c, np.intp(4), N, C, S)
-    once = 1.0
-    if i >= 0:
-        once = max(times(shifted(w, i // (C * S), c, i % S), x, i), count / (N * S))
-    return once
+def per_time(value, w, x, i, c, average, C, S):
+    """Eq. 23: `value` of dy at x[i], of channel c, for each time it counts."""
+    return value / max(times(shifted(w, i // (C * S), c, i % S), x, i), average)
 
 
 @Compiled

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.counted import add_counted, found, lanes_that_count, usual
+from nbnorm._cpu.counted import add_counted, found, lanes_that_count, per_time
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
@@ -62,23 +62,29 @@ def share(w, workers, tasks):
 
 
 @routine
-def sample(array, x, w, c, part, N, C, S):
-    """Of x, or of dy, a value that counts; 0 when none does."""
+def sample(array, x, w, stats, c, part, N, C, S):
+    """Of x, or of dy for each time it counts by the `stats` (Eq. 23), a value that counts; 0 when none does."""
     if w is not None:
         i = found(x, w, c, part, N, C, S)
-        return element(array, i) if i >= 0 else 0.0
+        if i < 0:
+            return 0.0
+        if stats is None:
+            return element(array, i)
+        if is_tangent(array):  # whose sum is weighted as that of x
+            return element(array, i)
+        return per_time(element(array, i), w, x, i, c, stats[COUNT, c] / (N * S), C, S)
     return element(array, sample_index(c, part, N, C, S))
 
 
 @routine
-def origin(array, x, w, c, N, C, S):
+def origin(array, x, w, stats, c, N, C, S):
     """k, or h, from nine values."""
     return ninther(
-        sample(array, x, w, c, np.intp(0), N, C, S), sample(array, x, w, c, np.intp(1), N, C, S),
-        sample(array, x, w, c, np.intp(2), N, C, S), sample(array, x, w, c, np.intp(3), N, C, S),
-        sample(array, x, w, c, np.intp(4), N, C, S), sample(array, x, w, c, np.intp(5), N, C, S),
-        sample(array, x, w, c, np.intp(6), N, C, S), sample(array, x, w, c, np.intp(7), N, C, S),
-        sample(array, x, w, c, np.intp(8), N, C, S),
+        sample(array, x, w, stats, c, np.intp(0), N, C, S), sample(array, x, w, stats, c, np.intp(1), N, C, S),
+        sample(array, x, w, stats, c, np.intp(2), N, C, S), sample(array, x, w, stats, c, np.intp(3), N, C, S),
+        sample(array, x, w, stats, c, np.intp(4), N, C, S), sample(array, x, w, stats, c, np.intp(5), N, C, S),
+        sample(array, x, w, stats, c, np.intp(6), N, C, S), sample(array, x, w, stats, c, np.intp(7), N, C, S),
+        sample(array, x, w, stats, c, np.intp(8), N, C, S),
     )  # fmt: skip
 
 
@@ -91,7 +97,10 @@ def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
         if i < 0:
             return 0.0
     z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
-    return gate(element(dy, i), z, slope)
+    g = gate(element(dy, i), z, slope)
+    if w is not None:
+        g = per_time(g, w, x, i, c, stats[COUNT, c] / (N * S), C, S)
+    return g
 
 
 @function
@@ -118,15 +127,15 @@ def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
     """
     for c in range(first, last):
         if dy is None:
-            stats[ORIGIN, np.uintp(c)] = origin(x, x, w, c, N, C, S)
+            stats[ORIGIN, np.uintp(c)] = origin(x, x, w, None, c, N, C, S)
         elif centred:
             if slope is None:
-                sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, c, N, C, S)
+                if w is None:
+                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, None, c, N, C, S)
+                else:
+                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, stats, c, N, C, S)
             else:
                 sums[DY_ORIGIN, np.uintp(c)] = gated_origin(dy, x, slope, w, stats, c, N, C, S)
-            if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-                if not is_tangent(dy):
-                    sums[DY_ORIGIN, np.uintp(c)] /= usual(x, w, c, stats[COUNT, np.uintp(c)], N, C, S)
 
 
 @routine

@@ -138,31 +138,34 @@ def found(x, w, c, part, N, C, S):
 
 
 @routine
-def sample(array, x, w, c, part, N, C, S):
-    return element(array, found(x, w, c, part, N, C, S))
+def per_time(value, w, x, i, c, average, C, S):
+    """Eq. 23: `value` of dy at x[i], of channel c, for each time it counts; of x itself, without an `average`."""
+    result = value
+    if average is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if average >= 0.0:
+            result = value / max(times(w, x, i, i // (C * S), c, i % S), average)
+    return result
 
 
 @routine
-def counted_origin(array, x, w, c, N, C, S):
+def sample(array, x, w, average, c, part, N, C, S):
+    i = found(x, w, c, part, N, C, S)
+    return per_time(element(array, i), w, x, i, c, average, C, S)
+
+
+@routine
+def counted_origin(array, x, w, average, c, N, C, S):
     """Eq. 2 for values of x, or of dy, that count; 0 when none does."""
     k = 0.0
     if found(x, w, c, 0, N, C, S) >= 0:
         k = ninther(
-            sample(array, x, w, c, 0, N, C, S), sample(array, x, w, c, 1, N, C, S), sample(array, x, w, c, 2, N, C, S),
-            sample(array, x, w, c, 3, N, C, S), sample(array, x, w, c, 4, N, C, S), sample(array, x, w, c, 5, N, C, S),
-            sample(array, x, w, c, 6, N, C, S), sample(array, x, w, c, 7, N, C, S), sample(array, x, w, c, 8, N, C, S),
+            sample(array, x, w, average, c, 0, N, C, S), sample(array, x, w, average, c, 1, N, C, S),
+            sample(array, x, w, average, c, 2, N, C, S), sample(array, x, w, average, c, 3, N, C, S),
+            sample(array, x, w, average, c, 4, N, C, S), sample(array, x, w, average, c, 5, N, C, S),
+            sample(array, x, w, average, c, 6, N, C, S), sample(array, x, w, average, c, 7, N, C, S),
+            sample(array, x, w, average, c, 8, N, C, S),
         )  # fmt: skip
     return k
-
-
-@routine
-def usual(x, w, c, count, N, C, S):
-    """How often a value of channel c counts, by one from the middle of it, but no less than on average (Eq. 23)."""
-    i = found(x, w, c, 4, N, C, S)
-    once = 1.0
-    if i >= 0:
-        once = max(times(w, x, i, i // (C * S), c, i % S), count / (N * S))
-    return once
 
 
 @Kernel

@@ -22,10 +22,10 @@ from nbnorm._cuda.counted import (
     counted_terms,
     found,
     keep_places,
+    per_time,
     times,
     times_in_row,
     times_in_segment,
-    usual,
 )
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
@@ -67,9 +67,18 @@ def origin(x, c, N, C, S):
 
 
 @routine
-def channel_origin(array, x, w, c, N, C, S):
+def channel_origin(array, x, w, average, c, N, C, S):
     """Of x or dy."""
-    return origin(array, c, N, C, S) if w is None else counted_origin(array, x, w, c, N, C, S)
+    return origin(array, c, N, C, S) if w is None else counted_origin(array, x, w, average, c, N, C, S)
+
+
+@routine
+def average_of(dy, w, c, N, C, S, stats):
+    """How often a value of channel c counts on average; -1 for a Tangent, which is weighted as x is."""
+    average = -1.0
+    if w is not None:
+        average = -1.0 if is_tangent(dy) else stats[COUNT * C + c] / (N * S)
+    return average
 
 
 @routine
@@ -77,7 +86,10 @@ def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
     """Of what is let through of dy."""
     i = sample_index(c, part, N, C, S) if w is None else found(x, w, c, part, N, C, S)
     z = affine(element(x, i) - stats[ORIGIN * C + c], stats[SIGN_SCALE * C + c], stats[SIGN_SHIFT * C + c])
-    return gate(element(dy, i), z, slope)
+    g = gate(element(dy, i), z, slope)
+    if w is not None:
+        g = per_time(g, w, x, i, c, average_of(dy, w, c, N, C, S, stats), C, S)
+    return g
 
 
 @routine
@@ -106,17 +118,14 @@ def origins(x, dy, slope, w, centred, c, N, C, S, stats):
     """
     k, h = 0.0, 0.0
     if dy is None:
-        k = channel_origin(x, x, w, c, N, C, S)
+        k = channel_origin(x, x, w, None, c, N, C, S)
     else:
         k = stats[ORIGIN * C + c]
         if centred:
             if slope is not None:
                 h = gated_origin(dy, x, slope, w, stats, c, N, C, S)
             else:
-                h = channel_origin(leading(dy), x, w, c, N, C, S)
-            if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-                if not is_tangent(dy):
-                    h /= usual(x, w, c, stats[COUNT * C + c], N, C, S)
+                h = channel_origin(leading(dy), x, w, average_of(dy, w, c, N, C, S, stats), c, N, C, S)
     return k, h
 
 

@@ -30,8 +30,8 @@ def fused_double_segments(
             k, d, h, o = (
                 stats[ORIGIN, c],
                 stats[DEVIATION, c],
-                origin(dy, x, None, c, N, C, S),
-                origin(ddx, x, None, c, N, C, S),
+                origin(dy, x, None, None, c, N, C, S),
+                origin(ddx, x, None, None, c, N, C, S),
             )
             s, q, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
             for j in range(chunks):

@@ -29,8 +29,9 @@ def anew(x: da.Array, after: Iterable[Any]) -> da.Array:
     parts = [checkpoint(array) for array in after if isinstance(array, da.Array)]
     token = tokenize(*(part.key for part in parts))
     known = delayed(_nothing)(*parts, dask_key_name=f"{KNOWN}-{token}")  # checkpoint of several has a key of chance
-    before = convert_legacy_graph(dict(x.__dask_graph__()))
-    same = {key for key, node in before.items() if isinstance(node, Future) or _is_known(key)}
+    graph_of_x = dict(x.__dask_graph__())
+    same = {key for key, value in graph_of_x.items() if isinstance(value, Future) or _is_known(key)}
+    before = convert_legacy_graph(graph_of_x)
     waiting = _waiting(before, known.key, same)
     outputs = set(flatten(x.__dask_keys__()))
     if outputs & same or outputs <= waiting:
@@ -49,7 +50,7 @@ def anew(x: da.Array, after: Iterable[Any]) -> da.Array:
 
 def _waiting(graph: Any, known: Any, same: set[Any]) -> set[Any]:
     """The tasks that cannot begin before `known`, nor anything they need; of the small ones those that come of it."""
-    dependencies = {key: node.dependencies for key, node in graph.items()}
+    dependencies = {key: node.dependencies & graph.keys() for key, node in graph.items()}  # others are on a cluster
     behind, waiting = {known}, {known}
     for key in toposort(graph, dependencies=dependencies):
         needs = dependencies[key]

@@ -545,8 +545,8 @@ def test_places_that_do_not_fit_change_nothing(given):
 
 @pytest.mark.parametrize(
     "options",
-    [{"activation": "relu"}, {"residual": OTHER}, {"where": OTHER == 0}],
-    ids=["activation", "residual", "where"],
+    [{"activation": "relu"}, {"residual": OTHER}, {"activation": "relu", "where": OTHER == 0}],
+    ids=["activation", "residual", "activation and where"],
 )
 def test_further_derivatives_are_refused(given, options):
     _, saved = training(given.x, given.state, **options)

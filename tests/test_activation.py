@@ -315,7 +315,7 @@ def test_any_number_of_threads_gives_the_same_bits(of_residual, use_running, sha
 # ---- together with the other options
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.values_at_most
 @pytest.mark.exhaustive("test_counted, test_a_step_with_relu")
 @every_form
 @every_residual

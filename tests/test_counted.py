@@ -161,7 +161,7 @@ def test_a_step_equals_the_definition(dtype, layout, form, use_running, rng):
     check_counted(x, dy, w, state, counting, axis, use_running)
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.values_at_most
 @pytest.mark.exhaustive("test_merged_pieces_equal_the_whole, float32")
 @every_layout
 @every_form

@@ -208,7 +208,7 @@ def test_each_form_of_work(layout, form, rng):
     check_form(rng, layout, form, "float32", False)
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.values_at_most
 @pytest.mark.exhaustive("test_each_form_of_work, float32")
 @every_layout
 @every_form
@@ -217,7 +217,7 @@ def test_both_equal_the_oracle(dtype, layout, form, use_running, rng):
     check_form(rng, layout, form, dtype, use_running)
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.values_at_most
 @pytest.mark.exhaustive("test_each_form_of_work has small shapes")
 @pytest.mark.parametrize(
     "shape", [(700, 3), (300, 96), (65, 2_500), (8, 64, 7, 7), (33, 4, 13, 13), (3, 2, 63), (1, 2, 40_000)], ids=str
@@ -293,7 +293,7 @@ def test_one_shard_may_have_no_mask(rng):
     check_shards(rng, "where, all of x", (9, 3, 70), False, without=(2,))
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.values_at_most
 @pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
 @every_form
 @pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)

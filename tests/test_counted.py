@@ -79,7 +79,7 @@ def spoiled(rng, x, counting, axis):
     w = reference.counts(x, counting.get("where"), counting.get("weights"))
     x[(w == 0) & (rng.random(x.shape) < 0.3)] = np.inf
     x[(w == 0) & (rng.random(x.shape) < 0.3)] = np.nan
-    if counting.get("nan") == "omit":
+    if counting.get("nan") == "omit" and x.size > 2:  # of two values none may be missing
         x[(w > 0) & (rng.random(x.shape) < 0.1)] = np.nan
     return x, reference.counts(x, counting.get("where"), counting.get("weights"), counting.get("nan") == "omit")
 

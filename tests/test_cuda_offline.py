@@ -171,6 +171,8 @@ def lanes_of(name, memory):
     one."""
     if name.startswith("counted"):
         return 1
+    if "columns" in name and "gated and counted uint8, float64" in name:
+        return 1
     if "gated and counted" in name or name.endswith("columns of three counted"):
         return min(DTYPES[memory], 2)
     if "columns" in name and "uint8, float64" in name:
@@ -231,6 +233,7 @@ def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memo
     ("name", "memory", "cc"),
     [
         ("reduce.reduce_columns counted uint8, float64, counted", "float32", HOPPER),
+        ("reduce.reduce_columns of two gated and counted uint8, float64, counted", "float32", (7, 5)),
         ("apply.normalize_columns beside", "int16", (12, 0)),
     ],
 )

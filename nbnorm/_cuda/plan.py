@@ -91,9 +91,10 @@ def cut_of_three_counted(shape: tuple[int, int, int], itemsize: int) -> Cut:
     return found if found.segments else cut_gated(shape, itemsize)
 
 
-def cut_gated(shape: tuple[int, int, int], itemsize: int) -> Cut:
-    """Where that meets an activation: at most 2 to a pack."""
-    return cut(shape, max(itemsize, 8))
+def cut_gated(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:
+    """Where that meets an activation: at most 2 to a pack; of columns with float64 weights beside a mask 1."""
+    found = cut(shape, max(itemsize, 8))
+    return found if found.segments or weights_itemsize < 8 else cut(shape, ACCESS)
 
 
 @lru_cache(1024)

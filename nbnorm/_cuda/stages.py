@@ -295,13 +295,18 @@ def _signs(stats: Array, slope: float | None) -> Array | None:
 def _cut(shape: Shape, itemsize: int, w: Counted | None) -> plan.Cut:
     if w is None:
         return plan.cut(shape, itemsize)
-    return plan.cut_counted(shape, itemsize, 0 if w.where is None or w.weights is None else w.weights.itemsize)
+    return plan.cut_counted(shape, itemsize, _beside_a_mask(w))
+
+
+def _beside_a_mask(w: Counted) -> int:
+    """The bytes of a weight, where there is a mask too."""
+    return 0 if w.where is None or w.weights is None else w.weights.itemsize
 
 
 def _cut_of_gradient(shape: Shape, itemsize: int, w: Counted | None, slope: float | None) -> plan.Cut:
-    if slope is not None:
-        return (plan.cut_of_three if w is None else plan.cut_gated)(shape, itemsize)
-    return _cut(shape, itemsize, w)
+    if slope is None:
+        return _cut(shape, itemsize, w)
+    return plan.cut_of_three(shape, itemsize) if w is None else plan.cut_gated(shape, itemsize, _beside_a_mask(w))
 
 
 def _at_h(cut: plan.Cut) -> int:

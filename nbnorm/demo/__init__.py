@@ -214,6 +214,6 @@ def train_all(plan: Plan, digits: Digits, first_seed: int, start: float) -> Resu
                 bar.update()
         now = time.perf_counter()
         if count + 1 < plan.seeds and now - start + (now - seed_start) > plan.seconds:
-            print(f"This machine is slow or busy: {count + 1} of {plan.seeds} seeds must do")
+            print(f"{count + 1} of {plan.seeds} seeds must do: compiling took some of the time, or the machine is busy")
             break
     return results

@@ -21,6 +21,7 @@ AHEAD = 2_048  # values from what columns read to what they ask for
 BLOCK = 131_072  # values of a block of rows
 CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
+RUN = 352  # columns of such a block side by side, at least: shorter runs cost more than reading all twice
 SMALL = 65_536  # values that stay in a second-level cache, whatever their dtype
 CACHE_BYTES = 32 << 20  # last-level cache
 PAGE = 4_096  # bytes after which addresses fall into the same set of a first-level cache
@@ -80,7 +81,7 @@ def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
     # Apply prefers runs of a whole panel, unless the tables would cost more than the map.
     map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 128) // K) if together else 1
     channels = C if N * base <= SMALL else min(C, L2_BYTES // (4 * N * S))
-    if tile > 1 or channels * S < min(128, base):
+    if tile > 1 or channels * S < min(RUN, base):
         channels = 0
     return Columns(tile, block, -(-rows // block), K, up(K, LANES), base * map_tile, channels)
 

@@ -22,6 +22,7 @@ from numba.extending import intrinsic, lower_builtin, overload, register_model, 
 
 from nbnorm import _formulas
 from nbnorm._cpu import vector_python
+from nbnorm._cpu.part import PartCompiler
 from nbnorm._floats import DOUBLE, FLOAT, I32, like
 
 LANES = 32
@@ -31,7 +32,7 @@ X86 = ("x86_64", "AMD64")
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
 OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 # What is compiled into others needs no way in from Python or C, each of which costs as much as the code itself.
-INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
 INLINED: Any = {**INNER, "forceinline": True}
 routine = njit(**INLINED)
 function = njit(**INNER)  # not forced into its caller

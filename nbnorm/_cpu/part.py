@@ -1,0 +1,44 @@
+"""How a routine is compiled that is called by kernels only: its LLVM code is optimized as a part of each kernel, together
+with what it is inlined into, and has no machine code of its own.
+
+Numba's default does both for each routine too, once more for each level of calls: a sixth of a first call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+
+
+class _Environment:
+    """Where a routine's Python objects would be: there are none, and no machine code that would look for them."""
+
+    def set_env(self, name: str, env: Any) -> None:
+        pass
+
+
+class Part(JITCodeLibrary):
+    """LLVM code that waits to be linked. The names are Numba's own: one that a later Numba does not call costs time."""
+
+    codegen = _Environment()
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0
+
+
+class PartCompiler(CompilerBase):
+    """Numba's passes, which end in a Part."""
+
+    def define_pipelines(self) -> list:
+        state = self.state
+        state.library = Part(state.targetctx.codegen(), state.func_id.func_qualname)
+        return [DefaultPassBuilder.define_nopython_pipeline(state)]

@@ -401,7 +401,10 @@ def _short(value: object) -> str:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    """A number that a float can be; 10**400 is none."""
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+        return False
+    return not isinstance(value, int) or abs(value) <= sys.float_info.max
 
 
 def _overlaps_itself(array: NDArray) -> bool:

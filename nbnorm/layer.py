@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from nbnorm import _arguments, _device, _names, files
 from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
+from nbnorm._reuse import LARGE, Reuse
 from nbnorm.functional import batch_norm_inference, batch_norm_training, saved_of_inference
 from nbnorm.gradients import batch_norm_backward
 from nbnorm.parallel import Sync
@@ -67,6 +68,9 @@ class BatchNorm:
     place on it, no next batch in the same array. Nor must the state after a call in evaluation mode, which keeps no
     more than x: `backward` takes gamma, beta, eps and the running statistics as they are then. After a call with both a
     residual and an activation y must not change either. `debug` notices all of this.
+    In training mode it also keeps its last y and dx, from 32 MiB on and in NumPy, and writes the next ones there when
+    nothing else refers to them, no view and no buffer: memory that is new to a process costs as much as a call. `eval`
+    lets go of them.
     To infer and keep nothing: ``batch_norm_inference(x, layer.state, axis=layer.axis)``.
 
     Copies and pickles are independent of the original and do not have the last x.
@@ -97,6 +101,7 @@ class BatchNorm:
     # Of the last call, until `backward`; after inference x, and axis and activation as they were.
     _last: Saved | tuple[NDArray, Axis, Activation] | None = None
     _bytes: list[bytes] | None = None  # with `debug` those of the arrays that must not change
+    _results: tuple[Reuse, Reuse] | None = None  # y and dx of training mode
 
     def __init__(
         self,
@@ -232,11 +237,15 @@ class BatchNorm:
         counting = where is not None or weights is not None or nan != "propagate"
         if self.training or sync is not None or counting or residual is not None:
             keep = self.frozen or not self.training
+            reuse = self._reuse(0) if out is None and self.training and getattr(x, "nbytes", 0) >= LARGE else None
+            out = out if reuse is None else reuse.place(x)
             y, last = batch_norm_training(
                 x, self.state, axis=self.axis, use_running=keep, update_running=not keep,
                 where=where, weights=weights, nan=nan, residual=residual, activation=self.activation,
                 ghost=None if keep else self.ghost, renorm=None if keep else self.renorm, sync=sync, out=out,
             )  # fmt: skip
+            if reuse is not None:
+                reuse.keep(y)
         else:
             y = batch_norm_inference(x, self.state, axis=self.axis, activation=self.activation, out=out)
             gone = out is not None and kernels_for("x", x).may_overlap(out, x)
@@ -281,11 +290,22 @@ class BatchNorm:
                 "gradient is not known any more; give the call a copy, or change them after backward"
             )
         saved = last if isinstance(last, Saved) else saved_of_inference(self.state, *last)
+        reuse = self._reuse(1) if out is None and self.training and saved.x.nbytes >= LARGE else None
+        out = out if reuse is None else reuse.place(saved.x)
         found = batch_norm_backward(dy, saved, param_grads=param_grads, out=out, dresidual_out=dresidual_out)
+        if reuse is not None:
+            reuse.keep(found.dx)
         own = vars(self)  # past __setattr__
         own["dgamma"], own["dbeta"], own["dresidual"] = found.dgamma, found.dbeta, getattr(found, "dresidual", None)
         own["_last"] = None
         return found.dx
+
+    def _reuse(self, which: int) -> Reuse:
+        """Of y (0) or dx (1)."""
+        if self._results is None:
+            vars(self)["_results"] = Reuse(), Reuse()
+        assert self._results is not None
+        return self._results[which]
 
     def _read(self, last: Saved | tuple[NDArray, Axis, Activation] | None) -> list[bytes]:
         """What `backward` is going to read."""
@@ -299,6 +319,7 @@ class BatchNorm:
     def train(self, mode: bool = True) -> BatchNorm:
         """Normalize with the batch from now on, unless `frozen`. Returns the layer."""
         self.training = bool(mode)
+        self._results = None
         return self
 
     def eval(self) -> BatchNorm:
@@ -312,8 +333,8 @@ class BatchNorm:
         return f"BatchNorm(axis={self.axis}, training={self.training}{frozen}{given}, state={self.state!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out the last input."""
-        return {**vars(self), "_last": None, "_bytes": None}
+        """Copies and pickles leave out the last input and results."""
+        return {**vars(self), "_last": None, "_bytes": None, "_results": None}
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNorm, name, _names.OF_LAYER)

@@ -114,9 +114,14 @@ COUNTED = {
     for weights in ("float32", F64, None)
     if (counting := (where, weights, "counted")) not in (*arrays, (None, None, "counted"))
 }
-# With an activation two stand for all by default, those with most in their registers.
-BESIDE = {name for name in KERNELS if name.endswith(("gated", "activated", "beside"))}
-RARE = BESIDE - {"apply.gradient_columns gated", "apply.normalize_columns beside"}
+# By default of kernels with an activation or masks those with most in their registers, which stand for the others.
+BESIDE = {name for name in KERNELS if name.endswith(("gated", "activated", "beside", "counted"))}
+RARE = BESIDE - {
+    "apply.gradient_columns gated",
+    "apply.normalize_columns beside",
+    "apply.apply_columns of two gated and counted",
+    "reduce.reduce_segments of three counted",
+}
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
     "finalize.finalize_gradient": ((F64, F64, *PARAMETERS, F64), [1] * 5 + [1.0]),

@@ -20,6 +20,7 @@ import nbnorm
 frozen_or_not = pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
 SHAPES = [(4, 3, 1), (3, 2, 4), (2, 2, 70), (40, 3, 9)]  # (N, C, S)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+kernels_of_their_own = pytest.mark.exhaustive("kernels of their own")
 
 
 def some_weights(rng, shape, fractions=True):
@@ -141,7 +142,7 @@ def test_integer_weights_are_repeated_rows(shape, rng):
     assert_gradient_close(found.dgamma, expected.dgamma, terms[2])
 
 
-@pytest.mark.parametrize("shape", [(8, 3, 70), (8, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 3, 70), pytest.param((8, 3), marks=kernels_of_their_own)], ids=str)
 def test_a_mask_of_rows_equals_the_rows(shape, rng):
     """Whose cotangents and gradients are 0 elsewhere, also where x, dy and ddx are not finite."""
     x, dy, state, (ddx, *of_parameters) = case(rng, shape, "float32")

@@ -234,7 +234,8 @@ def test_a_running_variance_needs_two_values_per_channel_too(given):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("eps", v) for v in (0, -1e-5, np.nan, np.inf, -np.inf)] + [("momentum", v) for v in (-0.1, 1.5, np.nan, np.inf)],
+    [("eps", v) for v in (0, -1e-5, np.nan, np.inf, -np.inf, 10**400)]
+    + [("momentum", v) for v in (-0.1, 1.5, np.nan, np.inf)],
 )
 def test_eps_and_momentum_must_be_in_range(given, name, value):
     kept = getattr(given.state, name)

@@ -66,10 +66,19 @@ def test_ghost_batches_are_batches(dtype, layout, parameters, momentum, update_r
             assert getattr(found, name).dtype == state.dtype
 
 
-@pytest.mark.each_pair
+@pytest.mark.parametrize(("form", "shape"), [("where, padding", (9, 3, 70)), ("all", (9, 3, 70))], ids=str)
+def test_masks_are_cut_as_x_is(form, shape, rng):
+    check_masks(form, shape, rng)
+
+
+@pytest.mark.exhaustive("test_masks_are_cut_as_x_is has the kernels that test_counted has")
 @every_form
 @pytest.mark.parametrize("shape", [(9, 3, 70), (9, 4, 5), (9, 5)], ids=str)
-def test_masks_are_cut_as_x_is(form, shape, rng):
+def test_masks_of_every_kind_are_cut(form, shape, rng):
+    check_masks(form, shape, rng)
+
+
+def check_masks(form, shape, rng):
     x, dy = sample(rng, shape), sample(rng, shape)
     counting = FORMS[form](rng, x, 1)
     nan = {"nan": counting.pop("nan")} if "nan" in counting else {}

@@ -1,5 +1,6 @@
 """A first call says what it compiles, to those who ask, and compiles its own twin only; a later one says nothing."""
 
+import gc
 import logging
 import re
 
@@ -7,8 +8,9 @@ import numba
 import numpy as np
 import pytest
 
-from nbnorm._cpu import launch
+from nbnorm._cpu import launch, progress
 from nbnorm._cpu.finalize import commit_running
+from nbnorm._cpu.vector import routine
 
 
 @pytest.fixture
@@ -43,6 +45,46 @@ def test_a_kernel_that_is_compiled_is_a_line_before_and_one_after(kernel, caplog
 def test_nothing_is_shown_to_those_who_do_not_ask(kernel, capfd):
     commit(kernel)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def thresholds():
+    own = gc.get_threshold()
+    yield
+    gc.set_threshold(*own)
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+@pytest.mark.parametrize(
+    ("own", "meanwhile"),
+    [((700, 10, 5), (50_000, 20, 100)), ((10**6, 10, 5), (10**6, 20, 100)), ((0, 10, 5), (0, 10, 5))],
+    ids=str,
+)
+def test_the_garbage_collector_looks_less_often_meanwhile(kernel, own, meanwhile, thresholds, monkeypatch):
+    gc.set_threshold(*own)
+    seen = []
+    monkeypatch.setattr(progress.log, "info", lambda *line: seen.append(gc.get_threshold()))
+    commit(kernel)
+    assert (seen, gc.get_threshold()) == ([meanwhile, own], own)
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+def test_a_routine_is_a_part_of_its_kernel_and_has_no_code_of_its_own():
+    double = routine(lambda v: 2 * v)
+
+    @numba.njit(**launch.KERNEL)
+    def kernel(values):
+        for i in range(values.size):
+            values[i] = double(values[i])
+
+    kernel(values := np.arange(3.0))
+    np.testing.assert_array_equal(values, [0, 2, 4])
+    (routine_compiled,) = double.overloads.values()
+    (kernel_compiled,) = kernel.overloads.values()
+    addresses = [
+        one.library.get_pointer_to_function(one.fndesc.llvm_func_name) for one in (routine_compiled, kernel_compiled)
+    ]
+    assert [address > 0 for address in addresses] == [False, True]
 
 
 def body(values, workers):

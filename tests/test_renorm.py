@@ -154,7 +154,8 @@ def test_running_statistics_that_are_nan_show(rng):
 @pytest.mark.parametrize(
     ("numbers", "text"),
     [((0.9, 0), "rmax is 0.9"), ((np.nan, 0), "rmax is nan"), (("3", 0), "rmax is '3'"), ((1, -1), "dmax is -1"),
-     ((1, np.nan), "dmax is nan"), ((True, 1), "rmax is True")],
+     ((1, np.nan), "dmax is nan"), ((True, 1), "rmax is True"),
+     ((10**400, 0), "rmax is 1000"), ((1, 10**400), "dmax is 1000")],
 )  # fmt: skip
 def test_limits_must_be_in_range(numbers, text):
     with pytest.raises(ValueError, match=text):

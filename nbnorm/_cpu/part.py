@@ -1,7 +1,7 @@
-"""How a routine is compiled that is called by kernels only: its LLVM code is optimized as a part of each kernel, together
-with what it is inlined into, and has no machine code of its own.
+"""How a routine is compiled that only kernels call: its LLVM code is optimized as a part of each kernel, together with
+what it is inlined into, and it has no machine code of its own.
 
-Numba's default does both for each routine too, once more for each level of calls: a sixth of a first call.
+Numba's default does both for each routine too, once more for each level of calls: a twelfth of a first call.
 """
 
 from __future__ import annotations

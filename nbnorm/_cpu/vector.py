@@ -32,7 +32,8 @@ X86 = ("x86_64", "AMD64")
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.
 OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 # What is compiled into others needs no way in from Python or C, each of which costs as much as the code itself.
-INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
+NO_WAY_IN: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {**OPTIONS, **NO_WAY_IN, "pipeline_class": PartCompiler}
 INLINED: Any = {**INNER, "forceinline": True}
 routine = njit(**INLINED)
 function = njit(**INNER)  # not forced into its caller

@@ -9,7 +9,9 @@ import types
 
 import fake_cupy
 
-gc.set_threshold(50_000, 20, 100)  # a compiler's objects live until it ends: looking through them is a tenth of the time
+gc.set_threshold(
+    50_000, 20, 100
+)  # a compiler's objects live until it ends: looking through them is a tenth of the time
 
 
 def compiled(module, function, kinds, numbers, cc):

@@ -236,12 +236,13 @@ def test_a_running_variance_needs_two_values_per_channel_too(given):
     ("name", "value"),
     [("eps", v) for v in (0, -1e-5, np.nan, np.inf, -np.inf, 10**400)]
     + [("momentum", v) for v in (-0.1, 1.5, np.nan, np.inf)],
+    ids=lambda value: str(value)[:8],
 )
 def test_eps_and_momentum_must_be_in_range(given, name, value):
-    kept = getattr(given.state, name)
-    refuse(given, lambda: nbnorm.BatchNormState(3, **{name: value}), ValueError, name, str(value))
-    refuse(given, lambda: nbnorm.BatchNorm(3, **{name: value}), ValueError, name, str(value))
-    refuse(given, lambda: setattr(given.state, name, value), ValueError, name, str(value))
+    kept, shown = getattr(given.state, name), str(value)[:8]
+    refuse(given, lambda: nbnorm.BatchNormState(3, **{name: value}), ValueError, name, shown)
+    refuse(given, lambda: nbnorm.BatchNorm(3, **{name: value}), ValueError, name, shown)
+    refuse(given, lambda: setattr(given.state, name, value), ValueError, name, shown)
     assert getattr(given.state, name) == kept
 
 

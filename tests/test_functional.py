@@ -82,7 +82,7 @@ def float32_by_default():
         yield pytest.param(name, marks=marks + more)
 
 
-large_arrays_of_every_dtype = pytest.mark.parametrize("memory", float32_by_default())
+large_arrays_of_every_dtype = pytest.mark.parametrize("memory", [*float32_by_default()])
 
 
 def features(x, axis):

@@ -204,7 +204,7 @@ ABOUT = {
     "eps 0": ({"eps": 0.0}, "eps"),
     "eps NaN": ({"eps": float("nan")}, "eps"),
     "eps infinite": ({"eps": float("inf")}, "eps"),
-    "eps beyond floats": ({"eps": 10**400}, "int"),
+    "eps beyond floats": ({"eps": 10**400}, "eps is 1000"),
     "eps in text": ({"eps": "1e-5"}, "eps"),
     "momentum 2": ({"momentum": 2.0}, "momentum"),
     "momentum in a list": ({"momentum": [0.1]}, "momentum"),

@@ -53,8 +53,14 @@ def present(typingctx, v, w):
     """All lanes, or where w omits NaN those that are not."""
 
     def emit(ctx, builder, sig, args):
-        is_number = builder.fcmp_ordered("ord", args[0], args[0])
-        return builder.or_(is_number, splat(builder, builder.not_(_fields(ctx, builder, w, args[1]).omit)))
+        outside = builder.block
+        with builder.if_then(_fields(ctx, builder, w, args[1]).omit, likely=False):
+            is_number = builder.fcmp_ordered("ord", args[0], args[0])
+            inside = builder.block
+        result = builder.phi(is_number.type)
+        result.add_incoming(number(is_number.type, 1), outside)
+        result.add_incoming(is_number, inside)
+        return result
 
     return mask(v, w), emit
 

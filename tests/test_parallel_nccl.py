@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import sys
 import types
@@ -9,6 +10,11 @@ import types
 import fake_cupy
 import numpy as np
 import pytest
+import reference
+from common import random_state, sample, snapshot
+from tolerance import assert_close
+
+import nbnorm
 
 FLOAT64 = 8  # ncclFloat64 in nccl.h
 
@@ -63,3 +69,31 @@ def test_something_else_than_a_communicator(nccl):
     with pytest.raises(TypeError, match=r"comm is a int; expected a cupy\.cuda\.nccl\.NcclCommunicator"):
         nccl.sync(3)
     assert repr(nccl.sync(Communicator())) == "nbnorm.parallel.nccl.sync(<3 ranks>)"
+
+
+class Alone(Communicator):
+    """One rank."""
+
+    def size(self):
+        return 1
+
+    def allGather(self, sent, received, count, kind, stream):
+        self.log.append((count, kind, stream))
+        ctypes.memmove(received, sent, 8 * count)
+
+
+@pytest.mark.parametrize(("mask", "of_statistics"), [(None, 9), ((6, 1), 12), ((6, 3), 12)], ids=str)
+def test_a_step_with_a_mask(nccl, rng, mask, of_statistics):
+    """Three messages: whether all is well, the statistics, of each channel its count too, and the gradients."""
+    x, dy = sample(rng, (6, 3)), sample(rng, (6, 3))
+    counting = {} if mask is None else {"where": np.arange(np.prod(mask)).reshape(mask) % 4 > 0}
+    state, comm = random_state(rng, 3), Alone()
+    other = copy.deepcopy(state)
+    y, saved = nbnorm.batch_norm_training(x, state, sync=nccl.sync(comm), **counting)
+    expected, saved_alone = nbnorm.batch_norm_training(x, other, **counting)
+    assert_close(y, reference.wide(expected))
+    assert_close(
+        nbnorm.batch_norm_backward(dy, saved).dx, reference.wide(nbnorm.batch_norm_backward(dy, saved_alone).dx)
+    )
+    assert snapshot(state) == snapshot(other)
+    assert comm.log == [(count, FLOAT64, 77) for count in (3, of_statistics, 13)]

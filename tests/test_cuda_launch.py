@@ -113,8 +113,78 @@ def test_pointers_of_the_one_launch_are_those_of_the_arrays(cupy, started):
     for one, names in ((forward, "x y stats gamma beta"), (backward, "x dy dx stats dgamma dbeta")):
         found = arguments(one)
         assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
-        assert (found["count"], found["per"], found["P"]) == (800.0, 200, 1)
+        assert (found["count"], found["per"], found["P"], found["parts"], one.cluster) == (800.0, 200, 1, 0, 1)
     assert arguments(forward)["eps"] == state.eps
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "forward", "backward"),  # blocks of a channel and bytes of each; None: two launches
+    [
+        ((32, 64, 112 * 112), 4, (8, 200_704), None),  # 16 parts, two for a block
+        ((32, 64, 112 * 112), 2, (8, 100_352), (8, 200_704)),
+        ((32, 256, 56 * 56), 4, (4, 100_352), (4, 200_704)),
+        ((32, 512, 28 * 28), 4, (2, 50_176), (2, 100_352)),
+        ((1, 3, 98_304), 4, (4, 98_304), (4, 196_608)),  # 12 parts
+        ((1, 3, 24_576), 4, (1, 98_304), (1, 196_608)),  # 3 parts
+        ((256, 1024, 14 * 14), 4, (1, 200_704), None),
+        ((1, 1024, 56_832), 4, (1, 227_328), None),  # 226 KiB with 4 KiB of sums
+        ((1, 1024, 56_836), 4, None, None),
+        ((32, 64, 15 * 113), 4, None, None),  # not all of them are in packs
+        ((500, 16, 1), 4, None, None),  # columns
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("one_launch")
+def test_a_channel_belongs_to_as_many_blocks_as_keep_it(cupy, shape, itemsize, forward, backward):
+    from nbnorm._cuda import plan
+
+    cut = plan.cut(shape, itemsize)
+    for arrays, expected in ((1, forward), (2, backward)):
+        found = plan.group(cut, itemsize, arrays)
+        assert (found and found[:2]) == expected
+        if found:
+            assert cut.grid[1] % found.blocks == 0
+            assert found.clusters == (cut.grid[1] > 1 or found.room > 44_032)
+
+
+def pretend_gpu(cupy, monkeypatch, major, shared):
+    """Of a compute capability, and with so many KiB of shared memory for a block that asks."""
+    known = {75: major, 97: shared << 10}
+    monkeypatch.setattr(cupy.cuda.runtime, "deviceGetAttribute", lambda attribute, device: known[attribute])
+
+
+@pytest.mark.usefixtures("one_launch")
+def test_blocks_of_a_channel_are_a_cluster(cupy, started, monkeypatch):
+    """And its kernels may have more shared memory than others, once for every kernel."""
+    from nbnorm._cuda import launch
+
+    allowed = []
+    monkeypatch.setattr(launch, "_allow_room", lambda compiled: allowed.append(compiled[0]))
+    pretend_gpu(cupy, monkeypatch, major=9, shared=227)
+    for values, blocks, parts, size in ((98_304, 4, 12, 98_304), (65_536, 8, 8, 32_768)):
+        started.clear()
+        x, dy, state, y, saved, gradients = step(cupy, (1, 3, values))
+        forward, _, backward, _ = started
+        assert [one.kernel for one in (forward, backward)] == ["fused_segments", "fused_gradient_segments"]
+        for one, arrays in ((forward, 1), (backward, 2)):
+            assert (one.grid, one.cluster, one.block, one.room) == ((3, blocks), blocks, 256, arrays * size)
+            found = arguments(one)
+            assert (found["P"], found["SV"], found["count"]) == (parts, values // 4, float(values))
+            others = {x.data.ptr, dy.data.ptr, y.data.ptr, gradients.dx.data.ptr, saved._stats.data.ptr, 0}
+            assert found["parts"] not in others
+        assert {one.cluster for one in started if "fused" not in one.kernel} == {1}
+    assert allowed == ["fused_segments", "fused_gradient_segments"]
+
+
+@pytest.mark.parametrize(("major", "shared"), [(8, 227), (9, 99), (12, 99)])
+@pytest.mark.usefixtures("one_launch")
+def test_without_clusters_only_channels_of_one_small_part_have_one_launch(cupy, started, monkeypatch, major, shared):
+    pretend_gpu(cupy, monkeypatch, major, shared)
+    for values, fused in ((98_304, False), (24_576, False), (12_000, False), (5_504, True)):
+        started.clear()
+        step(cupy, (1, 3, values))
+        assert ["fused" in one.kernel for one in started].count(True) == 2 * fused
+        assert {one.cluster for one in started} == {1}
 
 
 def test_pointers_are_those_of_the_arrays(cupy, started):
@@ -278,10 +348,12 @@ def test_numbas_own_launch_is_given_what_it_takes(cupy, monkeypatch):
 
     log = []
     compiled = types.SimpleNamespace(launch=lambda *args, **kwargs: log.append((args, kwargs)))
-    launch._starter(compiled)(77, (3, 2), 64, 512, 1, 2.0)
+    launch._starter(compiled)(77, (3, 2), 64, 512, 1, 1, 2.0)
     (((values, grid, block), options),) = log
     assert (values, grid, block, options["sharedmem"]) == ((1, 2.0), (3, 2, 1), (64, 1, 1), 512)
     assert int(options["stream"].handle) == 77
+    with pytest.raises(RuntimeError, match="clusters"):  # whose blocks it would not let wait for each other
+        launch._starter(compiled)(77, (3, 2), 64, 512, 2, 1, 2.0)
 
 
 def test_an_old_cuda_core_leaves_numbas_own_launch(cupy, monkeypatch):
@@ -293,7 +365,7 @@ def test_an_old_cuda_core_leaves_numbas_own_launch(cupy, monkeypatch):
     monkeypatch.setattr(launch.numba_cuda, "external_stream", lambda handle: ("of Numba", handle))
     library = types.SimpleNamespace(get_cufunc=lambda: types.SimpleNamespace(kernel="the kernel"))
     compiled = types.SimpleNamespace(_codelibrary=library, launch=lambda *args, **kwargs: log.append((args, kwargs)))
-    launch._starter(compiled)(78, (3, 2), 64, 0, 1, 2.0)
+    launch._starter(compiled)(78, (3, 2), 64, 0, 1, 1, 2.0)
     assert log == [(((1, 2.0), (3, 2, 1), (64, 1, 1)), {"stream": ("of Numba", 78), "sharedmem": 0})]
 
 

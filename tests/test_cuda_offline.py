@@ -11,6 +11,7 @@ import pytest
 from offline import compiled
 
 from nbnorm._counted import Both, Tangent
+from nbnorm._cuda.plan import CLUSTER_ROOM
 
 pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
 pytest.importorskip("cuda.core", reason="the linker of numba-cuda[cu13]")
@@ -76,8 +77,8 @@ KERNELS = {
     "apply.apply_columns": (("X", None, None, None, None, "X", F64, None), [1] * 9),
     "apply.apply_columns of two": (("X", "X", None, None, None, "X", F64, None), [1] * 9),
     "apply.apply_columns of three": (("X", "X", "X", None, None, "X", F64, None), [1] * 9),
-    "fused.fused_segments": (("X", None, None, "X", F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
-    "fused.fused_gradient_segments": (("X", "X", None, "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "fused.fused_segments": (("X", None, None, "X", None, F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "fused.fused_gradient_segments": (("X", "X", None, "X", None, F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_columns": (("X", None, None, "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
     "reduce.reduce_segments of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 7),
     "reduce.reduce_columns of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 10),
@@ -100,7 +101,14 @@ KERNELS = {
     "apply.running_columns beside": (("X", "X", "number", "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
     "apply.gradient_segments gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.gradient_columns gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
-    "fused.fused_gradient_segments gated": (("X", "X", "number", "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "fused.fused_gradient_segments gated": (("X", "X", "number", "X", None, F64, *PARAMETERS), [1] * 6 + [1.0]),
+}
+# With parts, for clusters: a test of their own, since older architectures have none.
+CLUSTERS = {
+    "fused.fused_segments of parts": (("X", None, None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "fused.fused_segments of parts beside": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "fused.fused_gradient_segments of parts": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "fused.fused_gradient_segments of parts gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
 }
 # What else may count: weights alone, of either dtype, and a mask with them.
 COUNTED = {
@@ -163,7 +171,7 @@ def compile_for(request):
 
 def signature(name, memory):
     """Module, function, kinds and numbers of a kernel for values of this dtype in memory."""
-    arrays, numbers = {**KERNELS, **COUNTED, **OTHERS}[name]
+    arrays, numbers = {**KERNELS, **CLUSTERS, **COUNTED, **OTHERS}[name]
     pack = memory, lanes_of(name, memory)
     packs = {"X": pack, "tangent": Tangent(pack), "both": Both(pack, pack)}
     kinds = tuple(packs.get(kind, kind) if isinstance(kind, str) else kind for kind in arrays)
@@ -234,6 +242,22 @@ def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memo
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("cc", [HOPPER, (10, 0)], ids=["sm_90", "sm_100"])
+@pytest.mark.parametrize("memory", DTYPES)
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_blocks_of_a_cluster_wait_for_each_other(compile_for, name, memory, cc):
+    """Once, between the sums and the map, whose data fill what shared memory is left."""
+    ptx = check_resources(compile_for, name, memory, cc)
+    check_packs(ptx, name, memory)
+    before, _, behind = ptx.partition("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;")
+    assert "barrier.cluster" not in before + behind
+    assert ("st.shared" in before, wide(before, "st.global"), wide(before, "ld.shared")) == (True, 0, 0)
+    assert wide(behind, "ld.shared") > 0
+    assert "ld.global.nc" not in ptx  # parts are written meanwhile
+    assert bytes_of("smem", compile_for(name, memory, cc)[1]) + CLUSTER_ROOM <= 227 << 10
+
+
 @pytest.mark.parametrize(
     ("name", "memory", "cc"),
     [
@@ -248,7 +272,7 @@ def test_what_once_spilled(compile_for, name, memory, cc):
 
 def check_packs(ptx, name, memory):
     """16 bytes at a time, as many as there are registers for."""
-    arrays = {**KERNELS, **COUNTED}[name][0]
+    arrays = {**KERNELS, **CLUSTERS, **COUNTED}[name][0]
     packs = arrays.count("X") + arrays.count("tangent") + 2 * arrays.count("both")
     written = 0 if name.startswith("reduce") else min(packs, 1)
     loads, stores = wide(ptx, "ld.global"), wide(ptx, "st.global")

@@ -1,7 +1,8 @@
-"""Fused: reduce, finalize and apply for one channel in one block, which keeps what it reads on the chip meanwhile.
+"""Fused: reduce, finalize and apply in one launch, by blocks that keep what they read of a channel on the chip meanwhile.
 
-The same routines in the same order as the two launches that it saves, which have one block for such a channel too: so
-the same bits. x (and dy) are read once, not twice. plan.ONE_LAUNCH says whether this is used.
+The same routines in the same order as the two launches that it saves: so the same bits. x (and dy) are read once, not
+twice. plan.group says whether this is used, and how many blocks share a channel; they are a cluster, and each has as
+many of its parts. `parts` is where they leave their sums for each other, None where a channel is one part.
 """
 
 from __future__ import annotations
@@ -9,47 +10,82 @@ from __future__ import annotations
 from numba import float64
 
 from nbnorm._cuda.apply import map_segments
-from nbnorm._cuda.finalize import finalize_backward, finalize_forward
+from nbnorm._cuda.finalize import channel_sums, finalize_backward, finalize_forward
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
-from nbnorm._cuda.reduce import block_sums, origins, segment_sums, signs_of
-from nbnorm._cuda.vector import lanes, room
+from nbnorm._cuda.reduce import block_sums, keep_sums, origins, segment_sums, signs_of
+from nbnorm._cuda.vector import cluster_barrier, lanes, room, routine
 from nbnorm._formulas import ORIGIN
 
 
+@routine
+def parts_of_block(P):
+    """The first of the parts that this block has of its channel, and the one behind the last."""
+    share = P // cuda.gridDim.y
+    first = cuda.blockIdx.y * share
+    return first, first + share
+
+
+@routine
+def whole_sums(
+    x, dy, slope, x_room, dy_room, parts, shared, c, first, end, t, T, N, C, S, SV, per, P, k, h, scale, shift
+):  # fmt: skip
+    """s and q of channel c, of which this block reads and keeps parts `first` to `end`."""
+    s, q = 0.0, 0.0
+    for p in range(first, end):
+        s, q, _ = segment_sums(
+            x, dy, slope, None, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, h, scale, shift
+        )  # fmt: skip
+        s, q = block_sums(s, q, shared, t, T)
+        if parts is not None:
+            if t == 0:
+                keep_sums(parts, c, p, P, s, q)
+            cuda.syncthreads()  # not before all threads have seen the sums may the next ones take their place
+    if parts is not None:
+        cluster_barrier()
+        s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
+    return s, q
+
+
 @Kernel
-def fused_segments(x, residual, slope, y, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
-    """Block c: a training forward of channel c."""
+def fused_segments(x, residual, slope, y, parts, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
+    """Block (c, g): a training forward of channel c; the first of a channel keeps its statistics."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, 0)
+    first, end = parts_of_block(P)
+    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, -first * per)  # pack j of the channel is its pack j
     whole = SV * lanes(x)  # what S is, as the compiler sees it: no value is in no pack
     k, h = origins(x, None, None, None, 1, c, N, C, S, stats)
-    if t == 0:
+    leader = first == 0 and t == 0
+    if leader:
         stats[ORIGIN * C + c] = k
-    s, q, _ = segment_sums(
-        x, None, None, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, h, 0.0, 0.0
+    s, q = whole_sums(
+        x, None, None, x_room, None, parts, shared, c, first, end, t, T, N, C, whole, SV, per, P, k, h, 0.0, 0.0
     )  # fmt: skip
-    s, q = block_sums(s, q, shared, t, T)
-    k, scale, shift = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
-    map_segments(
-        x, None, residual, slope, None, y, x_room, None, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift,
-        0.0, 0.0, 0.0, 0.0,
-    )  # fmt: skip
+    k, scale, shift = finalize_forward(s, q, c, C, leader, stats, gamma, beta, eps, count)
+    for p in range(first, end):
+        map_segments(
+            x, None, residual, slope, None, y, x_room, None, c, p, t, T, N, C, whole, SV, per, P, k, scale, shift,
+            0.0, 0.0, 0.0, 0.0,
+        )  # fmt: skip
 
 
 @Kernel
-def fused_gradient_segments(x, dy, slope, dx, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
-    """Block c: a backward pass of channel c."""
+def fused_gradient_segments(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
+    """Block (c, g): a backward pass of channel c; the first of a channel keeps dgamma and dbeta."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    shared, x_room, dy_room = cuda.shared.array(PAIRS, float64), room(x, 0), room(dy, per)
+    first, end = parts_of_block(P)
+    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, -first * per)
+    dy_room = room(dy, (end - first) * per - first * per)  # behind all of x
     whole = SV * lanes(x)
     k, h = origins(x, dy, slope, None, 1, c, N, C, S, stats)
     b, o = signs_of(slope, c, C, stats)
-    s, q, _ = segment_sums(
-        x, dy, slope, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, h, b, o
+    s, q = whole_sums(
+        x, dy, slope, x_room, dy_room, parts, shared, c, first, end, t, T, N, C, whole, SV, per, P, k, h, b, o
     )  # fmt: skip
-    s, q = block_sums(s, q, shared, t, T)
-    k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
-    map_segments(
-        x, dy, None, slope, None, dx, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, 1, k, scale, shift, a, h, b, o
-    )  # fmt: skip
+    leader = first == 0 and t == 0
+    k, scale, shift, a, h = finalize_backward(s, q, c, C, leader, h, stats, dgamma, dbeta, count)
+    for p in range(first, end):
+        map_segments(
+            x, dy, None, slope, None, dx, x_room, dy_room, c, p, t, T, N, C, whole, SV, per, P, k, scale, shift,
+            a, h, b, o,
+        )  # fmt: skip

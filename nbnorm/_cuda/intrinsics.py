@@ -356,6 +356,19 @@ def room(typingctx, packs, first):
 
 
 @intrinsic
+def cluster_barrier(typingctx):
+    """Wait for all threads of the cluster: behind it they see what any of them wrote before. Compute capability 9.0."""
+
+    def emit(context, builder, sig, args):
+        code = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
+        barrier = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), code, "~{memory}", side_effect=True)
+        builder.call(barrier, [], attrs=("convergent",))
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
 def load_table(typingctx, table, i, packs):
     """table[i : i + lanes] of a float64 array in shared memory."""
 

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ import numba
 from numba import cuda as numba_cuda
 
 from nbnorm._counted import Both, Counted, Tangent, each
+from nbnorm._cuda.plan import CLUSTER_ROOM
 from nbnorm._kernel_cache import only_own_entries
 
 _settings: Any = numba.config
@@ -63,11 +64,11 @@ class Kernel:
         self.ready: dict[tuple, Any] = {}
 
     def __call__(
-        self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any, room: int = 0
+        self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any, room: int = 0, cluster: int = 1
     ) -> None:  # fmt: skip
         """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers.
 
-        `room` is in bytes the dynamic shared memory of a block.
+        `room` is in bytes the dynamic shared memory of a block; so many blocks of the same grid[0] are a cluster.
         """
         if SIMULATED:
             self.dispatcher[grid, block, 0, room](*_simulated(kinds, values))
@@ -77,11 +78,13 @@ class Kernel:
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
+            if room and clusters():
+                _allow_room(compiled)
             start = _starter(compiled)
             if any(isinstance(value, tuple) for value in values):
                 start = _flattening(start)
             self.ready[key] = start
-        start(cupy_cuda.get_current_stream().ptr, grid, block, room, *values)
+        start(cupy_cuda.get_current_stream().ptr, grid, block, room, cluster, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
         """Numba's types of the arguments."""
@@ -90,24 +93,30 @@ class Kernel:
 
 
 def _starter(compiled: Any) -> Callable[..., None]:
-    """A function (stream, grid, block, room, *values) that starts a compiled kernel."""
+    """A function (stream, grid, block, room, cluster, *values) that starts a compiled kernel."""
     kernel = _loaded(compiled)
     if kernel is None:
-        return lambda stream, grid, block, room, *values: compiled.launch(
-            values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream), sharedmem=room
-        )
+        return partial(_numbas_own_launch, compiled)
     from cuda.core import launch
 
-    return lambda stream, grid, block, room, *values: launch(
-        _stream_of(stream), _configuration(grid, block, room), kernel, *values
+    return lambda stream, grid, block, room, cluster, *values: launch(
+        _stream_of(stream), _configuration(grid, block, room, cluster), kernel, *values
     )
+
+
+def _numbas_own_launch(
+    compiled: Any, stream: int, grid: tuple[int, int], block: int, room: int, cluster: int, *values: Any
+) -> None:  # fmt: skip
+    if cluster > 1:  # without one its blocks would not wait for each other
+        raise RuntimeError("a launch of clusters needs a cuda.core that can start Numba's kernels")
+    compiled.launch(values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream), sharedmem=room)
 
 
 def _flattening(start: Callable[..., None]) -> Callable[..., None]:
     """The same for values of which one is a tuple: a compiled kernel has a parameter for each of its numbers."""
 
-    def flat(stream: Any, grid: Any, block: int, room: int, *values: Any) -> None:
-        start(stream, grid, block, room, *chain(*(v if isinstance(v, tuple) else (v,) for v in values)))
+    def flat(stream: Any, grid: Any, block: int, room: int, cluster: int, *values: Any) -> None:
+        start(stream, grid, block, room, cluster, *chain(*(v if isinstance(v, tuple) else (v,) for v in values)))
 
     return flat
 
@@ -122,10 +131,13 @@ def _stream_of(handle: int) -> Any:
 
 
 @lru_cache(1024)
-def _configuration(grid: tuple[int, int], block: int, room: int) -> Any:
+def _configuration(grid: tuple[int, int], block: int, room: int, cluster: int) -> Any:
     from cuda.core import LaunchConfig
 
-    return LaunchConfig(grid=grid, block=block, shmem_size=room)
+    if cluster == 1:
+        return LaunchConfig(grid=grid, block=block, shmem_size=room)
+    in_clusters = grid[0], grid[1] // cluster  # as cuda.core counts them
+    return LaunchConfig(grid=in_clusters, cluster=(1, cluster), block=block, shmem_size=room)
 
 
 def _loaded(compiled: Any) -> Any:
@@ -139,6 +151,31 @@ def _loaded(compiled: Any) -> Any:
         return compiled._codelibrary.get_cufunc().kernel
     except (AttributeError, ImportError):
         return None
+
+
+def clusters() -> bool:
+    """Whether blocks of the current GPU may be a cluster, and have plan.CLUSTER_ROOM."""
+    return not SIMULATED and _has_clusters(sys.modules["cupy"].cuda.runtime.getDevice())
+
+
+@lru_cache
+def _has_clusters(device: int) -> bool:
+    attribute = sys.modules["cupy"].cuda.runtime.deviceGetAttribute
+    major, shared = attribute(75, device), attribute(97, device)  # cudaDevAttr-: ComputeCapabilityMajor,
+    return major >= 9 and shared >= 227 << 10  # MaxSharedMemoryPerBlockOptin
+
+
+def _allow_room(compiled: Any) -> None:
+    """Let blocks of a kernel have plan.CLUSTER_ROOM on the current GPU."""
+    from cuda.bindings import driver
+
+    kernel = _loaded(compiled)
+    if kernel is not None:
+        what = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _, device = driver.cuCtxGetDevice()
+        (error,) = driver.cuKernelSetAttribute(what, CLUSTER_ROOM, kernel.handle, device)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{error.name}: no {CLUSTER_ROOM} bytes of shared memory for a block")
 
 
 class _AbsentAsNull:

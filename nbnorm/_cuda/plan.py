@@ -1,7 +1,7 @@
 """Plan: how the work on an (N, C, S) view is cut into blocks, from its shape and the size of an element alone.
 
-Not from the GPU: the order of every sum follows from the cut, so every GPU sums alike. docs/kernels.md has the byte
-counts behind the numbers.
+Not from the GPU: the order of every sum follows from the cut, so every GPU sums alike. Whether one launch does all, of
+which some GPUs do more than others, changes no bit. docs/kernels.md has the byte counts behind the numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ VALUES = 8 * THREADS  # one for every lane of every thread
 
 # Bytes beside the sums: every GPU gives a block 48 KiB without being asked, and some need one of them themselves.
 ROOM = (47 << 10) - 8 * PAIRS
+# The same of 227 KiB, which blocks have that ask for it, where they can be clusters; and how many may be one unasked.
+CLUSTER_ROOM = (226 << 10) - 8 * PAIRS
+CLUSTER = 8
 
 
 class Cut(NamedTuple):
@@ -52,15 +55,24 @@ class Cut(NamedTuple):
     finalize_threads: int  # of the block that finalizes a channel; a power of two
 
 
-def room(cut: Cut, itemsize: int, arrays: int) -> int:
-    """Bytes of shared memory that keep all of a channel of so many arrays, in packs, for one launch; 0 for several."""
-    if not ONE_LAUNCH or not cut.segments or cut.grid[1] > 1:
-        return 0
-    _, _, S, SV, per, _ = cut.numbers
-    if SV * cut.lanes != S:
-        return 0
-    size = arrays * per * cut.lanes * itemsize
-    return size if size <= ROOM else 0
+class Group(NamedTuple):
+    """The blocks that do all of a channel in one launch. Each has as many of its parts, and they are a cluster."""
+
+    blocks: int
+    room: int  # bytes of dynamic shared memory of each, which keep its parts, in packs
+    clusters: bool  # whether this needs a GPU with clusters
+
+
+def group(cut: Cut, itemsize: int, arrays: int) -> Group | None:
+    """Who keeps a channel of so many arrays on the chip; None where several launches read it."""
+    if not ONE_LAUNCH or not cut.segments:
+        return None
+    _, _, S, SV, per, P = cut.numbers
+    blocks = gcd(P, CLUSTER)
+    room = arrays * P // blocks * per * cut.lanes * itemsize
+    if SV * cut.lanes != S or room > CLUSTER_ROOM:
+        return None
+    return Group(blocks, room, P > 1 or room > ROOM)
 
 
 def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:

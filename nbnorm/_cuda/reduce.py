@@ -157,6 +157,11 @@ def keep_origins(dy, c, k, h, C, stats, parts, at_h):
 
 
 @routine
+def keep_sums(parts, c, p, P, s, q):
+    parts[2 * (c * P + p)], parts[2 * (c * P + p) + 1] = s, q
+
+
+@routine
 def keep_seen(counters, parts, at_h, once):
     if counters is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if once:
@@ -328,8 +333,7 @@ def reduce_segments(x, dy, slope, w, stats, parts, counters, N, C, S, SV, per, P
     )  # fmt: skip
     total_s, total_q = block_sums(s, q, shared, t, T)
     if t == 0:
-        parts[2 * (c * P + p)] = total_s
-        parts[2 * (c * P + p) + 1] = total_q
+        keep_sums(parts, c, p, P, total_s, total_q)
         if p == 0:
             keep_origins(dy, c, k, h, C, stats, parts, 2 * C * P)
             keep_seen(counters, parts, 2 * C * P, c == 0)

@@ -98,6 +98,13 @@ def room(packs: Packs, first: int) -> Packs:
     return Packs(cuda.shared.array(0, packs.values.dtype)[first * packs.lanes :], packs.lanes)
 
 
+def cluster_barrier() -> None:
+    """Of a cluster of one block: the simulator runs blocks one after the other."""
+    from nbnorm._cuda.launch import cuda  # which imports this module
+
+    cuda.syncthreads()
+
+
 def load_table(table: NDArray[np.float64], i: int, packs: Packs) -> NDArray[np.float64]:
     return np.array([table[i + lane] for lane in range(packs.lanes)])
 

@@ -37,7 +37,7 @@ from nbnorm._cuda.finalize import (
     finalize_gradient,
 )
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
-from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, counted, number, pointer, pointers
+from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, clusters, counted, number, pointer, pointers
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, SIGN_SCALE
@@ -65,11 +65,13 @@ def training_forward(
         _apply(cut, pack, x, None, residual, slope, None, y, coef)
         return False
     added = None if residual is None else pack
-    if room := plan.room(cut, x.itemsize, arrays=1):
+    if group := one_launch(cut, x.itemsize, arrays=1):
+        parts = _exchange(cut)
         fused_segments(
-            cut.grid, cut.threads, (pack, added, _kind_of_number(slope), pack, F64, _kind(gamma), _kind(beta)),
-            pointer(x), pointer(residual), number(slope), pointer(y), pointer(stats), pointer(gamma), pointer(beta),
-            *cut.numbers, count, eps, room=room,
+            (shape[1], group.blocks), cut.threads,
+            (pack, added, _kind_of_number(slope), pack, _kind(parts), F64, _kind(gamma), _kind(beta)),
+            pointer(x), pointer(residual), number(slope), pointer(y), pointer(parts), pointer(stats), pointer(gamma),
+            pointer(beta), *cut.numbers, count, eps, room=group.room, cluster=group.blocks,
         )  # fmt: skip
         return False
     if running is not None and (running.skip_nonfinite or running.samples is not None):
@@ -170,11 +172,13 @@ def backward(
         coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, frozen=0)
         _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
         return
-    if room := plan.room(cut, x.itemsize, arrays=2):
+    if group := one_launch(cut, x.itemsize, arrays=2):
+        parts = _exchange(cut)
         fused_gradient_segments(
-            cut.grid, cut.threads, (pack, pack, _kind_of_number(slope), pack, F64, _kind(dgamma), _kind(dbeta)),
-            pointer(x), pointer(dy), number(slope), pointer(dx), pointer(stats), pointer(dgamma), pointer(dbeta),
-            *cut.numbers, count, room=room,
+            (shape[1], group.blocks), cut.threads,
+            (pack, pack, _kind_of_number(slope), pack, _kind(parts), F64, _kind(dgamma), _kind(dbeta)),
+            pointer(x), pointer(dy), number(slope), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma),
+            pointer(dbeta), *cut.numbers, count, room=group.room, cluster=group.blocks,
         )  # fmt: skip
         return
     parts = _reduce(cut, pack, x, dy, slope, None, stats)
@@ -209,6 +213,17 @@ def residual_gradient(
         dy = dresidual
     if w is not None:
         _apply(cut, pack, x, dy, None, None, w, dresidual, coef)
+
+
+def one_launch(cut: plan.Cut, itemsize: int, arrays: int) -> plan.Group | None:
+    """Who does it all in one launch on the current GPU; None where that takes two."""
+    group = plan.group(cut, itemsize, arrays)
+    return None if group is None or (group.clusters and not clusters()) else group
+
+
+def _exchange(cut: plan.Cut) -> Array | None:
+    """Where the blocks of one launch leave the sums of each part; None where a channel is one."""
+    return None if cut.grid[1] == 1 else scratch(_at_h(cut))
 
 
 def _gradient(

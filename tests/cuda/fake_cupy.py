@@ -162,7 +162,10 @@ def made():
     Device.current = 0
     vars(thread).clear()
     runtime = types.SimpleNamespace(
-        getDevice=lambda: Device.current, getDeviceCount=lambda: Device.count, setDevice=_set_device
+        getDevice=lambda: Device.current,
+        getDeviceCount=lambda: Device.count,
+        setDevice=_set_device,
+        deviceGetAttribute=lambda attribute, device: 0,  # a GPU that has nothing
     )
     streams = [types.SimpleNamespace(ptr=0) for _ in range(Device.count)]  # the current one of every device
     cupy.cuda = types.SimpleNamespace(

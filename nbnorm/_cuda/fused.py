@@ -19,20 +19,12 @@ from nbnorm._formulas import ORIGIN
 
 
 @routine
-def parts_of_block(P):
-    """The first of the parts that this block has of its channel, and the one behind the last."""
-    share = P // cuda.gridDim.y
-    first = cuda.blockIdx.y * share
-    return first, first + share
-
-
-@routine
 def whole_sums(
-    x, dy, slope, x_room, dy_room, parts, shared, c, first, end, t, T, N, C, S, SV, per, P, k, h, scale, shift
+    x, dy, slope, x_room, dy_room, parts, shared, c, g, share, t, T, N, C, S, SV, per, P, k, h, scale, shift
 ):  # fmt: skip
-    """s and q of channel c, of which this block reads and keeps parts `first` to `end`."""
-    s, q = 0.0, 0.0
-    for p in range(first, end):
+    """s and q of channel c, of which this block reads and keeps part g*share to (g + 1)*share."""
+    s, q, p = 0.0, 0.0, g * share
+    while p < (g + 1) * share:
         s, q, _ = segment_sums(
             x, dy, slope, None, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, h, scale, shift
         )  # fmt: skip
@@ -41,6 +33,7 @@ def whole_sums(
             if t == 0:
                 keep_sums(parts, c, p, P, s, q)
             cuda.syncthreads()  # not before all threads have seen the sums may the next ones take their place
+        p += 1
     if parts is not None:
         cluster_barrier()
         s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
@@ -50,42 +43,41 @@ def whole_sums(
 @Kernel
 def fused_segments(x, residual, slope, y, parts, stats, gamma, beta, N, C, S, SV, per, P, count, eps):
     """Block (c, g): a training forward of channel c; the first of a channel keeps its statistics."""
-    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    first, end = parts_of_block(P)
-    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, -first * per)  # pack j of the channel is its pack j
+    c, g, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    share = P // cuda.gridDim.y
+    packs = share * per  # of this block
+    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, -g * packs)  # pack j of the channel is its pack j
     whole = SV * lanes(x)  # what S is, as the compiler sees it: no value is in no pack
     k, h = origins(x, None, None, None, 1, c, N, C, S, stats)
-    leader = first == 0 and t == 0
-    if leader:
+    first = g == 0 and t == 0
+    if first:
         stats[ORIGIN * C + c] = k
     s, q = whole_sums(
-        x, None, None, x_room, None, parts, shared, c, first, end, t, T, N, C, whole, SV, per, P, k, h, 0.0, 0.0
+        x, None, None, x_room, None, parts, shared, c, g, share, t, T, N, C, whole, SV, per, P, k, h, 0.0, 0.0
     )  # fmt: skip
-    k, scale, shift = finalize_forward(s, q, c, C, leader, stats, gamma, beta, eps, count)
-    for p in range(first, end):
-        map_segments(
-            x, None, residual, slope, None, y, x_room, None, c, p, t, T, N, C, whole, SV, per, P, k, scale, shift,
-            0.0, 0.0, 0.0, 0.0,
-        )  # fmt: skip
+    k, scale, shift = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
+    map_segments(
+        x, None, residual, slope, None, y, x_room, None, c, g, t, T, N, C, whole, SV, packs, P, k, scale, shift,
+        0.0, 0.0, 0.0, 0.0,
+    )  # fmt: skip
 
 
 @Kernel
 def fused_gradient_segments(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
     """Block (c, g): a backward pass of channel c; the first of a channel keeps dgamma and dbeta."""
-    c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    first, end = parts_of_block(P)
-    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, -first * per)
-    dy_room = room(dy, (end - first) * per - first * per)  # behind all of x
+    c, g, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    share = P // cuda.gridDim.y
+    packs = share * per
+    shared, x_room = cuda.shared.array(PAIRS, float64), room(x, -g * packs)
+    dy_room = room(dy, packs - g * packs)  # behind all of x
     whole = SV * lanes(x)
     k, h = origins(x, dy, slope, None, 1, c, N, C, S, stats)
     b, o = signs_of(slope, c, C, stats)
     s, q = whole_sums(
-        x, dy, slope, x_room, dy_room, parts, shared, c, first, end, t, T, N, C, whole, SV, per, P, k, h, b, o
+        x, dy, slope, x_room, dy_room, parts, shared, c, g, share, t, T, N, C, whole, SV, per, P, k, h, b, o
     )  # fmt: skip
-    leader = first == 0 and t == 0
-    k, scale, shift, a, h = finalize_backward(s, q, c, C, leader, h, stats, dgamma, dbeta, count)
-    for p in range(first, end):
-        map_segments(
-            x, dy, None, slope, None, dx, x_room, dy_room, c, p, t, T, N, C, whole, SV, per, P, k, scale, shift,
-            a, h, b, o,
-        )  # fmt: skip
+    k, scale, shift, a, h = finalize_backward(s, q, c, C, g == 0 and t == 0, h, stats, dgamma, dbeta, count)
+    map_segments(
+        x, dy, None, slope, None, dx, x_room, dy_room, c, g, t, T, N, C, whole, SV, packs, P, k, scale, shift,
+        a, h, b, o,
+    )  # fmt: skip

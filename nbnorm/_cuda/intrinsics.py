@@ -20,7 +20,7 @@ from nbnorm import _formulas
 from nbnorm._counted import Both, Tangent
 from nbnorm._cuda.launch import cuda, extending, types
 from nbnorm._cuda.plan import ACCESS, PLACES
-from nbnorm._floats import DOUBLE, I16, I32, MEMORY, narrow, number, widen
+from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, like, narrow, number, shifted, widen
 
 intrinsic, overload = extending.intrinsic, extending.overload
 routine = extending.register_jitable(forceinline=True)
@@ -228,9 +228,19 @@ def _unpack(builder, raw, pack):
     return vector
 
 
-def _pack(builder, vector, kind, pack):
+def _unrounded(builder, values, dtype):
+    """`narrow` of what `widen` gave: the compiler sees that both together do nothing."""
+    if dtype == "uint16":
+        return builder.bitcast(builder.fptrunc(values, like(values.type, HALF)), like(values.type, I16))
+    if dtype == "int16":
+        single = builder.fptrunc(values, like(values.type, FLOAT))
+        return shifted(builder, builder.bitcast(single, like(values.type, I32)))
+    return narrow(builder, values, dtype)
+
+
+def _pack(builder, vector, kind, pack, narrowed=narrow):
     """What is to be written for float64 values."""
-    raw = narrow(builder, vector, pack.dtype.name)
+    raw = narrowed(builder, vector, pack.dtype.name)
     if kind.element != I32:
         return raw
     words = ir.Constant(kind, ir.Undefined)
@@ -291,11 +301,20 @@ def ahead(typingctx, packs, i):
 @intrinsic
 def store(typingctx, packs, i, vector):
     """Pack i = vector."""
+    return _store(packs, vector, narrow)
 
+
+@intrinsic
+def put_by(typingctx, packs, i, vector):
+    """The same of a vector as `load` gave it, for another `load`."""
+    return _store(packs, vector, _unrounded)
+
+
+def _store(packs, vector, narrowed):
     def emit(context, builder, sig, args):
         kind, size = _access(packs.dtype)
         place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
-        builder.store(_pack(builder, args[2], kind, packs.dtype), place, align=size)
+        builder.store(_pack(builder, args[2], kind, packs.dtype, narrowed), place, align=size)
         return context.get_dummy_value()
 
     return types.void(packs, types.int64, vector), emit

@@ -42,8 +42,8 @@ from nbnorm._cuda.vector import (
     of_dy,
     pack_at,
     places_for,
+    put_by,
     routine,
-    store,
     store_table,
     zeros,
 )
@@ -242,9 +242,9 @@ def rest_of_segments(m, c, C, S, SV, packs):
 def add_and_keep(s, q, count, x, dy, slope, w, packs, n, c, at, C, S, k, h, scale, shift, x_room, dy_room, j):
     """`add`, of the pack at `at` in segment n of channel c; what has a room (fused.py) is kept there, as pack j."""
     if x_room is not None:
-        store(x_room, j, x)
+        put_by(x_room, j, x)
     if dy_room is not None:
-        store(dy_room, j, dy)
+        put_by(dy_room, j, dy)
     g = let_through(x, dy, slope, k, scale, shift)
     if w is None:
         s, q = add(s, q, x, leading(g), k, h)

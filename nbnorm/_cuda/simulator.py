@@ -82,6 +82,9 @@ def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
     packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
 
 
+put_by = store
+
+
 def element(packs: Any, i: int) -> Any:
     if isinstance(packs, Tangent | Both):
         return each(lambda one: element(one, i), packs)

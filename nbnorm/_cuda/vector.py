@@ -10,7 +10,7 @@ else:
 routine = target.routine
 element, put = target.element, target.put
 fold, lanes, pack_at, zeros = target.fold, target.lanes, target.pack_at, target.zeros
-load, store, ahead, room = target.load, target.store, target.ahead, target.room
+load, store, put_by, ahead, room = target.load, target.store, target.put_by, target.ahead, target.room
 cluster_barrier = target.cluster_barrier
 load_table, store_table = target.load_table, target.store_table
 activated, gated = target.activated, target.gated

@@ -163,7 +163,7 @@ def test_blocks_of_a_channel_are_a_cluster(cupy, started, monkeypatch):
     pretend_gpu(cupy, monkeypatch, major=9, shared=227)
     for values, blocks, parts, size in ((98_304, 4, 12, 98_304), (65_536, 8, 8, 32_768)):
         started.clear()
-        x, dy, state, y, saved, gradients = step(cupy, (1, 3, values))
+        x, dy, _, y, saved, gradients = step(cupy, (1, 3, values))
         forward, _, backward, _ = started
         assert [one.kernel for one in (forward, backward)] == ["fused_segments", "fused_gradient_segments"]
         for one, arrays in ((forward, 1), (backward, 2)):

@@ -30,8 +30,8 @@ from gpu_systems import SYSTEMS, Data, Row, System, data, nbnorm_system, one_lau
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 ROWS = ("2x2x8x8", "2x4x2x2:last", "16x4") if SIMULATED else (
-    "32x64x112x112", "32x256x14x14", "256x1024x14x14", "32x192x35x35", "32x64x112x112:last", "64x2048x7x7",
-    "1000000x64", "4096x256",
+    "32x64x112x112", "32x256x14x14", "256x1024x14x14", "32x192x35x35", "32x64x112x112:last", "32x256x56x56",
+    "64x2048x7x7", "1000000x64", "4096x256",
 )  # fmt: skip
 DTYPES = ("float32",) if SIMULATED else ("float32", "float16")
 TOUCHED = 300 if SIMULATED else 160_000_000  # bytes of all sets of an operation: more than the second-level cache

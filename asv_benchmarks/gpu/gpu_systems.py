@@ -101,8 +101,8 @@ def nbnorm_system(cupy: ModuleType, data: Data) -> System:
 
 
 def one_launch_system(cupy: ModuleType, data: Data) -> System:
-    """nbnorm with plan.ONE_LAUNCH: the operations of this shape and dtype that it changes, which may be none."""
-    from nbnorm._cuda import plan
+    """nbnorm with plan.ONE_LAUNCH: the operations that it changes for this shape and dtype on this GPU, maybe none."""
+    from nbnorm._cuda import plan, stages
 
     def with_one(call: Callable[[int], Any]) -> Callable[[int], Any]:
         def switched(i: int) -> Any:
@@ -117,7 +117,7 @@ def one_launch_system(cupy: ModuleType, data: Data) -> System:
     usual, x, (operations, *results) = plan.ONE_LAUNCH, data.xs[0], nbnorm_system(cupy, data)
     cut = plan.cut(layout_of(x, (data.row.axis,)).shape, x.itemsize)
     plan.ONE_LAUNCH = True
-    changed = [kind for kind, arrays in (("training", 1), ("backward", 2)) if plan.room(cut, x.itemsize, arrays)]
+    changed = [kind for kind, arrays in (("training", 1), ("backward", 2)) if stages.one_launch(cut, x.itemsize, arrays)]
     plan.ONE_LAUNCH = usual
     return System({kind: with_one(operations[kind]) for kind in changed}, *results)
 

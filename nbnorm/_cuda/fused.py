@@ -1,4 +1,4 @@
-"""Fused: reduce, finalize and apply in one launch, by blocks that keep what they read of a channel on the chip meanwhile.
+"""Fused: reduce, finalize and apply in one launch, by blocks that keep on the chip meanwhile what they read.
 
 The same routines in the same order as the two launches that it saves: so the same bits. x (and dy) are read once, not
 twice. plan.group says whether this is used, and how many blocks share a channel; they are a cluster, and each has as

@@ -129,6 +129,59 @@ def test_numbas_own_launch_gives_the_same_bits(cupy, rng, monkeypatch):
     assert [a.get().tobytes() for a in again] == [a.get().tobytes() for a in first]
 
 
+# Of one launch on a GPU with clusters, for float32: blocks of a channel, and parts.
+GROUPS = {
+    (4, 512, 64, 64): (2, 2),
+    (16, 256, 32, 64): (4, 4),
+    (16, 128, 64, 64): (8, 8),
+    (32, 64, 64, 64): (8, 16),
+    (1, 3, 98_304): (4, 12),
+    (1, 3, 24_576): (1, 3),  # one block with all parts
+    (16, 1024, 32, 32): (1, 1),  # more shared memory than a block has that does not ask
+}
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("shape", GROUPS, ids=str)
+def test_a_cluster_gives_the_bits_of_two_launches(cupy, rng, shape, type_name, monkeypatch):
+    """Many times: a block that did not wait for the others would use what an earlier call left, if anything."""
+    from nbnorm._cuda import launch, plan, stages
+
+    if not launch.clusters():
+        pytest.skip("NO CLUSTERS on this GPU: compute capability 9.0 and 227 KiB of shared memory for a block")
+    fused, started = ("fused_segments", "fused_gradient_segments"), []
+    for name in fused:
+        kernel = getattr(stages, name)
+        monkeypatch.setattr(
+            stages, name, lambda *a, kernel=kernel, **k: (started.append((kernel.__name__, k["cluster"])), kernel(*a, **k))
+        )
+    x, dy = (cupy.asarray((sample(rng, shape) + 3).astype(type_name)) for _ in range(2))
+    cut = plan.cut((*shape[:2], int(np.prod(shape[2:]))), x.itemsize)
+
+    def bits(dy):
+        (*arrays,), saved = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
+        return [a.get().tobytes() for a in (*arrays, saved._stats)]
+
+    expected = {sign: bits(sign * dy) for sign in (1, -1)}
+    assert started == []
+    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
+    groups = [plan.group(cut, x.itemsize, arrays) for arrays in (1, 2)]
+    if type_name == "float32":
+        assert (groups[0].blocks, cut.grid[1]) == GROUPS[shape]
+    for sign in (1, -1) * 10:  # so that what another backward pass left is wrong
+        assert bits(sign * dy) == expected[sign]
+    assert started == [(name, group.blocks) for name, group in zip(fused, groups, strict=True)] * 20
+
+
+def test_a_graph_replays_clusters(cupy, rng, monkeypatch):
+    from nbnorm._cuda import launch, plan
+
+    if not launch.clusters():
+        pytest.skip("NO CLUSTERS on this GPU: compute capability 9.0 and 227 KiB of shared memory for a block")
+    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
+    test_a_graph_replays_a_step(cupy, rng, (16, 128, 64, 64))
+
+
 def test_every_half_float_survives(cupy):
     """Conversions: inference with mean 0, variance 1 - eps, gamma 1, beta 0 is the identity."""
     values = np.arange(2**16, dtype=np.uint16).view(np.float16)

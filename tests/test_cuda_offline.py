@@ -283,7 +283,7 @@ def check_packs(ptx, name, memory):
         wanted = of_stores = 0
     assert loads >= wanted
     assert stores >= of_stores * written
-    if name.startswith("fused"):  # all that is read, but for a residual, is kept on the chip, and the map reads it there
+    if name.startswith("fused"):  # what is read, but for a residual, is kept on the chip, and the map reads it there
         kept = loads // 2 if "beside" in name else loads
         assert (wide(ptx, "st.shared"), wide(ptx, "ld.shared")) == (kept, kept)
         if memory == "uint16":  # what is kept is not rounded

@@ -117,7 +117,8 @@ def one_launch_system(cupy: ModuleType, data: Data) -> System:
     usual, x, (operations, *results) = plan.ONE_LAUNCH, data.xs[0], nbnorm_system(cupy, data)
     cut = plan.cut(layout_of(x, (data.row.axis,)).shape, x.itemsize)
     plan.ONE_LAUNCH = True
-    changed = [kind for kind, arrays in (("training", 1), ("backward", 2)) if stages.one_launch(cut, x.itemsize, arrays)]
+    arrays = {"training": 1, "backward": 2}
+    changed = [kind for kind, number in arrays.items() if stages.one_launch(cut, x.itemsize, number)]
     plan.ONE_LAUNCH = usual
     return System({kind: with_one(operations[kind]) for kind in changed}, *results)
 

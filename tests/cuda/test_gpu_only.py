@@ -150,11 +150,16 @@ def test_a_cluster_gives_the_bits_of_two_launches(cupy, rng, shape, type_name, m
     if not launch.clusters():
         pytest.skip("NO CLUSTERS on this GPU: compute capability 9.0 and 227 KiB of shared memory for a block")
     fused, started = ("fused_segments", "fused_gradient_segments"), []
+
+    def recorded(kernel):
+        def start(*args, **options):
+            started.append((kernel.__name__, options["cluster"]))
+            kernel(*args, **options)
+
+        return start
+
     for name in fused:
-        kernel = getattr(stages, name)
-        monkeypatch.setattr(
-            stages, name, lambda *a, kernel=kernel, **k: (started.append((kernel.__name__, k["cluster"])), kernel(*a, **k))
-        )
+        monkeypatch.setattr(stages, name, recorded(getattr(stages, name)))
     x, dy = (cupy.asarray((sample(rng, shape) + 3).astype(type_name)) for _ in range(2))
     cut = plan.cut((*shape[:2], int(np.prod(shape[2:]))), x.itemsize)
 

@@ -22,7 +22,7 @@ from nbnorm._formulas import ORIGIN
 def whole_sums(
     x, dy, slope, x_room, dy_room, parts, shared, c, g, share, t, T, N, C, S, SV, per, P, k, h, scale, shift
 ):  # fmt: skip
-    """s and q of channel c, of which this block reads and keeps part g*share to (g + 1)*share."""
+    """s and q of channel c, of which this block reads and keeps parts g*share to (g + 1)*share."""
     s, q, p = 0.0, 0.0, g * share
     while p < (g + 1) * share:
         s, q, _ = segment_sums(

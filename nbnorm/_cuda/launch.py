@@ -50,6 +50,8 @@ else:
 Kind = tuple[str, int] | str | tuple["Kind", "Kind", str] | Tangent | Both | None
 COUNTED = "counted"
 NUMBER = "number"  # a float64, in the place of an array since it may be absent, too
+# CUDA's numbers: cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin
+_CAPABILITY_MAJOR, _SHARED_MEMORY_OPTIN = 75, 97
 
 
 class Kernel:
@@ -68,7 +70,7 @@ class Kernel:
     ) -> None:  # fmt: skip
         """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers.
 
-        `room` is in bytes the dynamic shared memory of a block; so many blocks of the same grid[0] are a cluster.
+        `room` is in bytes the dynamic shared memory of a block; `cluster` blocks beside each other in grid[1] are one.
         """
         if SIMULATED:
             self.dispatcher[grid, block, 0, room](*_simulated(kinds, values))
@@ -161,8 +163,7 @@ def clusters() -> bool:
 @lru_cache
 def _has_clusters(device: int) -> bool:
     attribute = sys.modules["cupy"].cuda.runtime.deviceGetAttribute
-    major, shared = attribute(75, device), attribute(97, device)  # cudaDevAttr-: ComputeCapabilityMajor,
-    return major >= 9 and shared >= 227 << 10  # MaxSharedMemoryPerBlockOptin
+    return attribute(_CAPABILITY_MAJOR, device) >= 9 and attribute(_SHARED_MEMORY_OPTIN, device) >= 227 << 10
 
 
 def _allow_room(compiled: Any) -> None:

@@ -112,6 +112,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("dtype", DTYPES)
 
 
+@pytest.fixture(autouse=True)
+def several_threads_for_float32_only(request):
+    """By default; parallel twins of the other dtypes, each as long to compile as a serial one, with --exhaustive."""
+    case = getattr(request.node, "callspec", None)
+    limited = case and case.params.get("dtype", "float32") != "float32" and not request.config.getoption("exhaustive")
+    nbnorm.set_num_threads(1 if limited else None)
+    yield
+    nbnorm.set_num_threads(None)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20150211)

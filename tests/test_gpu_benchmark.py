@@ -66,6 +66,35 @@ def test_what_is_wrong_is_not_timed(row, type_name):
     ]
 
 
+ASV = """
+from benchmarks.time_per_byte import TimePerByte
+from gpu_clock import DRY
+from gpu_pretend import install
+install().is_available = lambda: True
+TimePerByte.effort = DRY
+for operation, passes in {"training": 3, "backward": 5, "inference": 2}.items():
+    benchmark, asked = TimePerByte(), (operation, "2x4x3x3:last", "float16")
+    benchmark.setup(*asked)
+    measured = []
+    on_gpu = benchmark.clock.on_gpu
+    benchmark.clock.on_gpu = lambda call, warm_up: measured.append(on_gpu(call, warm_up)) or measured[0]
+    print(operation, benchmark.track_gpu(*asked) * passes * 2 * 4 * 3 * 3 * 2 / (1e6 * measured[0]["median"]))
+"""
+
+
+def test_asv_counts_the_bytes():
+    """In the simulator: picoseconds a byte, times the bytes, is what the clock said."""
+    pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
+    pytest.importorskip("asv_runner", reason="NO ASV")
+    paths = [ROOT, ROOT / "asv_benchmarks", ROOT / "asv_benchmarks" / "gpu"]
+    simulator = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    done = subprocess.run([sys.executable, "-c", ASV], env={**os.environ, **simulator}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, _ in found] == ["training", "backward", "inference"]
+    np.testing.assert_allclose([float(ratio) for _, ratio in found], 1, rtol=1e-12)
+
+
 def test_a_visit_goes_on_after_a_failure_and_when_the_time_is_up(tmp_path):
     part, environment = gpu_visit.Part, dict(os.environ)
     python = [sys.executable, "-c"]

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 import nbnorm
 
@@ -54,8 +61,9 @@ autodoc_mock_imports = ["cupy", "dask", "distributed"]  # their leaves import th
 numpydoc_show_class_members = False  # the template of a class lists its methods
 
 
-def setup(app: object) -> None:
-    """Without a network the links into other projects are missing, and nothing else."""
+def setup(app: Sphinx) -> None:
+    app.connect("build-finished", asv_pages)
+    # Without a network the links into other projects are missing, and nothing else.
     logging.getLogger("sphinx.sphinx.ext.intersphinx").addFilter(
         lambda record: not str(record.msg).startswith("failed to reach any of the inventories")
     )
@@ -70,6 +78,20 @@ intersphinx_mapping = {
     "sklearn": ("https://scikit-learn.org/stable", None),
 }
 intersphinx_timeout = 5
+
+# ---- benchmarks: asv's own pages, of the results that are kept
+
+
+def asv_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Into the folder `asv` of the site, to which docs/benchmarks.md has a link."""
+    if exception is not None or app.builder.name != "html":
+        return
+    folder = Path(app.outdir) / "asv"
+    command = [sys.executable, "-m", "asv", "publish", "--html-dir", str(folder)]
+    subprocess.run(command, cwd=Path(app.srcdir).parent / "asv_benchmarks", check=True)
+    if not json.loads((folder / "index.json").read_text())["graph_param_list"]:  # asv takes that for a warning
+        raise ExtensionError("asv publish: no measured commit is in the history here; try `git fetch --unshallow`")
+
 
 # ---- looks
 

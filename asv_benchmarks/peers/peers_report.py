@@ -134,7 +134,7 @@ def picture(results: Results, path: Path) -> None:
     peers = ", ".join(f"{name} {version}" for name, version in versions if name not in (OURS, APART))
     figure.suptitle(
         f"Time of the fastest peer ÷ time of nbnorm: right of 1× nbnorm is faster\n"
-        f"{results['cpu']}, {results['threads']} threads, {results['dtype']}, {results['date']}; peers: {peers}",
+        f"{results['cpu']}, {results['threads']} threads, {results['dtype']}, {results['date']}\nPeers: {peers}",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)

@@ -81,12 +81,12 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for normalize, label, colour in ((False, "without", "#d55e00"), (True, "with nbnorm.BatchNorm", "#0072b2")):
     best = max(rates, key=lambda rate: found[normalize, rate][-1])
     axes[0].plot(range(1, epochs + 1), found[normalize, best], "o-", color=colour, label=f"{label}, rate {best:g}")
-    axes[1].semilogx(rates, [found[normalize, rate][-1] for rate in rates], "o-", color=colour, label=label)
+    axes[1].semilogx(rates, [found[normalize, rate][-1] for rate in rates], "o-", color=colour)
 axes[0].set(xlabel="epoch", ylabel="accuracy on the test images", title="each at its best rate")
 axes[1].set(xlabel="learning rate", title=f"after {epochs} epochs")
 for ax in axes:
     ax.set_ylim(0, 1.02)
-    ax.legend(loc="lower center")
+axes[0].legend(loc="lower center")
 plt.show()
 
 ###############################################################################

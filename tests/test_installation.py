@@ -24,6 +24,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "nbnorm").rglob("*.py"))
 PROGRAMS = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "asv_benchmarks").rglob("*.py")]
+PROGRAMS = [path for path in PROGRAMS if ROOT / "asv_benchmarks" / "env" not in path.parents]  # clones that asv makes
 PROGRAMS.remove(Path(__file__).resolve())
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = [re.split(r"[^\w-]", requirement)[0] for extra in EXTRAS.values() for requirement in extra]

@@ -347,7 +347,7 @@ def num_features(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
 
 def eps(value: float) -> float:
     """A positive finite number."""
-    if not _is_real(value) or not 0 < value < math.inf:
+    if not _is_real(value) or not 0 < float(value) < math.inf:
         raise ValueError(f"eps is {_short(value)}; expected a positive finite number, such as 1e-5")
     return float(value)
 
@@ -396,12 +396,15 @@ def same_device(name: str, array: Any, found: str, expected: str, owner: str, wa
 
 def _short(value: object) -> str:
     """Its repr, cut so that a message stays below 200 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no int of more digits than sys.set_int_max_str_digits says
+        text = "an int of thousands of digits"
     return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _is_real(value: object) -> bool:
-    """A number that a float can be; 10**400 is none."""
+    """A number that a float can be, if only infinite; 10**400 is none."""
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         return False
     return not isinstance(value, int) or abs(value) <= sys.float_info.max

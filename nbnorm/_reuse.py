@@ -23,29 +23,29 @@ class Reuse:
 
     def place(self, x: NDArray) -> NDArray | None:
         """The last result, if one like x fits there and neither an array nor a view nor a buffer refers to it."""
-        if not self._kept or x.nbytes < LARGE:
-            return None
         try:
-            array = self._kept.pop()
+            own = [self._kept.pop()]
         except IndexError:
             return None
-        is_like_x = (array.shape, array.dtype, array.strides) == (x.shape, x.dtype, x.strides)
-        return array if is_like_x and _holders(array) == ALONE else None
+        if _holders(own) != ALONE or not own[0].flags.writeable:
+            return None
+        array = own[0]
+        return array if (array.shape, array.dtype, array.strides) == (x.shape, x.dtype, x.strides) else None
 
     def keep(self, result: NDArray) -> None:
-        """For the next call, if it is worth it. Views of CuPy's arrays do not refer to these."""
-        fits = type(result) is np.ndarray and result.flags.owndata and result.nbytes >= LARGE
-        self._kept = [result] if fits else []
+        """For the next call, if it is worth it."""
+        self._kept = [result] if is_large(result) and result.flags.owndata else []
 
 
-def _holders(array: NDArray) -> int:
-    return sys.getrefcount(array) + weakref.getweakrefcount(array)
+def is_large(array: object) -> bool:
+    """Of NumPy: views of CuPy's arrays do not refer to these."""
+    return isinstance(array, np.ndarray) and array.nbytes >= LARGE
 
 
-def _alone() -> int:
-    """What `_holders` says in `Reuse.place` of an array that nobody else holds: Pythons count differently."""
-    array = [np.empty(0)].pop()
-    return _holders(array)
+def _holders(own: list[NDArray]) -> int:
+    """Of the array in a list that is ours. No name stands for it: Pythons and debuggers count names differently."""
+    return sys.getrefcount(own[0]) + weakref.getweakrefcount(own[0])
 
 
-ALONE = _alone() if getattr(sys, "_is_gil_enabled", lambda: True)() else -1  # threads without a lock count late
+# What that is of an array that nobody else holds; without a global lock counts come late, and nothing is reused.
+ALONE = _holders([np.empty(0)]) if getattr(sys, "_is_gil_enabled", lambda: True)() else -1

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from nbnorm import _arguments, _device, _names, files
 from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
-from nbnorm._reuse import LARGE, Reuse
+from nbnorm._reuse import Reuse, is_large
 from nbnorm.functional import batch_norm_inference, batch_norm_training, saved_of_inference
 from nbnorm.gradients import batch_norm_backward
 from nbnorm.parallel import Sync
@@ -70,7 +70,7 @@ class BatchNorm:
     residual and an activation y must not change either. `debug` notices all of this.
     In training mode it also keeps its last y and dx, from 32 MiB on and in NumPy, and writes the next ones there when
     nothing else refers to them, no view and no buffer: memory that is new to a process costs as much as a call. `eval`
-    lets go of them.
+    lets go of them. So NumPy cannot `resize` such a y, nor write ``bn(x) + skip`` over it, as `residual` does.
     To infer and keep nothing: ``batch_norm_inference(x, layer.state, axis=layer.axis)``.
 
     Copies and pickles are independent of the original and do not have the last x.
@@ -237,7 +237,7 @@ class BatchNorm:
         counting = where is not None or weights is not None or nan != "propagate"
         if self.training or sync is not None or counting or residual is not None:
             keep = self.frozen or not self.training
-            reuse = self._reuse(0) if out is None and self.training and getattr(x, "nbytes", 0) >= LARGE else None
+            reuse = self._reuse(0) if out is None and self.training and is_large(x) else None
             out = out if reuse is None else reuse.place(x)
             y, last = batch_norm_training(
                 x, self.state, axis=self.axis, use_running=keep, update_running=not keep,
@@ -290,7 +290,7 @@ class BatchNorm:
                 "gradient is not known any more; give the call a copy, or change them after backward"
             )
         saved = last if isinstance(last, Saved) else saved_of_inference(self.state, *last)
-        reuse = self._reuse(1) if out is None and self.training and saved.x.nbytes >= LARGE else None
+        reuse = self._reuse(1) if out is None and self.training and is_large(saved.x) else None
         out = out if reuse is None else reuse.place(saved.x)
         found = batch_norm_backward(dy, saved, param_grads=param_grads, out=out, dresidual_out=dresidual_out)
         if reuse is not None:
@@ -302,10 +302,10 @@ class BatchNorm:
 
     def _reuse(self, which: int) -> Reuse:
         """Of y (0) or dx (1)."""
-        if self._results is None:
-            vars(self)["_results"] = Reuse(), Reuse()
-        assert self._results is not None
-        return self._results[which]
+        found = self._results
+        if found is None:
+            found = vars(self)["_results"] = Reuse(), Reuse()
+        return found[which]
 
     def _read(self, last: Saved | tuple[NDArray, Axis, Activation] | None) -> list[bytes]:
         """What `backward` is going to read."""
@@ -319,7 +319,8 @@ class BatchNorm:
     def train(self, mode: bool = True) -> BatchNorm:
         """Normalize with the batch from now on, unless `frozen`. Returns the layer."""
         self.training = bool(mode)
-        self._results = None
+        if not mode:
+            self._results = None
         return self
 
     def eval(self) -> BatchNorm:

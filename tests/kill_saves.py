@@ -46,7 +46,7 @@ def main(path):
         os.close(has_begun)
         state, before = BatchNormState.load(path), number
         number = int(state.gamma[0])
-        saving *= 1.2 if number == before else 0.9  # as busy as the machine is now
+        saving = min(1.0, saving * (1.2 if number == before else 0.9))  # as busy as the machine is now
         for array in (state.gamma, state.beta, state.running_mean, state.running_var):
             assert np.all(array == number)
         seen.add(number)

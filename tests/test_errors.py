@@ -234,7 +234,7 @@ def test_a_running_variance_needs_two_values_per_channel_too(given):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("eps", v) for v in (0, -1e-5, np.nan, np.inf, -np.inf, 10**400)]
+    [("eps", v) for v in (0, -1e-5, np.nan, np.inf, -np.inf, 10**400, np.longdouble("1e-400"))]
     + [("momentum", v) for v in (-0.1, 1.5, np.nan, np.inf)],
     ids=lambda value: str(value)[:8],
 )
@@ -244,6 +244,10 @@ def test_eps_and_momentum_must_be_in_range(given, name, value):
     refuse(given, lambda: nbnorm.BatchNorm(3, **{name: value}), ValueError, name, shown)
     refuse(given, lambda: setattr(given.state, name, value), ValueError, name, shown)
     assert getattr(given.state, name) == kept
+
+
+def test_a_number_of_more_digits_than_python_writes(given):
+    refuse(given, lambda: nbnorm.BatchNormState(3, eps=10**5000), ValueError, "eps is an int of thousands of digits")
 
 
 @pytest.mark.parametrize("device", ["gpu", "", None, "cuda:", "cuda:x", "cuda:-1", "cpu:0"])

@@ -244,7 +244,11 @@ def test_an_unwritable_directory(given, path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_fifty_kills_during_save_leave_a_readable_file(path):
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("kill_saves.py"), path], capture_output=True, text=True, check=True
+        [sys.executable, Path(__file__).with_name("kill_saves.py"), path],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
     )
     found = re.fullmatch(r"\d+ kills, (\d+) during a save, (\d+) different states\n", done.stdout)
     assert found, done.stdout

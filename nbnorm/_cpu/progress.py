@@ -29,7 +29,7 @@ class Progress(events.Listener):
     def __init__(self) -> None:
         self.kernels: weakref.WeakSet[Any] = weakref.WeakSet()
         self.started = 0.0  # one at a time: Numba compiles under a lock
-        self.thresholds = gc.get_threshold()
+        self.thresholds = self.meanwhile = gc.get_threshold()
 
     def on_start(self, event: Any) -> None:
         kernel = event.data["dispatcher"]
@@ -38,12 +38,14 @@ class Progress(events.Listener):
             self.thresholds = gc.get_threshold()
             if self.thresholds[0]:  # 0: the user wants none at all
                 gc.set_threshold(*map(max, self.thresholds, RARELY))
+            self.meanwhile = gc.get_threshold()
             log.info("compiling %s", kernel.__name__)
 
     def on_end(self, event: Any) -> None:
         kernel = event.data["dispatcher"]
         if kernel in self.kernels:
-            gc.set_threshold(*self.thresholds)
+            if gc.get_threshold() == self.meanwhile:  # nobody has changed it
+                gc.set_threshold(*self.thresholds)
             log.info("compiled %s in %.1f s", kernel.__name__, time.perf_counter() - self.started)
 
 

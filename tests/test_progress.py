@@ -69,6 +69,15 @@ def test_the_garbage_collector_looks_less_often_meanwhile(kernel, own, meanwhile
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+def test_what_somebody_sets_meanwhile_stands(kernel, thresholds, monkeypatch):
+    monkeypatch.setattr(
+        progress.log, "info", lambda line, *values: line.startswith("compiling") and gc.set_threshold(9)
+    )
+    commit(kernel)
+    assert gc.get_threshold()[0] == 9
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
 def test_a_routine_is_a_part_of_its_kernel_and_has_no_code_of_its_own():
     double = routine(lambda v: 2 * v)
 

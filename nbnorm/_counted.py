@@ -7,6 +7,7 @@ are constant, are weights that are not float32 or float64, and arrays that have 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -75,11 +76,11 @@ def placed(
     if array is None or 0 in shape:
         return None if array is None else kernels.span(array.reshape(-1)[:0])[0], 0, 0, 0, 0
     array = compact(array)
-    strides = _strides(array, layout, shape)
+    strides = _strides(array.shape, array.strides, array.itemsize, layout, shape)
     if strides is None or not getattr(array.flags, "aligned", True) or not array.dtype.isnative:
         # One order of its own axes behind another, without the broadcast ones: strides nest, or fill a group.
         array = _filled(kernels.xp, array, layout, shape)
-        strides = _strides(array, layout, shape)
+        strides = _strides(array.shape, array.strides, array.itemsize, layout, shape)
     assert strides is not None
     flat, first = kernels.span(array)
     n, c, s = strides
@@ -104,10 +105,13 @@ def _groups(layout: Layout, shape: tuple[int, ...]) -> list[list[int]]:
     return groups
 
 
-def _strides(array: NDArray, layout: Layout, shape: tuple[int, ...]) -> Strides | None:
+@lru_cache(1024)
+def _strides(
+    lengths: tuple[int, ...], steps: tuple[int, ...], itemsize: int, layout: Layout, shape: tuple[int, ...]
+) -> Strides | None:  # fmt: skip
     """In elements, along N, C and S; None where axes of a group do not nest or elements lie between others."""
-    padded = (1,) * (len(shape) - array.ndim) + array.shape
-    behind = (0,) * (len(shape) - array.ndim) + array.strides
+    padded = (1,) * (len(shape) - len(lengths)) + lengths
+    behind = (0,) * (len(shape) - len(lengths)) + steps
     of_axis = [0 if length == 1 else stride for length, stride in zip(padded, behind, strict=True)]
     found: list[int | None] = []
     for group in _groups(layout, shape):
@@ -118,9 +122,9 @@ def _strides(array: NDArray, layout: Layout, shape: tuple[int, ...]) -> Strides 
             if of_axis[i] != inner:
                 return None
         found.append(stride)
-    if any(stride % array.itemsize for stride in found if stride is not None):
+    if any(stride % itemsize for stride in found if stride is not None):
         return None
-    n, c, s = (None if stride is None else stride // array.itemsize for stride in found)
+    n, c, s = (None if stride is None else stride // itemsize for stride in found)
     _, C, S = layout.shape
     # An axis of length 1 has the stride that lets rows be one run.
     s = s if s is not None else c if c is not None else n or 0

@@ -180,11 +180,14 @@ def batch_norm_training(
                 short = kernels.short_channel(flat, layout.shape, w, least)
                 _arguments.enough_counted(short, least, use_running, state.shape)
             saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels, sync)
-            saved._slope, saved._with_residual = slope, residual is not None
-            if slope is not None and residual is not None:
-                saved.y, saved._flat_y = y, target
-            saved._renorm = None if renorm is None else kernels.kept(xp.empty((5, C)))
-            saved._w, saved._where, saved._weights, saved._nan = w, where, weights, nan
+            if slope is not None or residual is not None:
+                saved._slope, saved._with_residual = slope, residual is not None
+                if slope is not None and residual is not None:
+                    saved.y, saved._flat_y = y, target
+            if renorm is not None:
+                saved._renorm = kernels.kept(xp.empty((5, C)))
+            if w is not None:
+                saved._w, saved._where, saved._weights, saved._nan = w, where, weights, nan
             if peers is not None or (use_running and update is not None):
                 batch = kernels.kept(make((rows, C)))
             if x.size and (batch is not stats or renorm is not None):

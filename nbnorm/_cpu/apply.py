@@ -229,9 +229,19 @@ def rows_image(x, dy, other, slope, w, y, i, rows, stride, k, h, o, a, b, scale,
 def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
     """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows.
 
-    For the cursor a row is a sample.
+    Rows without a gap that are whole vectors wide may begin behind their first values, so that stores fill lines (half
+    lines take twice as long): the tables repeat their first LANES columns behind the last. For the cursor a row is a
+    sample.
     """
-    for _ in range(rows // ABREAST):
+    end = i + (rows - 1) * stride + cols
+    if w is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if cols == stride and cols % LANES == 0 and rows > ABREAST:
+            head = until_line(y, i)
+            if head > 0:
+                part(x, dy, other, slope, w, y, i, head, k, h, o, a, b, scale, shift, t)
+                i += head
+                t += head
+    while i + (ABREAST - 1) * stride + cols <= end:
         j = 0
         while j < cols:
             kv, hv, ov = lanes(k, t + j), lanes(h, t + j), lanes(o, t + j)
@@ -248,8 +258,9 @@ def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, sc
             j += LANES
         i += ABREAST * stride
         w = shifted(w, ABREAST, 0, 0)
-    for _ in range(rows % ABREAST):
-        run(x, dy, other, slope, w, y, i, i + cols, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
+    while i < end:
+        stop = smaller(i + cols, end)
+        run(x, dy, other, slope, w, y, i, stop, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
         i += stride
         w = shifted(w, 1, 0, 0)
 
@@ -274,7 +285,7 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
     # Numbers for line_start, not y: in the serial twin Numba counted references to it with an atomic instruction a row,
     # which waited until streaming stores had arrived in memory.
     edge = until_line(y, 0)
-    line = LINE // y.itemsize if streaming and w is None else 1  # the values of a row count in a way of their own
+    line = LINE // y.itemsize if w is None and not abreast else 1  # a mask is that of rows
     while r1 > r0:
         r = larger(r0, r1 - group)
         for j in range(j0, j1, panel):

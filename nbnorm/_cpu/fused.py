@@ -104,13 +104,14 @@ def fused_columns(
         for b in range(first, last):
             c0, c1 = b * channels, smaller(C, (b + 1) * channels)
             cols = (c1 - c0) * S
+            reach = cols + LANES if cols == K else cols  # rows_run goes on from the last column to the first
             origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
-            spread(k, stats[ORIGIN], c0 * S, cols, C, S)
+            spread(k, stats[ORIGIN], c0 * S, reach, C, S)
             if dy is not None:
-                spread(h, sums[DY_ORIGIN], c0 * S, cols, C, S)
+                spread(h, sums[DY_ORIGIN], c0 * S, reach, C, S)
                 if slope is not None:
-                    spread(of_scale, stats[SIGN_SCALE], c0 * S, cols, C, S)
-                    spread(of_shift, stats[SIGN_SHIFT], c0 * S, cols, C, S)
+                    spread(of_scale, stats[SIGN_SCALE], c0 * S, reach, C, S)
+                    spread(of_shift, stats[SIGN_SHIFT], c0 * S, reach, C, S)
             for r in range(0, N, block):
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
                 for j in range(at, at + terms * width, LANES):
@@ -124,12 +125,12 @@ def fused_columns(
             read_parameters(gamma, beta, c0, c1, stats, sums)
             finalize_channels(dy, gamma, c0, c1, stats, sums, eps, count, coef)
             write_gradients(dgamma, dbeta, c0, c1, sums)
-            spread(scale, coef[SCALE], c0 * S, cols, C, S)
-            spread(shift, coef[SHIFT], c0 * S, cols, C, S)
+            spread(scale, coef[SCALE], c0 * S, reach, C, S)
+            spread(shift, coef[SHIFT], c0 * S, reach, C, S)
             if dy is not None or is_single(coef):
-                spread(a, coef[A], c0 * S, cols, C, S)
+                spread(a, coef[A], c0 * S, reach, C, S)
             if dy is None and is_single(coef):
-                spread(h, coef[H], c0 * S, cols, C, S)
+                spread(h, coef[H], c0 * S, reach, C, S)
             of_map = for_map(dy, shifted(its, 0, 0, c0 * S))
             if streaming:
                 for n in range(N - 1, -1, -1):

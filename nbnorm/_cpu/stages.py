@@ -208,7 +208,7 @@ def _fused_or_split(
         cols = plan.columns(N, C, S, throughout(w, C, S))
         if cols.channels:
             channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
-            width = plan.up(channels * S, plan.LANES) + plan.LANES  # a vector reaches beyond its columns
+            width = plan.up(channels * S, plan.LANES) + 2 * plan.LANES  # rows go on, and a vector reaches, beyond them
             terms = _terms(x, dy, w)
             tables = 5 if dy is None or slope is None else 7
             scratch = np.empty((workers, (2 * terms + tables) * width))

@@ -15,7 +15,7 @@ from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
 
 _EXPECTED = "float16, bfloat16, float32 or float64"
-_native = {np.dtype(kind) for kind in ("float16", "float32", "float64")}  # bfloat16 joins when it is first seen
+NATIVE = {np.dtype(kind) for kind in ("float16", "float32", "float64")}  # bfloat16 joins when it is first seen
 
 
 def dtype(name: str, found: np.dtype) -> np.dtype:
@@ -26,12 +26,12 @@ def dtype(name: str, found: np.dtype) -> np.dtype:
     TypeError
         When it is not one of the four.
     """
-    if found in _native:
+    if found in NATIVE:
         return found
     native = found if found.isnative else found.newbyteorder("=")  # strings of variable length have no byte order
     if native.name == "bfloat16":
-        _native.add(native)
-    elif native not in _native:
+        NATIVE.add(native)
+    elif native not in NATIVE:
         raise TypeError(f"{name} has dtype {found!s:.60}; expected {_EXPECTED}{_conversion(name, native)}")
     return native
 
@@ -45,47 +45,46 @@ def _conversion(name: str, found: np.dtype) -> str:
     return ""
 
 
-def channels(x: NDArray, axis: Axis) -> tuple[int, ...]:
-    """The channel axes of x, non-negative.
+def channels(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+    """The channel axes of x, which has this shape, non-negative.
 
     Raises
     ------
     TypeError, ValueError
         When x has fewer than 2 dimensions or `axis` does not fit it.
     """
-    if x.ndim < 2:
-        raise ValueError(f"x is {x.ndim}-D (x.shape={x.shape}); expected at least 2-D, such as (samples, channels)")
-    if type(axis) is int and -x.ndim <= axis < x.ndim:  # the usual case, without the detours below
-        return (axis % x.ndim,)
+    ndim = len(shape)
+    if ndim < 2:
+        raise ValueError(f"x is {ndim}-D (x.shape={shape}); expected at least 2-D, such as (samples, channels)")
     axes = axis if isinstance(axis, tuple) else (axis,)
     if not axes or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in axes):
         raise TypeError(f"axis is {_short(axis)}; expected an int or a tuple of ints")
     for i in axes:
-        if not -x.ndim <= i < x.ndim:
+        if not -ndim <= i < ndim:
             raise np.exceptions.AxisError(
-                f"axis {_short(i)} is out of range for x with {x.ndim} dimensions (x.shape={_short(x.shape)})"
+                f"axis {_short(i)} is out of range for x with {ndim} dimensions (x.shape={_short(shape)})"
             )
-    positive = tuple(int(i) % x.ndim for i in axes)
+    positive = tuple(int(i) % ndim for i in axes)
     if len(set(positive)) != len(positive):
         raise ValueError(f"axis is {_short(axis)}; expected every axis at most once")
     return positive
 
 
-def features(x: NDArray, axis: Axis, axes: tuple[int, ...], num_features: int | tuple[int, ...]) -> None:
+def features(shape: tuple[int, ...], axis: Axis, axes: tuple[int, ...], num_features: int | tuple[int, ...]) -> None:
     """x has the channels of the state."""
-    found = tuple(x.shape[i] for i in axes)
+    found = tuple(shape[i] for i in axes)
     expected = num_features if isinstance(num_features, tuple) else (num_features,)
     if found != expected:
         shown = found[0] if len(found) == 1 else found
         raise ValueError(
-            f"x has {_short(shown)} channels on axis {_short(axis)} (x.shape={_short(x.shape)}), "
-            f"but the state has {_short(num_features)} features{_other_axis(x, axis, num_features)}"
+            f"x has {_short(shown)} channels on axis {_short(axis)} (x.shape={_short(shape)}), "
+            f"but the state has {_short(num_features)} features{_other_axis(shape, axis, num_features)}"
         )
 
 
-def _other_axis(x: NDArray, axis: Axis, num_features: int | tuple[int, ...]) -> str:
+def _other_axis(shape: tuple[int, ...], axis: Axis, num_features: int | tuple[int, ...]) -> str:
     """Channels last or first, where that is what was meant."""
-    fitting = [] if isinstance(axis, tuple) else [i for i in (-1, 1) if x.shape[i] == num_features]
+    fitting = [] if isinstance(axis, tuple) else [i for i in (-1, 1) if shape[i] == num_features]
     return f"; axis={fitting[0]} would fit" if fitting else ""
 
 
@@ -297,7 +296,8 @@ def direction(name: str, array: NDArray, shape: tuple[int, ...], exists: bool) -
 
 
 def output(
-    kernels: ModuleType, out: Any, x: NDArray, inputs: dict[str, NDArray], allowed: tuple[str, ...], name: str = "out"
+    kernels: ModuleType, out: Any, x: NDArray, inputs: tuple[tuple[str, NDArray | None], ...],
+    allowed: tuple[str, ...], name: str = "out",
 ) -> None:  # fmt: skip
     """`out` can take the result: an array like x, apart from every input or, where allowed, one of them itself.
 
@@ -323,8 +323,8 @@ def output(
         raise ValueError(f"{name} is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
     if not flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"{name} overlaps itself, as a broadcast view does; pass np.empty_like(x)")
-    for other, array in inputs.items():
-        if not kernels.may_overlap(out, array):  # bounds only: cheap
+    for other, array in inputs:
+        if array is None or not kernels.may_overlap(out, array):  # bounds only: cheap
             continue
         if _is_same(kernels, out, array):
             if other not in allowed:

@@ -22,8 +22,7 @@ def in_ghost_batches(
     activation: Activation, renorm: Renorm | None, out: NDArray | None,
 ) -> tuple[NDArray, Saved]:  # fmt: skip
     """One `step` after the other, when all is known to go well with every one of them; arguments as it takes them."""
-    kernels, x, axes = checked(x, state, axis)
-    of_whole = layout_of(x, axes)
+    kernels, x, axes, of_whole = checked(x, state, axis)
     whole = counted(kernels, of_whole, x, where, weights, nan)
     _arguments.activation(activation)
     residual = None if residual is None else checked_residual(kernels, residual, x)

@@ -26,11 +26,14 @@ class Layout(NamedTuple):
 
 def layout_of(array: NDArray, axes: tuple[int, ...]) -> Layout:
     """The layout closest to how `array` lies in memory."""
-    return _layout(array.shape, array.strides, array.itemsize, axes)
+    return layout_of_strides(array.shape, array.strides, array.itemsize, axes)
 
 
 @lru_cache(1024)
-def _layout(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axes: tuple[int, ...]) -> Layout:
+def layout_of_strides(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axes: tuple[int, ...]
+) -> Layout:  # fmt: skip
+    """The same, of an array with these."""
     order = sorted(range(len(shape)), key=lambda i: -abs(strides[i]))
     # An axis of length 1 has any stride and lies wherever it is convenient.
     long = [i for i in order if shape[i] != 1]

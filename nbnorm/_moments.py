@@ -39,7 +39,7 @@ def moments(
     """What `batch_stats`, which has the arguments, is made of."""
     kernels = kernels_for("x", x)
     x = kernels.values("x", x)
-    axes = _arguments.channels(x, axis)
+    axes = _arguments.channels(x.shape, axis)
     layout = layout_of(x, axes)
     N, C, S = layout.shape
     shape = tuple(x.shape[i] for i in axes)

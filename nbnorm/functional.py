@@ -11,7 +11,7 @@ from nbnorm import _arguments, _shards
 from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA, M2
 from nbnorm._ghost import in_ghost_batches
 from nbnorm._inputs import check_place, checked, checked_residual
-from nbnorm._layout import Axis, layout_of
+from nbnorm._layout import Axis
 from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.renorm import Renorm
@@ -147,8 +147,7 @@ def batch_norm_training(
                 batch_norm_training, x, state, axis, ghost, update_running, where, weights, nan, residual, activation,
                 renorm, out,
             )  # fmt: skip
-        kernels, x, axes = checked(x, state, axis)
-        layout = layout_of(x, axes)
+        kernels, x, _, layout = checked(x, state, axis)
         N, C, S = layout.shape
         w = counted(kernels, layout, x, where, weights, nan)
         update, momentum = state._running if update_running else None, state.momentum
@@ -290,7 +289,7 @@ def batch_norm_inference(
     array([[2.],
            [0.]])
     """
-    kernels, x, axes = checked(x, state, axis)
+    kernels, x, _, layout = checked(x, state, axis)
     slope = None if activation is None else _arguments.activation(activation)
     residual = None if residual is None else checked_residual(kernels, residual, x)
     if out is not None:
@@ -300,7 +299,6 @@ def batch_norm_inference(
     with kernels.on_device_of(x):
         y = kernels.xp.empty_like(x) if out is None else out
         if x.size:
-            layout = layout_of(x, axes)
             target = kernels.write(layout, y)
             added = None if residual is None else kernels.read(layout, residual)
             kernels.running_forward(
@@ -313,9 +311,8 @@ def batch_norm_inference(
 
 def saved_of_inference(state: BatchNormState, x: NDArray, axis: Axis, activation: Activation) -> Saved:
     """What a forward pass with the running statistics saves, found afterwards and without its y."""
-    kernels, x, axes = checked(x, state, axis)
-    layout, running = layout_of(x, axes), state._demand_running()
-    _, C, S = layout.shape
+    kernels, x, _, layout = checked(x, state, axis)
+    running, (_, C, S) = state._demand_running(), layout.shape
     with kernels.on_device_of(x):
         stats, flat = kernels.kept(kernels.xp.zeros((8, C))), kernels.read(layout, x)
         none = flat[:0]

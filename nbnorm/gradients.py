@@ -190,11 +190,12 @@ def _check_outputs(
         _arguments.without_residual(dresidual_out)
     if out is None and dresidual_out is None:
         return
-    read = {"dy": dy, "x": saved.x, "y": saved.y, "where": saved._where, "weights": saved._weights}
-    inputs = {name: array for name, array in read.items() if array is not None}
+    inputs: tuple[tuple[str, NDArray | None], ...] = (
+        ("dy", dy), ("x", saved.x), ("y", saved.y), ("where", saved._where), ("weights", saved._weights)
+    )  # fmt: skip
     if out is not None:
         _arguments.output(kernels, out, saved.x, inputs, allowed=("dy", "x", "y"))
-        inputs = {"out": out, **inputs}
+        inputs = (("out", out), *inputs)
     if dresidual_out is not None:
         _arguments.output(kernels, dresidual_out, saved.x, inputs, ("dy",), "dresidual_out")
 

@@ -79,8 +79,7 @@ def batch_norm_jvp(
         if dx is not None:
             dx = like_x("dx", dx, saved)
         if out is not None:
-            inputs = {"x": x} if dx is None else {"dx": dx, "x": x}
-            _arguments.output(kernels, out, x, inputs, allowed=("dx", "x"))
+            _arguments.output(kernels, out, x, (("dx", dx), ("x", x)), allowed=("dx", "x"))
         with kernels.on_device_of(x):
             if dx is None and (peers is not None or saved._w is not None):
                 # Another rank may have one, on which this one depends; or values may be missing.

@@ -70,9 +70,22 @@ class Saved:
     >>> other.update(saved.stats)
     """
 
-    __slots__ = ("_batch", "_count", "_counts", "_dtype", "_flat", "_flat_y", "_kernels", "_layout", "_nan", "_own",
-                 "_parts", "_renorm", "_shape", "_slope", "_stats", "_w", "_weights", "_where", "_with_beta",
-                 "_with_gamma", "_with_residual", "axis", "groups", "sync", "use_running", "x", "y")  # fmt: skip
+    # What few calls set, so that the others need not.
+    y: NDArray | None = None
+    groups: tuple[Saved, ...] = ()
+    _batch: NDArray | None = None  # statistics of the whole batch, rows as in _stats; None when not computed
+    _count: float | None = 0.0  # its values per channel; None when the batch has those of each channel
+    _w: Counted | None = None  # which values count, and what that refers to
+    _where: NDArray | None = None
+    _weights: NDArray | None = None
+    _nan: str = "propagate"
+    _counts: NDArray[np.float64] | None = None  # of a batch in shards: values per channel of every rank
+    _own: NDArray | None = None  # and the statistics of this shard, when not the running ones were used
+    _renorm: NDArray | None = None  # rows of batch renormalization; `_stats` has r*gamma
+    _slope: float | None = None  # of the activation
+    _with_residual: bool = False
+    _flat_y: NDArray | None = None
+    _parts: tuple[Index, ...] = ()  # where groups are in x
 
     def __init__(
         self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
@@ -81,22 +94,7 @@ class Saved:
         self.x, self.axis, self.use_running, self.sync = x, axis, use_running, sync
         self._flat, self._layout, self._stats, self._kernels = flat, layout, stats, kernels
         self._shape, self._dtype = state.shape, state.dtype
-        self._batch: NDArray | None = None  # statistics of the whole batch, rows as in _stats; None when not computed
-        self._count: float | None = 0.0  # its values per channel; None when the batch has those of each channel
-        self._w: Counted | None = None  # which values count, and what that refers to
-        self._where: NDArray | None = None
-        self._weights: NDArray | None = None
-        self._nan = "propagate"
-        self._counts: NDArray[np.float64] | None = None  # of a batch in shards: values per channel of every rank
-        self._own: NDArray | None = None  # and the statistics of this shard, when not the running ones were used
         self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
-        self._renorm: NDArray | None = None  # rows of batch renormalization; `_stats` has r*gamma
-        self._slope: float | None = None  # of the activation
-        self._with_residual = False
-        self.y: NDArray | None = None
-        self._flat_y: NDArray | None = None
-        self.groups: tuple[Saved, ...] = ()
-        self._parts: list[Index] = []  # where they are in x
 
     @classmethod
     def of_groups(
@@ -106,7 +104,7 @@ class Saved:
         """Of ghost batches; their parameter gradients are float64, to be added."""
         first = groups[0]
         saved = cls(x, x, layout, axis, False, state, first._stats, first._kernels, None)
-        saved.groups, saved._parts, saved._with_residual = tuple(groups), parts, first._with_residual
+        saved.groups, saved._parts, saved._with_residual = tuple(groups), tuple(parts), first._with_residual
         saved._renorm, saved.y = first._renorm, None if first.y is None else y  # gamma is there, and the same in all
         saved._where, saved._weights = where, weights
         for group in groups:
@@ -184,11 +182,11 @@ class Saved:
     def __getstate__(self) -> dict[str, Any]:
         """x in the order in which it lies in memory, which pickles of arrays forget."""
         derived = ("_flat", "_flat_y", "_kernels", "_w")
-        own = {name: getattr(self, name) for name in Saved.__slots__ if name not in derived}
+        own = {name: value for name, value in vars(self).items() if name not in derived}
         if self.y is not None:
             own["y"] = self.y.transpose(self._layout.order)
         for name in ("_where", "_weights"):
-            if own[name] is not None:
+            if own.get(name) is not None:
                 padded = own[name][(None,) * (self.x.ndim - own[name].ndim)]
                 own[name] = compact(padded).transpose(self._layout.order)
         return {**own, "x": self.x.transpose(self._layout.order), "device": self._kernels.device(self.x)}
@@ -197,12 +195,12 @@ class Saved:
         device = own.pop("device")
         with _device.current(device):  # CuPy unpickles onto the device that is current
             for name in ("x", "y", "_where", "_weights", "_stats", "_batch", "_own", "_renorm"):
-                if own[name] is not None:
+                if own.get(name) is not None:
                     own[name] = _device.library(device).asarray(own[name])
             for name, value in own.items():
                 setattr(self, name, value)
             for name in ("x", "y", "_where", "_weights"):
-                if own[name] is not None:
+                if own.get(name) is not None:
                     setattr(self, name, own[name].transpose(np.argsort(self._layout.order).tolist()))
             self._kernels = kernels_for("saved.x", self.x)
             self._flat, self._flat_y, self._w = self.x, None, None

@@ -307,7 +307,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if before is not None:
             self._names_checked(X)
         values = _values(X, self)
-        axes = _arguments.channels(values, self.axis)
+        axes = _arguments.channels(values.shape, self.axis)
         if before is not None:
             self._channels_checked(values, axes)
         stats = _statistics(values, axes, _weights(sample_weight, values, axes))
@@ -357,7 +357,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _mapped(self, X: Any, copy: bool | None, before: Any, factor: Any, after: Any) -> Any:
         """(X - before)*factor + after; None is 0 or 1."""
         X = _values(X, self)
-        axes = _arguments.channels(X, self.axis)
+        axes = _arguments.channels(X.shape, self.axis)
         self._channels_checked(X, axes)
         copy = self.copy if copy is None else copy
         in_place = not copy and getattr(X.flags, "writeable", True)

@@ -42,6 +42,36 @@ def test_out_may_be_the_input_itself_in_inference_and_backward(dtype, shape, ste
         assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def place(like, start):
+    """An array like it that begins `start` values behind a cache line, and all memory around."""
+    memory = np.zeros(like.size + 192, like.dtype)
+    line = -memory.ctypes.data % 64 // memory.itemsize + 64
+    return memory[line + start : line + start + like.size].reshape(like.shape), memory
+
+
+@pytest.mark.each_pair
+@pytest.mark.parametrize("shape", [(40, 64), (9, 512), (7, 96), (40, 4, 32), (6, 1024), (30, 33)], ids=str)
+@pytest.mark.parametrize("start", [0, 1, 3, -1])
+def test_results_have_the_same_bits_wherever_out_begins(dtype, shape, start, rng):
+    x, dy, state = sample(rng, shape, dtype), sample(rng, shape, dtype), random_state(rng, shape[1])
+    y, saved = training(x, state)
+    dx, normal = backward(dy, saved).dx, inference(x, state)
+    out, memory = place(x, start)
+    for call, expected in (
+        (lambda: training(x, state, update_running=False, out=out), y),
+        (lambda: backward(dy, saved, out=out), dx),
+        (lambda: inference(x, state, out=out), normal),
+    ):
+        call()
+        assert same_bits(out, expected)
+    out[...] = x
+    assert same_bits(inference(out, state, out=out), normal)
+    out[...] = dy
+    assert same_bits(backward(out, saved, out=out).dx, dx)
+    out[...] = 0
+    assert not memory.any()  # nothing beside was written
+
+
 def unaligned():
     return np.ndarray(SHAPE, np.float32, np.zeros(8 * 3 * 6 * 4 + 1, np.uint8), offset=1)
 

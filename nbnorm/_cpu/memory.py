@@ -26,6 +26,8 @@ def values(name: str, array: NDArray) -> NDArray:
     """
     if type(array) is not np.ndarray:
         array = np.asarray(array)
+    elif array.dtype in _arguments.NATIVE and array.flags.aligned:  # the usual case, without a call
+        return array
     native = _arguments.dtype(name, array.dtype)
     if array.dtype is not native:
         array = array.astype(native, order="K", copy=False)

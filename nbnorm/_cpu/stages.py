@@ -51,9 +51,8 @@ def training_forward(
     residual: Array | None = None, slope: float | None = None,
 ) -> bool:  # fmt: skip
     """y and stats from x: reduce, finalize, apply. Returns False: `commit` has to fold the batch into `running`."""
-    sums = np.zeros((3, shape[1]))
     _fused_or_split(
-        x, None, residual, slope, w, y, shape, stats, sums, _parameter(gamma), _parameter(beta), None, None, eps
+        x, None, residual, slope, w, y, shape, stats, _parameter(gamma), _parameter(beta), None, None, eps
     )  # fmt: skip
     return False
 
@@ -107,9 +106,8 @@ def backward(
     w: Counted | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
-    sums = np.zeros((3, shape[1]))
     _fused_or_split(
-        x, dy, None, slope, w, dx, shape, stats, sums, None, None, _parameter(dgamma), _parameter(dbeta), 0.0
+        x, dy, None, slope, w, dx, shape, stats, None, None, _parameter(dgamma), _parameter(dbeta), 0.0
     )  # fmt: skip
 
 
@@ -186,12 +184,10 @@ def fits_cache(shape: Shape, itemsize: int, workers: int) -> bool:
 
 def _fused_or_split(
     x: Array, dy: Array | None, residual: Array | None, slope: float | None, w: Counted | None, y: Array, shape: Shape,
-    stats: Array, sums: Array, gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None,
-    eps: float,
+    stats: Array, gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None, eps: float,
 ) -> None:  # fmt: skip
     """y and stats from x, gamma and beta; with dy an array dx, dgamma and dbeta. The other pair is None."""
     N, C, S = shape
-    coef = np.empty((4, C), OF_MAP[x.itemsize]) if dy is None else _of_gradient(stats, slope)
     inputs = 1 if dy is None and residual is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
@@ -200,8 +196,8 @@ def _fused_or_split(
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):
             fused_segments(
-                x, dy, residual, slope, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, N, C, S, *cut,
-                streaming, workers,
+                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, np.empty(9 * C + 14),
+                N, C, S, *cut, streaming, workers,
             )  # fmt: skip
             return
     else:
@@ -211,12 +207,14 @@ def _fused_or_split(
             width = plan.up(channels * S, plan.LANES) + 2 * plan.LANES  # rows go on, and a vector reaches, beyond them
             terms = _terms(x, dy, w)
             tables = 5 if dy is None or slope is None else 7
-            scratch = np.empty((workers, (2 * terms + tables) * width))
             fused_columns(
-                x, dy, residual, slope, w, y, stats, sums, coef, gamma, beta, dgamma, dbeta, eps, count, scratch, terms,
-                width, channels, N, C, S, cols.block, streaming, workers,
+                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
+                np.empty(9 * C + 14 + workers * (2 * terms + tables) * width), terms, width, channels, N, C, S,
+                cols.block, streaming, workers,
             )  # fmt: skip
             return
+    sums = np.zeros((3, C))
+    coef = np.empty((4, C), OF_MAP[x.itemsize]) if dy is None else _of_gradient(stats, slope)
     _reduce(x, dy, None if dy is None else slope, w, True, shape, stats, sums)
     finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
     _apply(x, dy, residual, slope, w, y, shape, stats, coef)

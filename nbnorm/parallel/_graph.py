@@ -28,14 +28,13 @@ def checked(x: Any, axis: Axis, state: BatchNormState | None = None) -> Axes:
     """The channel axes, non-negative."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x is a {type(x).__module__}.{type(x).__qualname__}; expected a dask.array.Array")
-    array: Any = x  # like a NumPy array where it matters here
     _arguments.dtype("x", x.dtype)
-    axes = _arguments.channels(array, axis)
+    axes = _arguments.channels(x.shape, axis)
     if math.isnan(sum(x.shape)):
         raise ValueError("x has chunks of unknown size; call x.compute_chunk_sizes() first")
     if state is not None:
         _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-        _arguments.features(array, axis, axes, state.num_features)
+        _arguments.features(x.shape, axis, axes, state.num_features)
         if state.device != "cpu":
             raise TypeError(f'the state is on {state.device}; a graph takes one on the CPU: state.to("cpu")')
     return axes

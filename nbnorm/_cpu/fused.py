@@ -7,7 +7,7 @@ instead of twice. Forward with dy None, backward with an array.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 from numba.extending import overload
 
 from nbnorm._cpu.apply import NONE, START, STREAMING, chunk, rows_run, run
@@ -37,30 +37,18 @@ from nbnorm._cpu.reduce import (
 )
 from nbnorm._cpu.vector import INLINED, LANES, routine, smaller, zeros
 from nbnorm._cpu.vector_mask import cursor, for_map, shifted
-from nbnorm._cpu.vector_memory import fence, is_single, matrix, store, until_line
+from nbnorm._cpu.vector_memory import fence, is_single, matrix, matrix_of_map, store, until_line
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 
-def numbers(x, dy, scratch):
-    """float64 scratch as what y of x is computed in: with an overload, as `view` takes a third of a second."""
-    return scratch.view(np.float32) if dy is None and x.itemsize == 2 else scratch
+def like(coef, table):
+    """A table of float64 numbers as one of what coef has: with an overload, as `view` takes a third of a second."""
+    return table.view(coef.dtype)
 
 
-@overload(numbers, jit_options=INLINED)
-def _(x, dy, scratch):
-    if dy is types.none and x.dtype.bitwidth == 16:
-        return lambda x, dy, scratch: scratch.view(np.float32)
-    return lambda x, dy, scratch: scratch
-
-
-@routine
-def rooms(x, dy, scratch, C):
-    """sums (3, C), coef (4, C), 6 with a dy, and where a line begins behind them; all of it in 9 * C + 14 numbers."""
-    at = until_line(scratch, 0)
-    table = numbers(x, dy, scratch)
-    rows = 4 if dy is None else 6
-    coef = matrix(table, (at + 3 * C) * (table.size // scratch.size), rows, C)
-    return matrix(scratch, at, 3, C), coef, at + (9 * C + 7) // 8 * 8
+@overload(like, jit_options=INLINED)
+def _(coef, table):
+    return (lambda coef, table: table) if coef.dtype == table.dtype else (lambda coef, table: table.view(np.float32))
 
 
 @routine
@@ -76,8 +64,8 @@ def fused_segments(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S, per, piece, chunks,
     streaming, workers,
 ):  # fmt: skip
-    """scratch has the `rooms`."""
-    sums, coef, _ = rooms(x, dy, scratch, C)
+    """scratch (9 * C) has sums (3, C) and coef (6, C)."""
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, 6, C)
     for worker in prange(workers):
         its = cursor(w)
         of_map, of_dy = for_map(dy, its), for_map(dy, slope)
@@ -107,14 +95,14 @@ def fused_segments(
 
 @Kernel
 def fused_columns(
-    x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, terms, width, channels, N, C, S,
-    block, streaming, workers,
+    x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, terms, width, channels, N,
+    C, S, block, streaming, workers,
 ):  # fmt: skip
-    """Blocks of `channels` channels; scratch has the `rooms` and for each worker (2 * terms + 5) * width numbers, the
-    sums and tables of a block; 7 in the place of 5 with dy and a slope.
+    """Blocks of `channels` channels; scratch (9 * C + 7 + workers * room) has sums (3, C) and coef (6, C), and from the
+    next line on for each worker the sums and tables of a block: room is (2 * terms + 5) * width, with dy and a slope 7.
     """
-    sums, coef, edge = rooms(x, dy, scratch, C)
-    room = (scratch.size - edge) // workers // 8 * 8
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, 6, C)
+    edge = 9 * C + until_line(scratch, 9 * C)
     K = C * S
     blocks = (C + channels - 1) // channels
     for worker in prange(workers):
@@ -122,7 +110,7 @@ def fused_columns(
         first, last = share(worker, workers, blocks)
         acc = scratch[edge + worker * room :]
         k = acc[2 * terms * width :]
-        tables = numbers(x, dy, acc[(2 * terms + 1) * width :])
+        tables = like(coef, acc[(2 * terms + 1) * width :])
         scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :]
         of_scale, of_shift = a, h
         if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else

@@ -196,8 +196,8 @@ def _fused_or_split(
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):
             fused_segments(
-                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, np.empty(9 * C + 14),
-                N, C, S, *cut, streaming, workers,
+                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, np.empty(9 * C), N, C,
+                S, *cut, streaming, workers,
             )  # fmt: skip
             return
     else:
@@ -206,11 +206,11 @@ def _fused_or_split(
             channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
             width = plan.up(channels * S, plan.LANES) + 2 * plan.LANES  # rows go on, and a vector reaches, beyond them
             terms = _terms(x, dy, w)
-            tables = 5 if dy is None or slope is None else 7
+            room = (2 * terms + (5 if dy is None or slope is None else 7)) * width
             fused_columns(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
-                np.empty(9 * C + 14 + workers * (2 * terms + tables) * width), terms, width, channels, N, C, S,
-                cols.block, streaming, workers,
+                np.empty(9 * C + 7 + workers * room), room, terms, width, channels, N, C, S, cols.block, streaming,
+                workers,
             )  # fmt: skip
             return
     sums = np.zeros((3, C))

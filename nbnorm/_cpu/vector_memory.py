@@ -108,12 +108,25 @@ def element(typingctx, array, i):
 def matrix(typingctx, memory, at, rows, columns):
     """memory[at : at + rows * columns] as an array of two dimensions. It owns nothing and costs nothing, unlike
     `reshape`, which takes a tenth of a second to compile."""
-    kind = types.Array(memory.dtype, 2, "C")
+    return _matrix(memory.dtype, memory)
+
+
+@intrinsic
+def matrix_of_map(typingctx, x, dy, memory, at, rows, columns):
+    """The same for numbers of what y of x is computed in, in memory of float64 numbers: float32 for 16-bit x."""
+    single = dy is types.none and x.dtype.bitwidth == 16
+    return _matrix(types.float32 if single else types.float64, memory, x, dy)
+
+
+def _matrix(dtype, memory, *others):
+    """`others` are arguments before the memory."""
+    kind = types.Array(dtype, 2, "C")
 
     def emit(ctx, builder, sig, args):
+        args = args[len(others) :]
         flat, result = ctx.make_array(memory)(ctx, builder, args[0]), ctx.make_array(kind)(ctx, builder)
-        size, (rows, columns) = flat.itemsize, args[2:]
-        result.data = builder.gep(flat.data, [args[1]])
+        size, (rows, columns) = I64(dtype.bitwidth // 8), args[2:]
+        result.data = builder.bitcast(builder.gep(flat.data, [args[1]]), result.data.type)
         result.nitems, result.itemsize = builder.mul(rows, columns), size
         result.shape = cgutils.pack_array(builder, [rows, columns])
         result.strides = cgutils.pack_array(builder, [builder.mul(columns, size), size])
@@ -121,7 +134,7 @@ def matrix(typingctx, memory, at, rows, columns):
             setattr(result, owner, ir.Constant(getattr(flat, owner).type, None))
         return result._getvalue()
 
-    return kind(memory, types.intp, types.intp, types.intp), emit
+    return kind(*others, memory, types.intp, types.intp, types.intp), emit
 
 
 @intrinsic
@@ -361,6 +374,7 @@ if config.DISABLE_JIT:
         load_part,
         load_part_as,
         matrix,
+        matrix_of_map,
         of_ddx,
         of_dy,
         prefetch,

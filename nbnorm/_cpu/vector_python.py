@@ -111,6 +111,11 @@ def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
     return memory[at : at + rows * columns].reshape(rows, columns)
 
 
+def matrix_of_map(x: NDArray, dy: Any, memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
+    numbers = memory[at:].view(np.float32 if dy is None and x.itemsize == 2 else np.float64)
+    return matrix(numbers, 0, rows, columns)
+
+
 def double(array: NDArray, i: int) -> float:
     return _inside(array, 2 * i, 2).view(np.float64)[0]
 

@@ -64,8 +64,9 @@ def fused_segments(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S, per, piece, chunks,
     streaming, workers,
 ):  # fmt: skip
-    """scratch (9 * C) has sums (3, C) and coef (6, C)."""
-    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, 6, C)
+    """scratch has sums (3, C) and coef (4, C), with dy (6, C)."""
+    rows = 4 if dy is None else 6
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, rows, C)
     for worker in prange(workers):
         its = cursor(w)
         of_map, of_dy = for_map(dy, its), for_map(dy, slope)
@@ -98,11 +99,12 @@ def fused_columns(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, terms, width, channels, N,
     C, S, block, streaming, workers,
 ):  # fmt: skip
-    """Blocks of `channels` channels; scratch (9 * C + 7 + workers * room) has sums (3, C) and coef (6, C), and from the
-    next line on for each worker the sums and tables of a block: room is (2 * terms + 5) * width, with dy and a slope 7.
+    """Blocks of `channels` channels; scratch has the same and, 7 numbers later at most, where a line begins, for each
+    worker the sums and tables of a block: room is (2 * terms + 5) * width, with dy and a slope 7 in the place of 5.
     """
-    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, 6, C)
-    edge = 9 * C + until_line(scratch, 9 * C)
+    rows = 4 if dy is None else 6
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, rows, C)
+    edge = (3 + rows) * C + until_line(scratch, (3 + rows) * C)
     K = C * S
     blocks = (C + channels - 1) // channels
     for worker in prange(workers):

@@ -191,13 +191,13 @@ def _fused_or_split(
     inputs = 1 if dy is None and residual is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
-    count = _count(shape, w)
+    count, of_channels = _count(shape, w), (7 if dy is None else 9) * C
     if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):
             fused_segments(
-                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, np.empty(9 * C), N, C,
-                S, *cut, streaming, workers,
+                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, np.empty(of_channels), N,
+                C, S, *cut, streaming, workers,
             )  # fmt: skip
             return
     else:
@@ -209,8 +209,8 @@ def _fused_or_split(
             room = (2 * terms + (5 if dy is None or slope is None else 7)) * width
             fused_columns(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
-                np.empty(9 * C + 7 + workers * room), room, terms, width, channels, N, C, S, cols.block, streaming,
-                workers,
+                np.empty(of_channels + 7 + workers * room), room, terms, width, channels, N, C, S, cols.block,
+                streaming, workers,
             )  # fmt: skip
             return
     sums = np.zeros((3, C))

@@ -15,3 +15,16 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     "onnx": {"eps": 1e-5, "momentum": 0.1, "unbiased": False},  # BatchNormalization of opset 15
     "chainer": {"eps": 2e-5, "momentum": 0.1, "unbiased": True},  # chainer.links.BatchNormalization, 7.8
 }
+
+
+def of(library: str) -> dict[str, Any]:
+    """Arguments of the constructor.
+
+    Raises
+    ------
+    ValueError
+        For an unknown library.
+    """
+    if library not in CONVENTIONS:
+        raise ValueError(f"library is {library!r:.40}; expected one of {', '.join(map(repr, CONVENTIONS))}")
+    return CONVENTIONS[library]

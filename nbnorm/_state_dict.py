@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _device
-from nbnorm._foreign import counter, counts_of_values, to_numpy
-from nbnorm._running import Running
+from nbnorm import _arguments, _content, _device
+from nbnorm._content import COUNTERS, NAMES, SKIPPED_BATCHES, Content, shape_of
+from nbnorm._foreign import to_numpy
 
-NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
-COUNTERS = ("num_batches_tracked", "num_samples_tracked")  # the second is nbnorm's own
-SKIPPED_BATCHES = "num_batches_skipped"  # in files only
 _NAMES_ELSEWHERE = {
     "gamma": "weight", "scale": "weight", "beta": "bias", "B": "bias",
     "moving_mean": "running_mean", "mean": "running_mean", "input_mean": "running_mean", "avg_mean": "running_mean",
@@ -23,35 +20,21 @@ _NAMES_ELSEWHERE = {
 }  # fmt: skip
 
 
-def stored(own: dict[str, Any]) -> dict[str, NDArray]:
-    """What a file holds of a state, `own` being copies of its attributes; no number of values where it is not known."""
-    running: Running | None = own["_running"]
-    found = {"weight": own["_gamma"], "bias": own["_beta"]}
-    if running is not None:
-        found |= {"running_mean": running.mean, "running_var": running.var}
-        found |= {key: running.counters[i, ...] for i, key in enumerate((*COUNTERS, SKIPPED_BATCHES))}
-        if running.samples is not None:
-            found[COUNTERS[1]] = running.samples
-        if running.uncounted:
-            del found["num_samples_tracked"]
-    return {key: array for key, array in found.items() if array is not None}
+def of(own: dict[str, Any]) -> dict[str, NDArray]:
+    """That of a state, `own` being its snapshot: what PyTorch knows, and what exact pooling needs."""
+    found = _content.arrays(own)
+    found.pop(SKIPPED_BATCHES, None)
+    if own["_momentum"] is not None:
+        found.pop(COUNTERS[1], None)
+    return found
 
 
-# Batches, values per channel (an array where they differ, None where nobody has counted), skipped batches
-Counters = tuple[int, int | NDArray[np.float64] | None, int]
+def content(
+    state_dict: Mapping[str, Any], prefix: str, num_features: int | tuple[int, ...] | None, **beside: Any
+) -> Content:
+    """What the names under the prefix say, with arguments of the constructor that are not in a dictionary.
 
-
-class Content(NamedTuple):
-    """What a state is made of."""
-
-    arguments: dict[str, Any]  # of the constructor
-    arrays: dict[str, NDArray]  # by the state's names
-    counters: Counters
-    device: str = "cpu"
-
-
-def content(state_dict: Mapping[str, Any], prefix: str, num_features: int | tuple[int, ...] | None) -> Content:
-    """What the names under the prefix say. Without `num_features` the arrays have one dimension.
+    Without `num_features` the arrays have one dimension.
 
     Raises
     ------
@@ -72,7 +55,8 @@ def content(state_dict: Mapping[str, Any], prefix: str, num_features: int | tupl
         raise ValueError(f"state_dict has no arrays {under}; expected weight, running_mean, ...")
     if ("running_mean" in arrays) != ("running_var" in arrays):
         raise ValueError(f"state_dict has only one of running_mean and running_var {under}")
-    features, shape = _features(arrays, num_features, under)
+    features = _features(arrays, num_features, under)
+    shape = shape_of(features)
     for name, array in arrays.items():
         if array.shape != shape:
             raise ValueError(f"{NAMES[name]} has shape {array.shape!s:.40} {under}; expected {shape!s:.40}")
@@ -87,31 +71,24 @@ def content(state_dict: Mapping[str, Any], prefix: str, num_features: int | tupl
         "use_beta": "beta" in arrays,
         "track_running": "running_mean" in arrays,
         "dtype": "float64" if parameter is not None and parameter.dtype == np.float64 else "float32",
+        **beside,
     }
-    return Content(arguments, arrays, counters(values, shape), device)
-
-
-def counters(values: Mapping[str, Any], shape: tuple[int, ...]) -> Counters:
-    """Those of a dictionary or a file, which need not have all."""
-    batches, skipped = (counter(key, values.get(key, 0)) for key in (COUNTERS[0], SKIPPED_BATCHES))
-    key = COUNTERS[1]
-    return batches, counts_of_values(key, values[key], shape) if key in values else None, skipped
+    return Content(arguments, arrays, _content.counters(values, shape), device)
 
 
 def _features(
     arrays: dict[str, NDArray], num_features: int | tuple[int, ...] | None, under: str
-) -> tuple[int | tuple[int, ...], tuple[int, ...]]:
-    """num_features, and the shape that arrays then have."""
+) -> int | tuple[int, ...]:
+    """num_features, which the arrays say unless the caller does."""
     if num_features is not None:
-        features = _arguments.num_features(num_features)
-        return features, features if isinstance(features, tuple) else (features,)
+        return _arguments.num_features(num_features)
     shape = next(iter(arrays.values())).shape
     if len(shape) != 1:
         raise ValueError(
             f"state_dict has arrays of shape {shape!s:.30} {under}; expected one dimension, or num_features=shape if "
             "these are the channels' axes"
         )
-    return shape[0], shape
+    return shape[0]
 
 
 def unknown_names(names: Set[str]) -> str:

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _npz, _safetensors
+from nbnorm import _arguments, _device, _npz, _safetensors
+from nbnorm._content import COUNTERS, NAMES, SKIPPED_BATCHES, shape_of
 from nbnorm._foreign import counts_of_values
 from nbnorm._npz import Specs
-from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, unknown_names
+from nbnorm._state_dict import unknown_names
 
 Path = str | os.PathLike[str]
 
@@ -49,7 +50,7 @@ class StateFileError(ValueError):
 
 
 def save(path: Path, arrays: dict[str, NDArray], arguments: dict[str, Any]) -> None:
-    """Write a file that `read` reads, or leave everything as it is.
+    """Write a file that `read` reads, of arrays of any device, or leave everything as it is.
 
     Raises
     ------
@@ -59,6 +60,7 @@ def save(path: Path, arrays: dict[str, NDArray], arguments: dict[str, Any]) -> N
         Of `path`, when it cannot be written.
     """
     form = _format(path)
+    arrays = {name: _device.host(array) for name, array in arrays.items()}
     _check_values(arrays)
     data = form.write(arrays, json.dumps({"version": _VERSION, **arguments}))
     # A link stays a link: what it points to is replaced.
@@ -80,6 +82,8 @@ def read(
             _check_own(specs, arguments)
         arrays = {name: array(name) for name in specs}
     _check_values(arrays)
+    if arguments is not None and num_features not in (None, arguments["num_features"]):
+        raise ValueError(f"has num_features={arguments['num_features']!s:.30}, not {num_features!s:.30}")
     return arrays, arguments
 
 
@@ -136,8 +140,7 @@ def _arguments_of(about: str | bytes) -> dict[str, Any]:
 
 def _check_own(specs: Specs, arguments: dict[str, Any]) -> None:
     """Exactly the arrays that the state has, each of its dtype and shape."""
-    features = arguments["num_features"]
-    shape = features if isinstance(features, tuple) else (features,)
+    shape = shape_of(arguments["num_features"])
     has = [arguments["use_gamma"], arguments["use_beta"], *[arguments["track_running"]] * 5]
     dtypes = [arguments["dtype"]] * 2 + ["float64"] * 2 + ["int64"] * 3
     shapes, names = [shape] * 4 + [()] * 3, (*_NAMES, SKIPPED_BATCHES)

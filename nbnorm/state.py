@@ -8,15 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nbnorm import _arguments, _device, _names, _state_dict, files
+from nbnorm import _arguments, _content, _conventions, _device, _names, _snapshot, _state_dict, _update, files
 from nbnorm._attributes import counted, parameter, samples, statistic
 from nbnorm._batch_stats import BatchStats
-from nbnorm._conventions import CONVENTIONS
-from nbnorm._dispatch import kernels_for
-from nbnorm._running import BATCHES, SAMPLES, SKIPPED, Running
-from nbnorm._state_dict import COUNTERS, NAMES, SKIPPED_BATCHES, Content
-
-_CHANGING = ("_gamma", "_beta", "_running")
+from nbnorm._running import BATCHES, SKIPPED, Running
 
 
 @_names.pointing(_names.OF_STATE)
@@ -160,9 +155,7 @@ class BatchNormState:
         >>> nbnorm.BatchNormState.like("flax", 3, momentum=0.1, use_beta=False).beta is None
         True
         """
-        if library not in CONVENTIONS:
-            raise ValueError(f"library is {library!r:.40}; expected one of {', '.join(map(repr, CONVENTIONS))}")
-        return cls(num_features, **{**CONVENTIONS[library], **changes})
+        return cls(num_features, **_conventions.of(library) | changes)
 
     # ---- what it is
 
@@ -305,18 +298,7 @@ class BatchNormState:
         (array([5., 6.]), array([14., 14.]))
         """
         _arguments.instance("stats", stats, BatchStats, "what nbnorm.batch_stats or merge_stats returned")
-        running = self._demand_running()
-        kernels = kernels_for("stats.mean", stats.mean)
-        for name, array in (("stats.mean", stats.mean), ("stats.m2", stats.m2)):
-            found = kernels_for(name, array).device(array)
-            _arguments.same_device(name, array, found, self._device, "the state", 'state.to("{found}")')
-        momentum = self._momentum
-        if momentum is None:
-            running.demand_count()
-        count = _arguments.statistics(stats, self.shape, momentum)
-        if momentum is None and count is None:
-            running.demand_variance(stats.count, stats.m2)
-        running.update(kernels, momentum, stats, count)
+        _update.fold_in(stats, self._demand_running(), self._momentum)
 
     def as_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Inference as one map, y = scale*x + shift: for folding into a neighbouring linear map.
@@ -379,11 +361,7 @@ class BatchNormState:
         >>> sorted(nbnorm.BatchNormState(2, use_beta=False).state_dict())
         ['num_batches_tracked', 'running_mean', 'running_var', 'weight']
         """
-        found = _state_dict.stored(self.__getstate__())
-        found.pop(SKIPPED_BATCHES, None)
-        if self._momentum is not None:
-            found.pop(COUNTERS[SAMPLES], None)
-        return found
+        return _state_dict.of(self.__getstate__())
 
     @classmethod
     def from_state_dict(
@@ -428,11 +406,8 @@ class BatchNormState:
         True
         """
         _arguments.warn_of_momentum(momentum)
-        found = _state_dict.content(state_dict, prefix, num_features)
-        state = cls._made_of(
-            found._replace(arguments=found.arguments | {"eps": eps, "momentum": momentum, "unbiased": unbiased}),
-            num_samples,
-        )
+        found = _state_dict.content(state_dict, prefix, num_features, eps=eps, momentum=momentum, unbiased=unbiased)
+        state = _content.made(cls, found, num_samples)
         if momentum is None and state._running is not None:
             state._running.demand_count()
         return state.to(found.device)
@@ -465,22 +440,8 @@ class BatchNormState:
         ...     nbnorm.BatchNormState.load(path)
         BatchNormState(3, eps=0.001, momentum=0.1, dtype=float32, device='cpu', num_batches=0)
         """
-        arguments = {
-            "num_features": self._num_features,
-            "eps": self._eps,
-            "momentum": self._momentum,
-            "use_gamma": self._gamma is not None,
-            "use_beta": self._beta is not None,
-            "track_running": self._running is not None,
-            "unbiased": self.unbiased is not False,
-            "skip_nonfinite": self.skip_nonfinite,
-            "dtype": str(self._dtype),
-        }
-        files.save(
-            path,
-            {key: _device.host(array) for key, array in _state_dict.stored(self.__getstate__()).items()},
-            arguments,
-        )
+        own = self.__getstate__()
+        files.save(path, _content.arrays(own), _content.arguments(own))
 
     @classmethod
     def load(
@@ -524,44 +485,14 @@ class BatchNormState:
             arrays, arguments = files.read(path, prefix, num_features)
             if arguments is None:
                 return cls.from_state_dict(arrays, num_features=num_features, num_samples=num_samples)
-            if num_features not in (None, arguments["num_features"]):
-                raise ValueError(f"has num_features={arguments['num_features']!s:.30}, not {num_features!s:.30}")
-            named = {name: arrays[key] for name, key in NAMES.items() if key in arrays}
-            features = arguments["num_features"]
-            counters = _state_dict.counters(arrays, features if isinstance(features, tuple) else (features,))
-            return cls._made_of(Content(arguments, named, counters), num_samples)
-
-    @classmethod
-    def _made_of(cls, content: Content, num_samples: int | None) -> BatchNormState:
-        state = cls(**content.arguments | {"momentum": None})
-        state.momentum = content.arguments["momentum"]  # which was another state's: no warning
-        for name, array in content.arrays.items():
-            setattr(state, name, array)
-        if state._running is not None:
-            state._running.set_counters(*content.counters)
-        if num_samples is not None:
-            state.num_samples = num_samples
-        return state
+            return _content.made(cls, _content.of(arguments, arrays), num_samples)
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNormState, name, _names.OF_STATE)
         object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        with Running.lock, _device.current(self._device):
-            return {
-                name: value.copy() if name in _CHANGING and value is not None else value
-                for name, value in vars(self).items()
-            }
+        return _snapshot.taken(vars(self))
 
     def __setstate__(self, own: dict[str, Any]) -> None:
-        if "_counters" in own:  # a pickle of version 0.1.0
-            *moments, counters = (own.pop(name) for name in ("_running_mean", "_running_var", "_counters"))
-            own["_running"] = None
-            if moments[0] is not None:
-                running = own["_running"] = Running.fresh(moments[0].shape, _device.library(own["_device"]), 1.0)
-                running.mean[...], running.var[...], running.counters[:SKIPPED] = *moments, counters
-        vars(self).update(own)
-        with _device.current(self._device):  # CuPy unpickles onto the device that is current
-            self._gamma, self._beta = (_device.moved(array, self._device) for array in (self._gamma, self._beta))
-            self._running = self._running and self._running.to(self._device)
+        vars(self).update(_snapshot.restored(own))

@@ -11,7 +11,10 @@ import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
-PIECES_OF_STATE = {"nbnorm._state_dict", "nbnorm._attributes", "nbnorm._names", "nbnorm._foreign", "nbnorm._running"}
+PIECES_OF_STATE = {
+    *("nbnorm._running", "nbnorm._attributes", "nbnorm._names", "nbnorm._foreign"),
+    *("nbnorm._snapshot", "nbnorm._content", "nbnorm._state_dict"),
+}
 PARTS_OF_DASK = {"nbnorm.parallel._anew", "nbnorm.parallel._graph", "nbnorm.parallel._training"}
 DASK = {"nbnorm.parallel.dask", *PARTS_OF_DASK}
 NEED_A_PACKAGE = {*DASK, "nbnorm.sklearn", "nbnorm.xarray"}  # whatever imports them needs it too
@@ -37,7 +40,7 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
     },
     {"nbnorm._cpu", "nbnorm._cuda"},
     {"nbnorm._dispatch"},
-    {"nbnorm.state", "nbnorm._which"},
+    {"nbnorm.state", "nbnorm._update", "nbnorm._which"},
     {
         "nbnorm.functional",
         "nbnorm._inputs",

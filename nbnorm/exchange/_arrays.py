@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _device
+from nbnorm._content import NAMES
 from nbnorm._foreign import to_numpy
-from nbnorm._state_dict import NAMES
 from nbnorm.state import BatchNormState
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbnorm import _arguments
-from nbnorm._state_dict import NAMES
+from nbnorm._content import NAMES
 from nbnorm.exchange._arrays import arrays_of_one_axis, state_of
 from nbnorm.state import BatchNormState
 

@@ -86,7 +86,7 @@ def shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def made(kind: Callable[..., _State], content: Content, num_samples: int | None) -> _State:
-    """The state, on the CPU; `num_samples` overrules what the content says of it."""
+    """The state; `num_samples` overrules what the content says of it."""
     state: Any = kind(**content.arguments | {"momentum": None})
     state.momentum = content.arguments["momentum"]  # which was another state's: no warning
     for name, array in content.arrays.items():
@@ -95,4 +95,4 @@ def made(kind: Callable[..., _State], content: Content, num_samples: int | None)
         state._running.set_counters(*content.counters)
     if num_samples is not None:
         state.num_samples = num_samples
-    return state
+    return state.to(content.device)

@@ -12,6 +12,7 @@ from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 from nbnorm._layout import Axis, layout_of
+from nbnorm._running import Running
 from nbnorm._which import counted
 
 
@@ -51,6 +52,17 @@ def moments(
             kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats, w)
         count = xp.full((), float(N * S)) if w is None else stats[COUNT].reshape(shape)
         return Moments(count, *(stats[row].reshape(shape) for row in (ORIGIN, DEVIATION, M2)))
+
+
+def of_running(running: Running) -> Moments:
+    """Those that running statistics are of, as far as these tell: a variance of no more than ddof values is lost."""
+    device, ddof = _device.of(running.both), int(running.ddof)
+    with _device.current(device):
+        xp, count = _device.library(device), running.num_samples()
+        if isinstance(count, int):
+            count = xp.full((), float(count))
+        m2 = xp.where(count > ddof, running.var * (count - ddof), 0.0)
+        return Moments(count, running.mean.copy(), xp.zeros(m2.shape), m2)
 
 
 def merged(*parts: Moments) -> Moments:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nbnorm import _arguments, _device
-from nbnorm._dispatch import kernels_for
+from nbnorm import _arguments, _device, _sklearn_arguments
 from nbnorm._layout import Axis
-from nbnorm._moments import Moments, merged
+from nbnorm._moments import Moments, merged, of_running
 from nbnorm._standardize import EPSILON, affine, is_finite, mean_and_rest, present_moments, scale_of, var_of
 from nbnorm.state import BatchNormState
 
@@ -282,17 +280,11 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
         running = state._demand_running().copy()
-        with _device.current(state.device):
-            count = running.num_samples()
-            if not np.any(_device.host(count)):
-                raise ValueError("the running statistics of the state are of 0 values; set state.num_samples")
-            xp, ddof = _device.library(state.device), int(running.ddof)
-            if isinstance(count, int):
-                count = xp.full((), float(count))
-            m2 = xp.where(count > ddof, running.var * (count - ddof), 0.0)
-            if axis is None:
-                axis = tuple(range(-running.mean.ndim, 0)) if isinstance(state.num_features, tuple) else -1
-            return cls(axis=axis, ddof=ddof)._show(Moments(count, running.mean.copy(), xp.zeros(m2.shape), m2))
+        if not np.any(_device.host(running.num_samples())):
+            raise ValueError("the running statistics of the state are of 0 values; set state.num_samples")
+        if axis is None:
+            axis = tuple(range(-running.mean.ndim, 0)) if isinstance(state.num_features, tuple) else -1
+        return cls(axis=axis, ddof=int(running.ddof))._show(of_running(running))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -302,15 +294,14 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return tags
 
     def _fitted(self, X: Any, sample_weight: Any, before: Moments | None) -> Self:
-        if not isinstance(self.ddof, numbers.Real) or not 0 <= self.ddof < math.inf:
-            raise ValueError(f"ddof is {self.ddof!r:.40}; expected a number, 0 or more")
+        _sklearn_arguments.ddof(self.ddof)
         if before is not None:
             self._names_checked(X)
-        values = _values(X, self)
+        values = _sklearn_arguments.values(X, self)
         axes = _arguments.channels(values.shape, self.axis)
         if before is not None:
-            self._channels_checked(values, axes)
-        stats = _statistics(values, axes, _weights(sample_weight, values, axes))
+            _sklearn_arguments.channels_as(self._channels(), values, axes)
+        stats = _statistics(values, axes, _sklearn_arguments.weights(sample_weight, values, axes))
         if before is not None:
             return self._show(merged(before, stats))
         validate_data(self, X, reset=True, skip_check_array=True, ensure_2d=False)  # sets or removes feature_names_in_
@@ -343,60 +334,14 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """A DataFrame has the columns of `fit`; scikit-learn's errors and warnings."""
         validate_data(self, X, reset=False, skip_check_array=True, ensure_2d=False)
 
-    def _channels_checked(self, X: NDArray, axes: tuple[int, ...]) -> None:
-        """X is where the statistics are, and has their channels."""
-        place = _device.of(self._channels())
-        _arguments.same_device("X", X, _device.of(X), place, "the scaler", "an array there, or fit() again")
-        found, expected = tuple(X.shape[i] for i in axes), self._channels().shape
-        if found != expected:
-            shown, number = (found[0], expected[0]) if len(found) == len(expected) == 1 else (found, expected)
-            raise ValueError(
-                f"X has {shown!s:.40} features, but StandardScaler is expecting {number!s:.40} features as input"
-            )
-
     def _mapped(self, X: Any, copy: bool | None, before: Any, factor: Any, after: Any) -> Any:
         """(X - before)*factor + after; None is 0 or 1."""
-        X = _values(X, self)
+        X = _sklearn_arguments.values(X, self)
         axes = _arguments.channels(X.shape, self.axis)
-        self._channels_checked(X, axes)
+        _sklearn_arguments.channels_as(self._channels(), X, axes)
         copy = self.copy if copy is None else copy
         in_place = not copy and getattr(X.flags, "writeable", True)
         return affine(X, axes, before, factor, after, X if in_place else None)
-
-
-def _values(X: Any, scaler: StandardScaler) -> NDArray:
-    """X as an array of floats: itself if it is one."""
-    if isinstance(X, np.ndarray) or _device.of(X) != "cpu":
-        kernels_for("X", X)  # refuses masked arrays, whose mask would be ignored
-    if _device.of(X) != "cpu":
-        return X.astype(np.float64) if X.dtype.kind in "biu" else X
-    kinds: list[Any] = [np.float64, np.float32, np.float16]
-    if getattr(getattr(X, "dtype", None), "name", None) == "bfloat16":
-        kinds.append(X.dtype)
-    return check_array(X, dtype=kinds, allow_nd=True, ensure_all_finite=False, estimator=scaler, input_name="X")
-
-
-def _weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray | None:
-    """Weights along axis 0, as they broadcast to X."""
-    if sample_weight is None:
-        return None
-    if 0 in axes:
-        raise ValueError("sample_weight is along axis 0 of X, which is a channel axis here; expected None")
-    if isinstance(sample_weight, numbers.Real):
-        sample_weight = np.full(len(X), sample_weight, np.float64)
-    if _device.of(sample_weight) == "cpu":
-        sample_weight = check_array(
-            sample_weight, dtype=[np.float64, np.float32], ensure_2d=False, input_name="sample_weight"
-        )
-    if sample_weight.shape != X.shape[:1]:
-        raise ValueError(f"sample_weight has shape {sample_weight.shape!s:.60}; expected {X.shape[:1]}, as axis 0 of X")
-    if (sample_weight < 0).any():
-        raise ValueError(
-            f"sample_weight has values such as {float(sample_weight.min()):g}; expected none that is negative"
-        )
-    if not sample_weight.any():
-        raise ValueError("sample_weight is zero everywhere; expected a weight that counts")
-    return sample_weight.reshape(-1, *(1,) * (X.ndim - 1))
 
 
 def _statistics(X: NDArray, axes: tuple[int, ...], weights: NDArray | None) -> Moments:

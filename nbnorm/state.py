@@ -410,7 +410,7 @@ class BatchNormState:
         state = _content.made(cls, found, num_samples)
         if momentum is None and state._running is not None:
             state._running.demand_count()
-        return state.to(found.device)
+        return state
 
     def save(self, path: files.Path) -> None:
         """Write the state to a file, at one moment: there is always the old file or the new one.

@@ -1,0 +1,67 @@
+"""What `nbnorm.sklearn.StandardScaler` is given, checked and as arrays; in scikit-learn's words where it has some."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_array
+
+from nbnorm import _arguments, _device
+from nbnorm._dispatch import kernels_for
+
+
+def ddof(value: float) -> None:
+    """What the variance subtracts from the number of values."""
+    if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+        raise ValueError(f"ddof is {value!r:.40}; expected a number, 0 or more")
+
+
+def values(X: Any, scaler: Any) -> NDArray:
+    """X as an array of floats: itself if it is one."""
+    if isinstance(X, np.ndarray) or _device.of(X) != "cpu":
+        kernels_for("X", X)  # refuses masked arrays, whose mask would be ignored
+    if _device.of(X) != "cpu":
+        return X.astype(np.float64) if X.dtype.kind in "biu" else X
+    kinds: list[Any] = [np.float64, np.float32, np.float16]
+    if getattr(getattr(X, "dtype", None), "name", None) == "bfloat16":
+        kinds.append(X.dtype)
+    return check_array(X, dtype=kinds, allow_nd=True, ensure_all_finite=False, estimator=scaler, input_name="X")
+
+
+def channels_as(channels: NDArray, X: NDArray, axes: tuple[int, ...]) -> None:
+    """X is where the statistics of these channels are, and has as many."""
+    place = _device.of(channels)
+    _arguments.same_device("X", X, _device.of(X), place, "the scaler", "an array there, or fit() again")
+    found, expected = tuple(X.shape[i] for i in axes), channels.shape
+    if found != expected:
+        shown, number = (found[0], expected[0]) if len(found) == len(expected) == 1 else (found, expected)
+        raise ValueError(
+            f"X has {shown!s:.40} features, but StandardScaler is expecting {number!s:.40} features as input"
+        )
+
+
+def weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray | None:
+    """Weights along axis 0, as they broadcast to X."""
+    if sample_weight is None:
+        return None
+    if 0 in axes:
+        raise ValueError("sample_weight is along axis 0 of X, which is a channel axis here; expected None")
+    if isinstance(sample_weight, numbers.Real):
+        sample_weight = np.full(len(X), sample_weight, np.float64)
+    if _device.of(sample_weight) == "cpu":
+        sample_weight = check_array(
+            sample_weight, dtype=[np.float64, np.float32], ensure_2d=False, input_name="sample_weight"
+        )
+    if sample_weight.shape != X.shape[:1]:
+        raise ValueError(f"sample_weight has shape {sample_weight.shape!s:.60}; expected {X.shape[:1]}, as axis 0 of X")
+    if (sample_weight < 0).any():
+        raise ValueError(
+            f"sample_weight has values such as {float(sample_weight.min()):g}; expected none that is negative"
+        )
+    if not sample_weight.any():
+        raise ValueError("sample_weight is zero everywhere; expected a weight that counts")
+    return sample_weight.reshape(-1, *(1,) * (X.ndim - 1))

@@ -152,7 +152,7 @@ def batch_norm_training(
         w = counted(kernels, layout, x, where, weights, nan)
         update, momentum = state._running if update_running else None, state.momentum
         needs_variance = not use_running or (update is not None and momentum is not None)
-        if needs_variance and peers is None and w is None:
+        if needs_variance and N * S < 2 and peers is None and w is None:
             _arguments.enough_values(N * S, use_running, x.shape)
         slope = None if activation is None else _arguments.activation(activation)
         residual = None if residual is None else checked_residual(kernels, residual, x)

@@ -47,6 +47,14 @@ class Columns(NamedTuple):
     channels: int  # of a block that stays in cache between reduce and apply; 0: none would
 
 
+class Blocks(NamedTuple):
+    """Columns of `channels` channels, which are reduced, finalized and applied together."""
+
+    channels: int
+    width: int  # of their tables
+    rows: int  # of a partial sum
+
+
 class Map(NamedTuple):
     """Rows of K columns, or segments where K is 0."""
 
@@ -84,6 +92,17 @@ def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
     if tile > 1 or channels * S < min(RUN, base):
         channels = 0
     return Columns(tile, block, -(-rows // block), K, up(K, LANES), base * map_tile, channels)
+
+
+@lru_cache(1024)
+def blocks(N: int, C: int, S: int, together: bool, workers: int) -> Blocks | None:
+    """For the fused driver; None where blocks would not stay in cache."""
+    cols = columns(N, C, S, together)
+    if not cols.channels:
+        return None
+    channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
+    # Rows go on, and a vector reaches, beyond the columns.
+    return Blocks(channels, up(channels * S, LANES) + 2 * LANES, cols.block)
 
 
 def streams(nbytes: int) -> bool:

@@ -201,15 +201,14 @@ def _fused_or_split(
             )  # fmt: skip
             return
     else:
-        cols = plan.columns(N, C, S, throughout(w, C, S))
-        if cols.channels:
-            channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
-            width = plan.up(channels * S, plan.LANES) + 2 * plan.LANES  # rows go on, and a vector reaches, beyond them
+        blocks = plan.blocks(N, C, S, throughout(w, C, S), workers)
+        if blocks is not None:
+            channels, width, rows = blocks
             terms = _terms(x, dy, w)
             room = (2 * terms + (5 if dy is None or slope is None else 7)) * width
             fused_columns(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
-                np.empty(of_channels + 7 + workers * room), room, terms, width, channels, N, C, S, cols.block,
+                np.empty(of_channels + 7 + workers * room), room, terms, width, channels, N, C, S, rows,
                 streaming, workers,
             )  # fmt: skip
             return

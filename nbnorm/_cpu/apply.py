@@ -31,7 +31,7 @@ from nbnorm._cpu.vector_memory import (
     leading,
     load_as,
     load_part_as,
-    matrix,
+    matrix_of_map,
     of_ddx,
     prefetch,
     store,
@@ -206,9 +206,11 @@ def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, w
 
 
 @Kernel
-def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, streaming, workers):
-    """With the running statistics, `both` of `finalize_running`, which fill stats too, unless None; scratch (4 * C)."""
-    coef = matrix(scratch, 0, 4, C)
+def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers):
+    """With the running statistics, which fill stats too, unless None. `both` (8 * C) has what `finalize_running` needs,
+    and behind it room for coefficients.
+    """
+    coef = matrix_of_map(x, None, both, 4 * C, 4, C)
     finalize_running(both, gamma, beta, eps, stats, coef)
     for worker in prange(workers):
         segments(worker, workers, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
@@ -358,11 +360,11 @@ def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, ab
 
 @Kernel
 def running_columns(
-    x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, K, abreast, streaming, workers
+    x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, abreast, streaming, workers
 ):  # fmt: skip
-    """The same for columns; behind the 4 * C values of scratch are the tables."""
-    coef = matrix(scratch, 0, 4, C)
-    tables = matrix(scratch, 4 * C, workers, (scratch.size - 4 * C) // workers)
+    """The same for columns; behind the 8 * C values of `both` are the tables, of this width."""
+    coef = matrix_of_map(x, None, both, 4 * C, 4, C)
+    tables = matrix_of_map(x, None, both, 8 * C, workers, 5 * width)
     finalize_running(both, gamma, beta, eps, stats, coef)
     for worker in prange(workers):
         columns(worker, workers, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, abreast, streaming)

@@ -77,22 +77,19 @@ def running_forward(
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats, unless None, with the variance for m2."""
     N, C, S = shape
-    both = np.empty(4 * C)
-    with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
-        both[: 2 * C] = running.both
     gamma, beta = _parameter(gamma), _parameter(beta)
     tensors = 2 if residual is None else 3
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
-    scratch = np.empty(4 * C + 5 * workers * cut.width, OF_MAP[x.itemsize])  # coef, and tables of columns
+    both = np.empty(8 * C + 5 * workers * cut.width)  # statistics, parameters, coefficients, tables of columns
+    with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
+        both[: 2 * C] = running.both
     if cut.K:
         running_columns(
-            x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.K, cut.abreast, cut.streaming,
+            x, residual, slope, y, both, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.abreast, cut.streaming,
             workers,
         )  # fmt: skip
     else:
-        running_segments(
-            x, residual, slope, y, both, gamma, beta, eps, stats, scratch, N, C, S, cut.streaming, workers
-        )  # fmt: skip
+        running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, cut.streaming, workers)
 
 
 def keep_signs(stats: Array, gamma: Array | None, beta: Array | None, eps: float, count: float | None) -> None:

@@ -31,6 +31,17 @@ def test_a_difference_as_a_product_has_the_bits_of_a_subtraction(rng):
     np.testing.assert_array_equal(np.signbit(found)[exact == 0], np.signbit(exact)[exact == 0])
 
 
+def test_the_twin_in_python_does_not_warn_of_memory_that_nothing_was_written_to():
+    signaling = (
+        np.array([0x7F81], np.int16),
+        np.array([0x7F800001], np.uint32),
+        np.array([0x7FF0000000000001], np.uint64),
+    )
+    for bits, dtype in zip(signaling, (np.int16, np.float32, np.float64), strict=True):
+        found = vector_python.load(np.repeat(bits, LANES).view(dtype), 0)
+        assert np.isnan(found).all()
+
+
 def test_the_twin_in_python_has_nothing_else():
     own = {name: value for name, value in vars(vector_python).items() if not name.startswith("_")}
     functions = {

@@ -27,11 +27,11 @@ def _inside(array: NDArray, i: int, n: int) -> NDArray:
 
 def _widen(raw: NDArray) -> Vector:
     if raw.dtype == np.uint16:
-        return raw.view(np.float16).astype(np.float64)
-    if raw.dtype == np.int16:
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    # A copy, not a conversion, which warns of signaling NaN in memory that nothing was written to and nobody looks at.
-    return raw.copy() if raw.dtype == np.float64 else raw.astype(np.float64)
+        raw = raw.view(np.float16)
+    elif raw.dtype == np.int16:
+        raw = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # signaling NaN, in memory that nothing was written to and nobody looks at
+        return raw.astype(np.float64)
 
 
 def _narrow(values: Vector, dtype: np.dtype) -> NDArray:

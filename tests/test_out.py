@@ -72,6 +72,15 @@ def test_results_have_the_same_bits_wherever_out_begins(dtype, shape, start, rng
     assert not memory.any()  # nothing beside was written
 
 
+@pytest.mark.parametrize("shape", [(40, 64), (9, 512)], ids=str)
+def test_an_activation_asks_for_signs_wherever_out_begins(shape, rng):
+    x, dy, state = sample(rng, shape), sample(rng, shape), random_state(rng, shape[1])
+    _, saved = training(x, state, activation="relu")
+    out, _ = place(x, 3)
+    expected = backward(dy, saved).dx
+    assert same_bits(backward(dy, saved, out=out).dx, expected)
+
+
 def unaligned():
     return np.ndarray(SHAPE, np.float32, np.zeros(8 * 3 * 6 * 4 + 1, np.uint8), offset=1)
 

@@ -8,7 +8,8 @@ is still in cache (a block of columns in the fused driver is there as a whole).
 With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
 y, whose sign says how much of dy is let through.
 
-`streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries.
+`streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries; others are
+faster there, so rows of columns do where that costs nothing.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def write(layout: Layout, array: NDArray) -> NDArray:
 def span(array: NDArray) -> tuple[NDArray, int]:
     """All memory from the first to the last address of `array`, flat, and the place of its first element there."""
     if array.flags.forc:  # the usual case, and a twentieth of the detour below; empty arrays are, too
-        flat = array.ravel("K")
+        flat = np.asarray(array).ravel("K")  # of a memmap too a plain array
         return flat if flat.flags.writeable else _as_if_writable(flat), 0
     last = [(length - 1) * stride // array.itemsize for length, stride in zip(array.shape, array.strides, strict=True)]
     first = -sum(min(0, reach) for reach in last)

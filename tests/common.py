@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import reference
@@ -144,6 +146,15 @@ def check_inference(x, state, axis=1, out=None):
     assert snapshot(state) == before
     assert_close(y, exact, axis)
     return y
+
+
+def arguments_that_fit(rng, shape):
+    """Of a forward pass and its backward; `memory` holds x, and two rows more behind it."""
+    memory = sample(rng, (shape[0] + 2, *shape[1:]))
+    x, state = memory[: shape[0]], random_state(rng, shape[1])
+    _, saved = nbnorm.batch_norm_training(x, state)
+    dy, out = sample(rng, shape), np.full(shape, 7, np.float32)
+    return SimpleNamespace(x=x, memory=memory, state=state, saved=saved, dy=dy, out=out)
 
 
 def refuse(given, call, error, *texts, arrays=()):

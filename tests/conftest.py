@@ -8,7 +8,6 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from selection import left_out
@@ -40,9 +39,9 @@ _wait_without_spinning()
 pytest.register_assert_rewrite("common", "derivatives", "hostile", "launches", "tolerance")
 
 import numpy as np  # noqa: E402
-from common import random_state, sample  # noqa: E402
+from common import arguments_that_fit  # noqa: E402
 from launches import cupy, started  # noqa: E402, F401  fixtures
-from tolerance import DTYPES  # noqa: E402
+from tolerance import DTYPES, float32_by_default  # noqa: E402
 
 import nbnorm  # noqa: E402
 
@@ -52,8 +51,8 @@ import nbnorm  # noqa: E402
 # the time when other files need them, they are in the cache.
 FIRST = ("test_functional", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_gpu_benchmark")
 
-# Random calls, examples of Hypothesis, signals; with --exhaustive as many as the tests say.
-FEWER = {"NBNORM_CALLS": "5000", "NBNORM_EXAMPLES": "100", "NBNORM_SIGNALS": "5000"}
+# Random calls, examples of Hypothesis, signals, steps of threads and forks; with --exhaustive as many as the tests say.
+FEWER = {"NBNORM_CALLS": "5000", "NBNORM_EXAMPLES": "100", "NBNORM_SIGNALS": "5000", "NBNORM_STEPS": "25"}
 
 
 def pytest_addoption(parser):
@@ -107,9 +106,10 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_generate_tests(metafunc):
-    """A test with an argument `dtype` runs for all four dtypes."""
+    """A test with an argument `dtype` runs for all four dtypes; tests/selection.py says when for one."""
     if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", DTYPES)
+        marker = metafunc.definition.get_closest_marker("float32_by_default")
+        metafunc.parametrize("dtype", DTYPES if marker is None else float32_by_default(*marker.args))
 
 
 @pytest.fixture(autouse=True)
@@ -130,14 +130,4 @@ def rng():
 @pytest.fixture
 def given(rng):
     """Arguments that fit; `memory` holds x and what lies around it."""
-    memory = sample(rng, (10, 3, 6))
-    x, state = memory[:8], random_state(rng, 3)
-    _, saved = nbnorm.batch_norm_training(x, state)
-    return SimpleNamespace(
-        x=x,
-        memory=memory,
-        state=state,
-        saved=saved,
-        dy=sample(rng, x.shape),
-        out=np.full(x.shape, 7, np.float32),
-    )
+    return arguments_that_fit(rng, (8, 3, 6))

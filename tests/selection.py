@@ -6,6 +6,7 @@
 - `values_at_most`, `pairs_at_most`: as `each_value` and `each_pair`, with `--exhaustive` too. For products of thousands
   of cases whose parameters other tests take in full, without what is new here.
 - `exhaustive`: none; the marker's argument says what takes its place. Also of one case: `pytest.param(…, marks=…)`.
+- `float32_by_default`: of the four dtypes float32 (conftest.py); the marker's argument says where the others are.
 
 The choice is the same on every machine, for it looks at nothing but the cases and their order.
 """

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import reference
-from common import random_state, refuse, same_bits, sample
+from common import arguments_that_fit, random_state, refuse, same_bits, sample
 from ranks import run, work_of
 from test_counted import FORMS, SHAPES, every_form, spoiled
 from test_counted import cut as cut_masks
@@ -495,7 +495,7 @@ def test_copies_of_saved_with_other_options_too(rng):
 
 # ---- what is refused
 
-OTHER = np.zeros((8, 3, 6), np.float32)
+OTHER, EVERY = np.zeros((8, 3, 6), np.float32), np.zeros((8, 3, 70), np.float32)
 REFUSED = {
     "another word": ({"activation": "gelu"}, ValueError, "activation is 'gelu'", '"relu"'),
     "an array": ({"activation": OTHER}, ValueError, "activation is array", '"relu"'),
@@ -522,7 +522,14 @@ def test_arguments_that_do_not_fit_change_nothing(given, case, more):
         refuse(given, lambda: inference(given.x, given.state, out=given.out, **options), error, *texts)
 
 
-def test_places_that_do_not_fit_change_nothing(given):
+@pytest.fixture
+def of_segments(rng):
+    """Arguments that fit, of a shape for which other tests compile the kernels."""
+    return arguments_that_fit(rng, (8, 3, 70))
+
+
+def test_places_that_do_not_fit_change_nothing(of_segments):
+    given = of_segments
     residual = np.ones_like(given.x)
     y, saved = training(given.x, given.state, residual=residual, activation="relu")
     other = given.saved
@@ -545,10 +552,15 @@ def test_places_that_do_not_fit_change_nothing(given):
 
 @pytest.mark.parametrize(
     "options",
-    [{"activation": "relu"}, {"residual": OTHER}, {"activation": "relu", "where": OTHER == 0}],
+    [
+        {"activation": "relu"},
+        {"residual": EVERY},
+        {"activation": "relu", "where": EVERY == 0, "weights": np.ones((8, 1, 70))},
+    ],
     ids=["activation", "residual", "activation and where"],
 )
-def test_further_derivatives_are_refused(given, options):
+def test_further_derivatives_are_refused(of_segments, options):
+    given = of_segments
     _, saved = training(given.x, given.state, **options)
     name = next(iter(options))
     refuse(given, lambda: nbnorm.batch_norm_jvp(given.dy, None, None, saved), ValueError, f"{name}=", "not built")
@@ -583,10 +595,10 @@ def test_the_layer_has_them_in_every_mode(mode, of_residual, rng):
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_call_in_evaluation_mode_is_what_it_was(debug, rng):
     """Whatever is assigned to the layer between it and its backward."""
-    x, dy = sample(rng, (3, 3, 3)), sample(rng, (3, 3, 3))
-    layer = nbnorm.BatchNorm(3, activation="relu").eval()
+    x, dy = sample(rng, (2, 70, 70)), sample(rng, (2, 70, 70))  # channels on either axis, and kernels of other tests
+    layer = nbnorm.BatchNorm(70, activation="relu").eval()
     layer.debug = debug
-    layer.state.beta = [0.5, -0.5, 0.25]
+    layer.state.beta = np.linspace(-0.5, 0.5, 70)
     layer(x)
     exact = layer.backward(dy), layer.dgamma
     layer(x)

@@ -121,6 +121,10 @@ DAMAGES = {
 
 every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 every_suffix = pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+one_suffix = pytest.mark.parametrize(
+    "suffix",
+    [".nbi", pytest.param(".nbc", marks=pytest.mark.exhaustive("test_a_damaged_file_is_written_anew has both"))],
+)
 
 
 def damaged(cache, damage, suffix):
@@ -148,7 +152,7 @@ def test_a_damaged_file_is_written_anew_with_one_warning(own_cache, damage, suff
     assert {path.name.split("-")[0] for path in changed} == {"finalize.commit_running"}
 
 
-@every_suffix
+@one_suffix
 def test_a_damaged_file_that_may_not_be_removed_costs_every_process_a_warning(own_cache, suffix):
     damaged(own_cache, DAMAGES["truncated"], suffix)
     before = contents(own_cache)
@@ -172,10 +176,16 @@ def test_many_damaged_files_are_still_one_warning(own_cache):
     assert_whole(own_cache)
 
 
-@every_suffix
-def test_processes_that_share_a_damaged_cache_agree(own_cache, suffix):
+@pytest.fixture
+def number(pytestconfig):
+    """How many processes make a crowd; each imports Numba, a second of work."""
+    return 20 if os.environ.get("NBNORM_STRESS") else 6 if pytestconfig.getoption("exhaustive") else 3
+
+
+@one_suffix
+def test_processes_that_share_a_damaged_cache_agree(own_cache, suffix, number):
     damaged(own_cache, DAMAGES["truncated"], suffix)
-    for process in [start(own_cache) for _ in range(20 if os.environ.get("NBNORM_STRESS") else 4)]:
+    for process in [start(own_cache) for _ in range(number)]:
         assert len(outcome(process)["warnings"]) <= 1
     assert outcome(start(own_cache))["warnings"] == []  # this one may have found an index that one of them removed
     assert_whole(own_cache)
@@ -308,8 +318,8 @@ def test_an_error_keeps_no_array_alive(kind, monkeypatch):
         gc.enable()
 
 
-def test_processes_that_share_one_empty_cache_agree(tmp_path):
-    for process in [start(tmp_path) for _ in range(20 if os.environ.get("NBNORM_STRESS") else 6)]:
+def test_processes_that_share_one_empty_cache_agree(tmp_path, number):
+    for process in [start(tmp_path) for _ in range(number)]:
         assert outcome(process)["warnings"] == []
     assert_whole(tmp_path)
 

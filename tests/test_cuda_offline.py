@@ -30,6 +30,7 @@ every_architecture = pytest.mark.parametrize(
 some_combinations = (
     pytest.mark.each_value if os.environ.get("NBNORM_EVERY_COMBINATION") == "1" else pytest.mark.values_at_most
 )
+another = pytest.mark.exhaustive("one of each kind")
 DTYPES = {"float32": 4, "uint16": 8, "int16": 8, "float64": 2}  # values of a 16-byte pack
 F64 = "float64"
 
@@ -121,13 +122,21 @@ COUNTED = {
     for weights in ("float32", F64, None)
     if (counting := (where, weights, "counted")) not in (*arrays, (None, None, "counted"))
 }
-# By default of kernels with an activation or masks those with most in their registers, which stand for the others.
-BESIDE = {name for name in KERNELS if name.endswith(("gated", "activated", "beside", "counted"))}
-RARE = BESIDE - {
-    "apply.gradient_columns gated",
-    "apply.normalize_columns beside",
-    "apply.apply_columns of two gated and counted",
+# By default one of each kernel, a second a piece: with most in its registers, or with the widest access.
+BY_DEFAULT = {
     "reduce.reduce_segments of three counted",
+    "reduce.reduce_columns of two",
+    "apply.apply_segments of two",
+    "apply.apply_columns of two gated and counted",
+    "apply.normalize_segments",
+    "apply.normalize_columns beside",
+    "apply.gradient_segments",
+    "apply.gradient_columns gated",
+    "apply.running_segments",
+    "apply.running_columns",
+    "counted.first_short counted",
+    "fused.fused_segments",
+    "fused.fused_gradient_segments gated",
 }
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
@@ -225,7 +234,7 @@ def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.exhaustive("one of each kernel")) if name in RARE else name
+        name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.exhaustive("one of each kernel"))
         for name in KERNELS
     ],
 )
@@ -259,8 +268,10 @@ def test_blocks_of_a_cluster_wait_for_each_other(compile_for, name, memory, cc):
 @pytest.mark.parametrize(
     ("name", "memory", "cc"),
     [
-        ("reduce.reduce_columns counted uint8, float64, counted", "float32", HOPPER),
-        ("reduce.reduce_columns of two gated and counted uint8, float64, counted", "float32", (7, 5)),
+        pytest.param("reduce.reduce_columns counted uint8, float64, counted", "float32", HOPPER, marks=another),
+        pytest.param(
+            "reduce.reduce_columns of two gated and counted uint8, float64, counted", "float32", (7, 5), marks=another
+        ),
         ("apply.normalize_columns beside", "int16", (12, 0)),
     ],
 )
@@ -294,8 +305,8 @@ def check_packs(ptx, name, memory):
     ("name", "asked"),
     [
         ("apply.normalize_segments", 1),
-        ("apply.gradient_segments", 2),
-        ("apply.normalize_columns", 1),
+        pytest.param("apply.gradient_segments", 2, marks=another),
+        pytest.param("apply.normalize_columns", 1, marks=another),
         ("apply.gradient_columns", 2),
     ],
 )
@@ -307,6 +318,7 @@ def test_the_first_packs_are_asked_for_before_the_coefficients_are_found(compile
     assert before.index("prefetch.L2") < before.index("ld.global.f64")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])
 @pytest.mark.parametrize("name", ["reduce.reduce_segments", "apply.running_segments"])
 def test_float64_work_for_a_narrow_value_is_what_was_counted(compile_for, name, memory):

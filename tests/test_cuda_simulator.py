@@ -1,13 +1,15 @@
-"""tests/cuda in Numba's simulator, which needs processes of its own: the public functions on the CUDA backend.
+"""tests/cuda in Numba's simulator, which needs a process of its own: the public functions on the CUDA backend.
 
 Slow, because the simulator runs every thread of a GPU as a Python thread.
 """
 
+import functools
 import os
-import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,14 +17,31 @@ FILES = sorted((Path(__file__).parent / "cuda").glob("test_*.py"))
 ONLY_ON_A_GPU = "test_gpu_only"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_cuda_backend_in_the_simulator(file, pytestconfig):
-    pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda (extra `test`, on Linux)")
+@functools.cache
+def outcomes(files, report, *options):
+    """By file: how many of its tests have passed, failed, and been skipped; and what the process had to say."""
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1", "SCIPY_ARRAY_API": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", str(file)]
-    command += ["--exhaustive"] * pytestconfig.getoption("exhaustive")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", f"--junitxml={report}"]
+    command += [*options, *map(str, files)]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    print(done.stdout[-4000:], done.stderr[-4000:])
-    assert done.returncode == 0
-    passed = sum(int(n) for n in re.findall(r"(\d+) passed", done.stdout))
-    assert (passed == 0) == (file.stem == ONLY_ON_A_GPU)
+    found = {file.stem: Counter() for file in files}
+    for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
+        tags = {child.tag for child in case} & {"failure", "error", "skipped"}
+        found.setdefault(case.get("classname").rpartition(".")[2], Counter())[tags.pop() if tags else "passed"] += 1
+    return found, done.returncode, done.stdout[-8000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_cuda_backend_in_the_simulator(file, request, tmp_path_factory):
+    """By default all files share a process, which takes as long to begin as the tests of one."""
+    pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda (extra `test`, on Linux)")
+    exhaustive = request.config.getoption("exhaustive")
+    params = [item.callspec.params for item in request.session.items if item.path == request.path]
+    files = (file,) if exhaustive else tuple(param["file"] for param in params)
+    report = tmp_path_factory.getbasetemp() / f"simulator-{files[0].stem}.xml"
+    found, status, output = outcomes(files, report, *["--exhaustive"] * exhaustive)
+    print(output)
+    number = found[file.stem]
+    assert (number["failure"], number["error"], status in (0, 1)) == (0, 0, True)
+    assert (number["passed"] == 0) == (file.stem == ONLY_ON_A_GPU)
+    assert number["passed"] or number["skipped"]

@@ -7,7 +7,7 @@ import pytest
 import reference
 from common import random_state, same_bits, sample
 from derivatives import check_derivatives, sizes
-from test_numerics import DOUBLE, FORMS, HALF, WIDE, alternating, every_form, put
+from test_numerics import DOUBLE, FORMS, HALF, WIDE, alternating, every_form, of_cases, put
 from tolerance import DTYPES, assert_gradient_close, dtype_of, needs_wide
 
 import nbnorm
@@ -16,6 +16,7 @@ from nbnorm._cpu import plan, threads
 
 SHAPES = [(2, 3, 1), (3, 2, 4), (7, 1, 3), (2, 2, 70), (20, 5, 1), (1, 2, 33)]  # (N, C, S)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+several_threads = pytest.mark.exhaustive("test_functional.py has columns on several threads")
 frozen_or_not = pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
 PRESENT = ["ddx ddgamma ddbeta", "ddx", "ddgamma", "ddbeta", "ddx ddgamma", ""]
 
@@ -240,14 +241,7 @@ CASES = {
 
 @pytest.mark.each_pair
 @every_form
-@pytest.mark.parametrize(
-    ("name", "case_dtype"),
-    [
-        pytest.param(n, *getattr(d, "values", [d]), marks=getattr(d, "marks", ()))
-        for n, c in CASES.items()
-        for d in c.dtypes
-    ],
-)
+@pytest.mark.parametrize(("name", "case_dtype"), of_cases(CASES, "bfloat16"))
 def test_the_contract_holds(name, case_dtype, form, rng):
     case, noise = CASES[name], rng.normal(size=(70, 2, 8, 8))
     noise[:, 0] = case.make(noise[:, 0])
@@ -278,6 +272,7 @@ def test_the_contract_holds_for_gradients_far_from_zero(name, mean, form, rng):
     check_derivatives(ddx, rng.normal(size=3), None, dy, saved, state)
 
 
+@pytest.mark.float32_by_default("test_the_contract_holds")
 def test_any_layout_and_channel_axes(dtype, rng):
     x, dy, ddx = (sample(rng, (5, 4, 3, 6), dtype) for _ in range(3))
     for axis, order in ((1, (0, 1, 2, 3)), (-1, (3, 0, 1, 2)), ((1, 2), (0, 1, 2, 3)), ((3, 1), (2, 0, 3, 1))):
@@ -292,6 +287,7 @@ def test_any_layout_and_channel_axes(dtype, rng):
             check_derivatives(one_ddx, *of_parameters, one_dy, saved, state)
 
 
+@pytest.mark.float32_by_default("test_numerics.py has that of the backward pass")
 def test_a_gradient_that_is_not_finite_stays_in_its_channel(dtype, rng):
     x, dy, state, cotangents = case(rng, (6, 3, 70), dtype)
     saved, _ = run_forward(x, state, False)
@@ -306,7 +302,11 @@ def test_a_gradient_that_is_not_finite_stays_in_its_channel(dtype, rng):
         assert np.isnan(bad.dgamma).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("shape", [(5, 8, 41, 13), (64, 96, 7, 7), (300, 17)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 8, 41, 13), *(pytest.param(one, marks=several_threads) for one in ((64, 96, 7, 7), (300, 17)))],
+    ids=str,
+)
 def test_bits_do_not_depend_on_the_twin_or_the_driver(shape, monkeypatch, rng):
     x, dy, state, cotangents = case(rng, shape, "float32")
     saved, _ = run_forward(x, state, False)

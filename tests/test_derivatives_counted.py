@@ -18,9 +18,11 @@ from tolerance import assert_gradient_close, needs_wide
 import nbnorm
 
 frozen_or_not = pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
-SHAPES = [(4, 3, 1), (3, 2, 4), (2, 2, 70), (40, 3, 9)]  # (N, C, S)
+# A step has ten kernels for masks, and others for weights; for segments, and others for columns; for every dtype. By
+# default float64 columns with weights are compared with the complex step, and float32 segments with a mask to the oracle.
+kernels_of_their_own = pytest.mark.exhaustive("columns with weights or segments with a mask")
+SHAPES = [(4, 3, 1), (3, 2, 4), pytest.param((2, 2, 70), marks=kernels_of_their_own), (40, 3, 9)]  # (N, C, S)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-kernels_of_their_own = pytest.mark.exhaustive("kernels of their own")
 
 
 def some_weights(rng, shape, fractions=True):
@@ -122,7 +124,7 @@ def test_what_is_not_there_is_zero(present, use_running, rng):
 # ---- what must be so
 
 
-@pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((6, 3, 70), marks=kernels_of_their_own), (6, 3)], ids=str)
 def test_integer_weights_are_repeated_rows(shape, rng):
     """Of cotangents that are the same in every repetition: the gradient of a weighted row is the sum of theirs."""
     x, _, state, (ddx, *of_parameters) = case(rng, shape)
@@ -204,7 +206,10 @@ def check_form(rng, layout, form, dtype, use_running, shape=SHAPE):
     check_derivatives(ddx, *of_parameters, dy, saved, state, running, w)
 
 
-@pytest.mark.parametrize(("layout", "form"), [("NCHW", "where, padding"), ("rows", "where, first axis")])
+@pytest.mark.parametrize(
+    ("layout", "form"),
+    [("NCHW", "where, padding"), pytest.param("rows", "where, first axis", marks=kernels_of_their_own)],
+)
 def test_each_form_of_work(layout, form, rng):
     check_form(rng, layout, form, "float32", False)
 
@@ -285,7 +290,7 @@ def check_shards(rng, form, shape, use_running, dtype="float32", bounds=(0, 2, 2
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(9, 3, 7), (9, 3, 70)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((9, 3, 7), marks=kernels_of_their_own), (9, 3, 70)], ids=str)
 def test_shards_with_masks_of_their_own(shape, rng):
     check_shards(rng, "where, all of x", shape, False)
 

@@ -69,6 +69,7 @@ every_affine = pytest.mark.parametrize(
     ("use_gamma", "use_beta"), [(True, True), (True, False), (False, True), (False, False)]
 )
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+PARAMETERS = ["float32", "float64"]
 
 
 def features(x, axis):
@@ -82,16 +83,16 @@ def case(rng, layout, dtype, shape=SHAPE):
     return x, dy, axis
 
 
-@pytest.mark.each_pair
-@every_layout
-@pytest.mark.parametrize("with_out", [False, True])
-@pytest.mark.parametrize("parameters", ["float32", "float64"])
-@pytest.mark.parametrize("use_running", [False, True])
-@pytest.mark.parametrize("update_running", [False, True])
-@every_affine
-def test_a_step_equals_the_definition(
-    dtype, layout, with_out, parameters, use_running, update_running, use_gamma, use_beta, rng
-):
+def every_option(test):
+    """In pairs: none of them has a kernel of its own, but for `update_running`."""
+    for name, values in (("with_out", [False, True]), ("parameters", PARAMETERS), ("update_running", [False, True])):
+        test = pytest.mark.parametrize(name, values)(test)
+    return pytest.mark.each_pair(every_layout(every_affine(test)))
+
+
+def check_every_option(
+    rng, dtype, layout, use_running, with_out, parameters, update_running, use_gamma, use_beta
+):  # fmt: skip
     x, dy, axis = case(rng, layout, dtype)
     options = {"dtype": parameters, "use_gamma": use_gamma, "use_beta": use_beta}
     state = random_state(rng, features(x, axis), eps=1e-3, momentum=0.25, **options)
@@ -101,6 +102,21 @@ def test_a_step_equals_the_definition(
     if with_out:
         dy, out = np.ascontiguousarray(dy), np.full(x.shape, 7, out.dtype)
     check_backward(dy, saved, state, running, out)
+
+
+@every_option
+def test_a_step_equals_the_definition(
+    dtype, layout, with_out, parameters, update_running, use_gamma, use_beta, rng
+):  # fmt: skip
+    check_every_option(rng, dtype, layout, False, with_out, parameters, update_running, use_gamma, use_beta)
+
+
+@every_option
+@pytest.mark.float32_by_default("test_the_contract_holds in test_numerics.py")
+def test_a_step_with_the_running_statistics_equals_the_definition(
+    dtype, layout, with_out, parameters, update_running, use_gamma, use_beta, rng
+):
+    check_every_option(rng, dtype, layout, True, with_out, parameters, update_running, use_gamma, use_beta)
 
 
 @pytest.mark.each_pair
@@ -115,6 +131,7 @@ def test_inference_equals_the_definition(dtype, layout, with_out, parameters, us
 
 
 @pytest.mark.each_pair
+@pytest.mark.float32_by_default("test_a_step_equals_the_definition, small")
 @every_layout
 def test_large_arrays_of_every_layout(dtype, layout, rng):
     x, dy, axis = case(rng, layout, dtype, (11, 12, 13, 31))
@@ -135,6 +152,7 @@ SHAPES = [  # (N, C, spatial...)
 
 
 @pytest.mark.each_pair
+@pytest.mark.float32_by_default("test_a_step_equals_the_definition, of one shape")
 @pytest.mark.parametrize("order", ["channels first", "channels last"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape(dtype, shape, order, rng):

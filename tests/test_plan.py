@@ -31,6 +31,7 @@ def test_a_map_is_cut_by_its_shape_and_its_bytes(what, tensors, itemsize, shape,
         assert cut.width >= min(cut.K, plan.MAP_WIDTH) + 2 * plan.LANES
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize(
     "shape", [(37, 20, 33), (301, 45, 1), (5, 7, 70), (9, 3, 3), (1200, 3, 1), (40, 50, 37), (70, 17, 65)], ids=str
 )

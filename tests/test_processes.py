@@ -17,7 +17,9 @@ import pytest
 
 PROGRAMS = Path(__file__).with_name("processes.py")
 LIBRARIES = Path(sys.prefix) / "lib"  # where pip puts libtbb.so.12, which the loader does not search
-CALLS, PATIENCE = (2_000, 1_800) if os.environ.get("NBNORM_STRESS") else (100, 300)  # seconds
+STRESS = os.environ.get("NBNORM_STRESS")
+CALLS, FORKS = (2_000, 200) if STRESS else (int(os.environ.get("NBNORM_STEPS", n)) for n in (100, 200))
+PATIENCE = 1_800 if STRESS else 300  # seconds
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="NO FORK TESTS: this system cannot fork")
 
 
@@ -82,6 +84,7 @@ def test_without_the_guard_two_threads_kill_a_workqueue_process():
     assert "Concurrent access has been detected" in done.stderr
 
 
+@pytest.mark.each_value
 @every_layer
 @needs_fork
 @pytest.mark.parametrize("warmth", ["cold", "warm"])
@@ -111,13 +114,15 @@ def test_forks_of_forks_live(layer):
 
 @needs_fork
 def test_a_child_forked_while_another_thread_trains_has_a_whole_state_and_a_free_lock():
-    done = run("fork_amid_training", 200)
+    done = run("fork_amid_training", FORKS)
     assert json.loads(done.stdout)["digests"] == [["[0]"]], done.stderr
 
 
 @needs_fork
 @needs_openmp
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["fork", pytest.param("spawn", marks=pytest.mark.exhaustive("children that inherit nothing"))]
+)
 def test_a_process_pool_of_the_standard_library_computes_the_same_bits(method):
     check(run("executor", method, layer="omp"), "omp", 3)
 

@@ -44,6 +44,16 @@ DTYPES = [
 ]
 
 
+def float32_by_default(instead, dtypes=DTYPES):
+    """The others with --exhaustive (tests/selection.py), since every dtype has kernels of its own to compile."""
+    marks = [getattr(dtype, "marks", ()) for dtype in dtypes]
+    names = [getattr(dtype, "values", [dtype])[0] for dtype in dtypes]
+    return [
+        pytest.param(name, marks=mark if name == "float32" else (*mark, pytest.mark.exhaustive(instead)))
+        for name, mark in zip(names, marks, strict=True)
+    ]
+
+
 class Tolerance(NamedTuple):
     ulps: int  # of the exact result, rounded once to the type
     of_largest: float  # share of the largest magnitude in the channel

@@ -20,6 +20,7 @@ if SIMULATED:
 
     install()
     import numpy as np
+    from numba.cuda.simulator import kernel
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
     from numba.np.numpy_support import as_dtype
 
@@ -40,6 +41,14 @@ if SIMULATED:
 
     # Small blocks, and several of them, so that small arrays meet every branch.
     plan.THREADS, plan.WARP, plan.COLUMNS, plan.BLOCKS, plan.STEPS = 8, 4, 8, 8, 2
+
+
+def pytest_configure(config):
+    """By default the threads of a block take turns (turns.py)."""
+    if SIMULATED and not config.getoption("exhaustive"):
+        from turns import Block
+
+        kernel.BlockManager = Block
 
 
 def _missing() -> str | None:

@@ -19,7 +19,7 @@ import nbnorm
 
 frozen_or_not = pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
 # A step has ten kernels for masks, and others for weights; for segments, and others for columns; for every dtype. By
-# default float64 columns with weights are compared with the complex step, and float32 segments with a mask to the oracle.
+# default float64 columns with weights are compared with the complex step, float32 segments with a mask with the oracle.
 kernels_of_their_own = pytest.mark.exhaustive("columns with weights or segments with a mask")
 SHAPES = [(4, 3, 1), (3, 2, 4), pytest.param((2, 2, 70), marks=kernels_of_their_own), (40, 3, 9)]  # (N, C, S)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)

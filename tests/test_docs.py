@@ -102,7 +102,20 @@ def without_fences(text):
     return re.sub(r"^ *```.*$", "", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in page.read_text()], ids=name_of)
+# These compile kernels for float64 with a mask, a residual or an activation, which take half a minute.
+OF_FLOAT64 = {DOCS / name for name in ("howto/residual.md", "padding.md", "elsewhere.md")}
+by_exhaustive = pytest.mark.exhaustive("the same calls of float32 in test_activation.py and test_counted.py")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=by_exhaustive if page in OF_FLOAT64 else ())
+        for page in PAGES
+        if ">>>" in page.read_text()
+    ],
+    ids=name_of,
+)
 def test_the_examples_of_a_page_print_what_it_says(page):
     skip_without_what_it_needs(page)
     examples = doctest.DocTestParser().get_doctest(without_fences(page.read_text()), {}, page.name, str(page), 0)

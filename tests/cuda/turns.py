@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
+from typing import ClassVar
 
 import numpy as np
 from numba.cuda.simulator import kernel
@@ -49,7 +50,7 @@ class Thread(kernel.BlockThread):
 class Block:
     """In the place of the simulator's BlockManager."""
 
-    threads: list[Thread] = []  # of all blocks, since one runs at a time
+    threads: ClassVar[list[Thread]] = []  # of all blocks, since one runs at a time
 
     def __init__(self, function, grid, shape, debug):
         self.function, self.shape, self.error = function, shape, None

@@ -122,7 +122,8 @@ COUNTED = {
     for weights in ("float32", F64, None)
     if (counting := (where, weights, "counted")) not in (*arrays, (None, None, "counted"))
 }
-# By default one of each kernel, a second a piece: with most in its registers, or with the widest access.
+# By default one form of each kernel, a second a piece: with most in its registers, or with the widest access. And a few
+# of those without packs.
 BY_DEFAULT = {
     "reduce.reduce_segments of three counted",
     "reduce.reduce_columns of two",
@@ -137,6 +138,13 @@ BY_DEFAULT = {
     "counted.first_short counted",
     "fused.fused_segments",
     "fused.fused_gradient_segments gated",
+    "finalize.finalize",
+    "finalize.finalize_gradient",
+    "finalize_derivatives.finalize_second",
+    "combine.merge_shards",
+    "combine.shard_sums",
+    "renorm.correct",
+    "finalize.commit_batch",
 }
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
@@ -158,6 +166,12 @@ OTHERS = {
     "renorm.correct_gradients": ((F64, F64, *PARAMETERS), [1]),
     "finalize.commit_batch": ((F64, F64, F64, "int64", F64), [1] * 2 + [1.0] * 3),
 }
+
+
+def by_default(names):
+    return [name if name in BY_DEFAULT else pytest.param(name, marks=another) for name in names]
+
+
 REGISTERS = 128  # of a thread: two blocks of 256 on every multiprocessor
 STATIC_SHARED = 48 << 10  # bytes; more would need a driver call
 CLUSTER_ROOM = 227_328  # of plan.py, as test_cuda_launch.py finds it: beside it there is the static shared memory
@@ -223,7 +237,7 @@ def check_resources(compile_for, name, memory, cc):
 
 @pytest.mark.each_value
 @every_architecture
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", by_default(OTHERS))
 def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc):
     check_resources(compile_for, name, "float32", cc)
 
@@ -231,13 +245,7 @@ def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc
 @some_combinations
 @every_architecture
 @pytest.mark.parametrize("memory", DTYPES)
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.exhaustive("one of each kernel"))
-        for name in KERNELS
-    ],
-)
+@pytest.mark.parametrize("name", by_default(KERNELS))
 def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import nbnorm
 from nbnorm.demo import networks, report
 from nbnorm.demo.networks import BATCH, CLASSES, FEW, Dense, Digits, Dropout, Network, ReLU, Run, Setting
 
@@ -51,11 +50,13 @@ def test_shifted_images_have_another_contrast_and_brightness(rng):
     [
         Setting("multi-layer", 0.1, 1.0, normalized=True),
         Setting("multi-layer", 0.1, 1.0, normalized=False, dropout=True, few=True),
-        Setting("convolutional", 0.1, 1.0, normalized=True, shifting=True),
+        pytest.param(
+            Setting("convolutional", 0.1, 1.0, normalized=True, shifting=True),
+            marks=pytest.mark.exhaustive("kernels of its own; the network of layers"),
+        ),
     ],
 )
 def test_a_run_is_reproduced_and_has_what_the_report_needs(setting, rng):
-    nbnorm.set_num_threads(1)  # kernels that are compiled more quickly
     data = digits(rng, FEW + BATCH)
     run, again = (networks.train(setting, data, epochs=1, seed=3) for _ in range(2))
     assert len(run.accuracy) == (networks.FEW_EPOCHS if setting.few else 1)

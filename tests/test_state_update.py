@@ -60,7 +60,7 @@ def test_a_shape_of_several_axes(rng):
     assert (abs(state.running_var - m2 / 8) <= 1e-12 * m2 / 8).all()
 
 
-GOOD = nbnorm.batch_stats(np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]))
+GOOD = nbnorm.BatchStats(np.array(2.0), np.array([2.0, 3.0, 4.0]), np.array([2.0, 2.0, 2.0]))
 
 
 @pytest.mark.parametrize(("stats", "error", "text"), [

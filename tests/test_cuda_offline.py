@@ -138,6 +138,8 @@ BY_DEFAULT = {
     "counted.first_short counted",
     "fused.fused_segments",
     "fused.fused_gradient_segments gated",
+    "fused.fused_segments of parts beside",
+    "fused.fused_gradient_segments of parts",
     "finalize.finalize",
     "finalize.finalize_gradient",
     "finalize_derivatives.finalize_second",
@@ -262,7 +264,7 @@ def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memo
 @pytest.mark.each_value
 @pytest.mark.parametrize("cc", [HOPPER, (10, 0)], ids=["sm_90", "sm_100"])
 @pytest.mark.parametrize("memory", DTYPES)
-@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("name", by_default(CLUSTERS))
 def test_blocks_of_a_cluster_wait_for_each_other(compile_for, name, memory, cc):
     """Once, between the sums and the map; their data have what shared memory is left."""
     ptx = check_resources(compile_for, name, memory, cc)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from selection import covering, left_out
+from tolerance import float32_by_default
 
 PRODUCT = list(itertools.product(range(5), range(3), range(4), range(2)))
 HOLES = [row for row in PRODUCT if row[0] != row[1] and row[2:] != (3, 0)]
@@ -24,6 +25,14 @@ def test_a_covering_part_has_every_combination(rows, strength, most):
 def test_values_occur_equally_often():
     values = [PRODUCT[i][0] for i in covering(PRODUCT, 2)]
     assert max(map(values.count, range(5))) - min(map(values.count, range(5))) <= 1
+
+
+def test_float32_runs_by_default_and_every_other_dtype_with_exhaustive():
+    others = {
+        param.values[0]: [mark.args for mark in param.marks if mark.name == "exhaustive"]
+        for param in float32_by_default("elsewhere")
+    }
+    assert others == {"float32": []} | dict.fromkeys(("float16", "bfloat16", "float64"), [("elsewhere",)])
 
 
 class Case(SimpleNamespace):

@@ -32,7 +32,7 @@ def test_float32_runs_by_default_and_every_other_dtype_with_exhaustive():
         param.values[0]: [mark.args for mark in param.marks if mark.name == "exhaustive"]
         for param in float32_by_default("elsewhere")
     }
-    assert others == {"float32": []} | dict.fromkeys(("float16", "bfloat16", "float64"), [("elsewhere",)])
+    assert others == {"float32": []} | {name: [("elsewhere",)] for name in ("float16", "bfloat16", "float64")}
 
 
 class Case(SimpleNamespace):

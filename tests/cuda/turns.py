@@ -1,8 +1,8 @@
 """Threads of a block of the simulator that take turns: each runs from one barrier to the next, in a drawn order.
 
-The simulator's own all run at once beside a loop that never sleeps, and half of the time goes into switching between
-them. A barrier that is missing shows here too, since of two orders one is the wrong one. What needs a switch in the
-midst of a turn to go wrong, such as a sum that two threads write, shows with --exhaustive, which keeps the others.
+The simulator's own all run at once beside a loop that never sleeps, and two thirds of the time go into switching
+between them. A barrier that is missing shows here too, since of two orders one is the wrong one. What needs a switch in
+the midst of a turn to go wrong, such as a sum that two threads write, shows with --exhaustive, which keeps the others.
 """
 
 from __future__ import annotations

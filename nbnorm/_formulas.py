@@ -39,7 +39,7 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 @formula
 def sample_index(c, part, N, C, S):
     """Where in an (N, C, S) array to look for a value from around part/8 of the way through channel c."""
-    return ((N - 1) * part // 8 * C + c) * S + (S - 1) * part // 8
+    return (((N - 1) * part >> 3) * C + c) * S + ((S - 1) * part >> 3)  # shifts: a division takes 20 instructions
 
 
 @formula

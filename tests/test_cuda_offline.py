@@ -77,7 +77,7 @@ KERNELS = {
     "apply.apply_columns": (("X", None, None, None, None, "X", F64, None), [1] * 9),
     "apply.apply_columns of two": (("X", "X", None, None, None, "X", F64, None), [1] * 9),
     "apply.apply_columns of three": (("X", "X", "X", None, None, "X", F64, None), [1] * 9),
-    "fused.fused_segments": (("X", None, None, "X", None, F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "fused.fused_segments": (("X", None, None, "X", None, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
     "fused.fused_gradient_segments": (("X", "X", None, "X", None, F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_columns": (("X", None, None, "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
     "reduce.reduce_segments of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 7),
@@ -105,8 +105,11 @@ KERNELS = {
 }
 # With parts, for clusters: a test of their own, since older architectures have none.
 CLUSTERS = {
-    "fused.fused_segments of parts": (("X", None, None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
-    "fused.fused_segments of parts beside": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0] * 2),
+    "fused.fused_segments of parts": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
+    "fused.fused_segments of parts beside": (
+        ("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING),
+        [1] * 6 + [1.0] * 4,
+    ),
     "fused.fused_gradient_segments of parts": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
     "fused.fused_gradient_segments of parts gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
 }
@@ -216,6 +219,7 @@ def lanes_of(name, memory):
     if "columns" in name and "uint8, float64" in name:
         return min(DTYPES[memory], 2)
     few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
+    few = few or name.startswith(("apply.gradient_columns", "apply.apply_columns of two"))
     return min(DTYPES[memory], 4) if few else DTYPES[memory]
 
 

@@ -12,13 +12,14 @@ The kernels differ in where a channel's coefficients come from; segments and col
 
 from __future__ import annotations
 
-from numba import float64
+from numba import float64, int32
 
 from nbnorm._cuda.counted import counted_image, keep_places, times, times_in_row, times_in_segment
 from nbnorm._cuda.finalize import (
     HALF,
     ORIGIN_OF_DDX,
     ORIGIN_OF_X,
+    POOLED,
     SCALE,
     SHIFT,
     A,
@@ -33,22 +34,36 @@ from nbnorm._cuda.finalize import (
 )
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, TABLES
-from nbnorm._cuda.reduce import following, let_through, rest_of_segments, signs_of
+from nbnorm._cuda.reduce import let_through, signs_of
 from nbnorm._cuda.vector import (
     activated,
-    ahead,
     element,
     finite,
     kept,
     lanes,
     leading,
-    load,
     load_table,
     of_ddx,
     places_for,
     put,
     routine,
     store,
+    values,
+)
+from nbnorm._cuda.walk import (
+    channel_of,
+    first_of_channel,
+    first_packs,
+    first_rest,
+    first_rows,
+    four_packs,
+    four_places,
+    four_rows,
+    place_of_rest,
+    turned,
+    two_packs,
+    two_places,
+    two_rows,
 )
 from nbnorm._formulas import affine, affine_of_three, affine_of_two
 
@@ -94,80 +109,66 @@ def map_one(x, dy, other, slope, w, y, at, n, c, s, k, scale, shift, a, h, b, o)
 
 
 @routine
-def recall(x, at, room, j):
-    """Pack `at` in memory, or from where reduce.py kept it."""
-    return load(x, at) if room is None else load(room, j)
-
-
-@routine
 def segment_image(x, dy, other, slope, w, packs, n, c, at, C, S, k, scale, shift, a, h, b, o):
     """`image` of the pack at `at` in segment n of channel c."""
-    g = let_through(x, dy, slope, k, b, o)
+    v = values(x)
+    g = let_through(v, values(dy), slope, k, b, o)
     if w is None:
-        result = image(x, leading(g), other, slope, k, scale, shift, a, h, b, o)
+        result = image(v, leading(g), values(other), slope, k, scale, shift, a, h, b, o)
     else:
-        m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
-        result = counted_image(x, leading(g), of_ddx(g), other, m, k, scale, shift, a, h, b, o)
+        m = times_in_segment(w, v, packs, n, c, at * lanes(packs) - (n * C + c) * S)
+        result = counted_image(v, leading(g), of_ddx(g), values(other), m, k, scale, shift, a, h, b, o)
     return result
 
 
 @routine
 def map_segments(
-    x, dy, other, slope, w, y, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
+    begun, x, dy, other, slope, w, y, x_room, dy_room, c, p, t, T, N, C, S, SV, P, k, scale, shift, a, h, b, o
 ):  # fmt: skip
-    """Part p of channel c, cut as in segment_sums."""
-    j, end = p * per + t, min(N * SV, (p + 1) * per)
-    n, i, dn, di = j // SV, j % SV, T // SV, T % SV
-    if dy is None:
-        while j + 3 * T < end:  # all loads before the first store: the compiler must not move them across
-            a0, n, i = following(n, i, dn, di, c, C, S, SV, x)
-            a1, n, i = following(n, i, dn, di, c, C, S, SV, x)
-            a2, n, i = following(n, i, dn, di, c, C, S, SV, x)
-            a3, n, i = following(n, i, dn, di, c, C, S, SV, x)
-            x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
-            x2, x3 = recall(x, a2, x_room, j + 2 * T), recall(x, a3, x_room, j + 3 * T)
-            r0, r1, r2, r3 = load(other, a0), load(other, a1), load(other, a2), load(other, a3)
-            store(y, a0, image(x0, None, r0, slope, k, scale, shift, a, h, b, o))
-            store(y, a1, image(x1, None, r1, slope, k, scale, shift, a, h, b, o))
-            store(y, a2, image(x2, None, r2, slope, k, scale, shift, a, h, b, o))
-            store(y, a3, image(x3, None, r3, slope, k, scale, shift, a, h, b, o))
+    """The packs that first_packs has begun with, and a share of what is in none."""
+    j, left, place, step, at, n, v, g, z = begun
+    row = C * S
+    if dy is None and other is None:
+        while left > 3 * T:
+            left = int32(left - 4 * T)
             j += 4 * T
+            next_at, _, place = four_places(x, place, step, row, SV)
+            next_v = four_packs(x, next_at, x_room, j, T, left)
+            store(y, at[0], image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
+            store(y, at[1], image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
+            store(y, at[2], image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
+            store(y, at[3], image(values(v[3]), None, None, slope, k, scale, shift, a, h, b, o))
+            at, v = next_at, next_v
+        if left > 0:
+            store(y, at[0], image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
+        if left > T:
+            store(y, at[1], image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
+        if left > 2 * T:
+            store(y, at[2], image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
     else:
-        while j + T < end:
-            n0, i0 = n, i
-            a0, n1, i1 = following(n0, i0, dn, di, c, C, S, SV, x)
-            a1, n, i = following(n1, i1, dn, di, c, C, S, SV, x)
-            x0, x1 = recall(x, a0, x_room, j), recall(x, a1, x_room, j + T)
-            dy0, dy1 = recall(dy, a0, dy_room, j), recall(dy, a1, dy_room, j + T)
-            z0, z1 = load(other, a0), load(other, a1)
-            store(y, a0, segment_image(x0, dy0, z0, slope, w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
-            store(y, a1, segment_image(x1, dy1, z1, slope, w, x, n1, c, a1, C, S, k, scale, shift, a, h, b, o))
+        while left > T:
+            left = int32(left - 2 * T)
             j += 2 * T
-    while j < end:
-        n0, i0 = n, i
-        a0, n, i = following(n0, i0, dn, di, c, C, S, SV, x)
-        x0, dy0 = recall(x, a0, x_room, j), recall(dy, a0, dy_room, j)
-        z0 = load(other, a0)
-        store(y, a0, segment_image(x0, dy0, z0, slope, w, x, n0, c, a0, C, S, k, scale, shift, a, h, b, o))
-        j += T
-    m, rest = p * T + t, N * (S - SV * lanes(x))
-    while m < rest:
-        n, s = rest_of_segments(m, c, C, S, SV, x)
-        map_one(x, dy, other, slope, w, y, (n * C + c) * S + s, n, c, s, k, scale, shift, a, h, b, o)
-        m += P * T
-
-
-@routine
-def segments_ahead(x, dy, c, p, t, T, N, C, S, SV, per):
-    """Ask for what map_segments reads first."""
-    j, end = p * per + t, min(N * SV, (p + 1) * per)
-    n, i, dn, di = j // SV, j % SV, T // SV, T % SV
-    for _ in range(4 if dy is None else 2):
-        if j < end:
-            at, n, i = following(n, i, dn, di, c, C, S, SV, x)
-            ahead(x, at)
-            ahead(dy, at)
-            j += T
+            next_at, next_n, place = two_places(x, place, step, row, SV)
+            next_v, next_g = two_packs(x, next_at, x_room, j, T, left), two_packs(dy, next_at, dy_room, j, T, left)
+            next_z = two_packs(other, next_at, None, j, T, left)
+            first = segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
+            second = segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o)
+            store(y, at[0], first)
+            store(y, at[1], second)
+            at, n, v, g, z = next_at, next_n, next_v, next_g, next_z
+        if left > 0:
+            first = segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
+            store(y, at[0], first)
+    rest = S - SV * lanes(x)
+    if rest > 0:
+        n_of, r, dn, dr = first_rest(p * T + t, rest, P * T)
+        while n_of < N:
+            s = place_of_rest(n_of, r, c, C, S, SV, lanes(x), x)
+            map_one(x, dy, other, slope, w, y, (n_of * C + c) * S + s, n_of, c, s, k, scale, shift, a, h, b, o)
+            n_of, r = n_of + dn, r + dr
+            if r >= rest:
+                n_of, r = n_of + 1, r - rest
 
 
 @Kernel
@@ -178,13 +179,14 @@ def normalize_segments(
     """Block (c, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    segments_ahead(x, None, c, p, t, T, N, C, S, SV, per)
+    begun = first_packs(x, None, residual, None, None, c, p, t, T, N, C, S, SV, per)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     first = p == P - 1 and t == 0
     k, scale, shift = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
-    commit_first(c, C, first, parts, 2 * C * P, stats, mean, var, counters, momentum, ddof, count)
+    seen = parts[2 * C * P] if momentum == POOLED else 0.0  # kept by reduce.py
+    commit_first(c, C, first, seen, stats, mean, var, counters, momentum, ddof, count)
     map_segments(
-        x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift,
+        begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift,
         0.0, 0.0, 0.0, 0.0,
     )  # fmt: skip
 
@@ -197,19 +199,21 @@ def gradient_segments(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV
     """
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    segments_ahead(dy, x, c, p, t, T, N, C, S, SV, per)
+    begun = first_packs(dy, x, None, None, None, c, p, t, T, N, C, S, SV, per)
     s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
     k, scale, shift, a, h = finalize_backward(
         s, q, c, C, p == P - 1 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
     )
     if x is None:
         map_segments(
-            dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, 0.0, a, 0.0, 0.0, 0.0, 0.0, 0.0
+            begun, dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, P, 0.0, a, 0.0,
+            0.0, 0.0, 0.0, 0.0,
         )  # fmt: skip
     else:
         b, o = signs_of(slope, c, C, stats)
         map_segments(
-            x, dy, None, slope, None, dx, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
+            turned(begun), x, dy, None, slope, None, dx, None, None, c, p, t, T, N, C, S, SV, P,
+            k, scale, shift, a, h, b, o,
         )  # fmt: skip
 
 
@@ -217,9 +221,10 @@ def gradient_segments(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV
 def running_segments(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, eps):
     """Block (c, p) with the running statistics."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    begun = first_packs(x, None, residual, None, None, c, p, t, T, N, C, S, SV, per)
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
     map_segments(
-        x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift,
+        begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift,
         0.0, 0.0, 0.0, 0.0,
     )  # fmt: skip
 
@@ -228,6 +233,7 @@ def running_segments(x, residual, slope, y, stats, gamma, beta, mean, var, N, C,
 def apply_segments(x, dy, other, slope, w, y, coef, signs, N, C, S, SV, per, P):
     """Block (c, p) with coefficients that are known."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
+    begun = first_packs(x, dy, other, None, None, c, p, t, T, N, C, S, SV, per)
     k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
     a, h = 0.0, 0.0
     if dy is not None:
@@ -239,7 +245,7 @@ def apply_segments(x, dy, other, slope, w, y, coef, signs, N, C, S, SV, per, P):
         if slope is not None:
             b, o = signs[c], signs[C + c]
     map_segments(
-        x, dy, other, slope, w, y, None, None, c, p, t, T, N, C, S, SV, per, P, k, scale, shift, a, h, b, o
+        begun, x, dy, other, slope, w, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift, a, h, b, o
     )  # fmt: skip
 
 
@@ -249,24 +255,24 @@ def apply_segments(x, dy, other, slope, w, y, coef, signs, N, C, S, SV, per, P):
 @routine
 def row_image(x, dy, other, slope, w, packs, n, j, places, k, scale, shift, a, h, b, o):
     """`image` of the pack in column j of a block and in the row that begins with sample n."""
-    g = let_through(x, dy, slope, k, b, o)
+    v = values(x)
+    g = let_through(v, values(dy), slope, k, b, o)
     if w is None:
-        result = image(x, leading(g), other, slope, k, scale, shift, a, h, b, o)
+        result = image(v, leading(g), values(other), slope, k, scale, shift, a, h, b, o)
     else:
-        m = times_in_row(w, x, packs, n, j, places)
-        result = counted_image(x, leading(g), of_ddx(g), other, m, k, scale, shift, a, h, b, o)
+        m = times_in_row(w, v, packs, n, j, places)
+        result = counted_image(v, leading(g), of_ddx(g), values(other), m, k, scale, shift, a, h, b, o)
     return result
 
 
 @routine
-def map_columns(x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, K, tile, across, down, per, P):
+def map_columns(begun, x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, K, tile, across, down, P):
     """Block (g, p), cut as in reduce_columns. `tables` has the coefficients of its columns, `places` those in masks."""
     L = lanes(x)
-    KV, rows = K // L, N // tile
-    first, width = g * across * L, across * L
-    beside, below = t % across, t // across
-    if g * across + beside < KV and below < down:
-        i = beside * L
+    rows, first, width = N // tile, g * across * L, across * L
+    row, at, step, left, v, q, z = begun
+    if left > 0:
+        i = t % across * L
         k, scale = load_table(tables, ORIGIN_OF_X * width + i, x), load_table(tables, SCALE * width + i, x)
         shift = load_table(tables, SHIFT * width + i, x)
         a, h = k, k
@@ -278,42 +284,41 @@ def map_columns(x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, 
                 b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
             if slope is not None:
                 b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
-        at, step = (p * per + below) * KV + g * across + beside, down * KV
-        end = min(rows, (p + 1) * per) * KV
-        n, dn = (p * per + below) * tile, down * tile  # the sample that a row begins with
-        if dy is None:
-            # Beside a residual the coefficients of 8 columns leave registers for two rows.
-            while (other is None or L < 8) and at + 3 * step < end:
-                x0, x1, x2, x3 = load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
-                r0, r1 = load(other, at), load(other, at + step)
-                r2, r3 = load(other, at + 2 * step), load(other, at + 3 * step)
-                store(y, at, image(x0, None, r0, slope, k, scale, shift, a, h, b, o))
-                store(y, at + step, image(x1, None, r1, slope, k, scale, shift, a, h, b, o))
-                store(y, at + 2 * step, image(x2, None, r2, slope, k, scale, shift, a, h, b, o))
-                store(y, at + 3 * step, image(x3, None, r3, slope, k, scale, shift, a, h, b, o))
+        n, dn = row * tile, down * tile  # the sample that a row begins with
+        if dy is None and other is None:
+            while left > 3 * down:
+                left = int32(left - 4 * down)
+                to = at
                 at += 4 * step
-            if other is not None:
-                while L >= 8 and at + step < end:
-                    x0, x1, r0, r1 = load(x, at), load(x, at + step), load(other, at), load(other, at + step)
-                    store(y, at, image(x0, None, r0, slope, k, scale, shift, a, h, b, o))
-                    store(y, at + step, image(x1, None, r1, slope, k, scale, shift, a, h, b, o))
-                    at += 2 * step
+                next_v = four_rows(x, at, step, left, down)
+                store(y, to, image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
+                store(y, to + step, image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
+                store(y, to + 2 * step, image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
+                store(y, to + 3 * step, image(values(v[3]), None, None, slope, k, scale, shift, a, h, b, o))
+                v = next_v
+            if left > 0:
+                store(y, at, image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
+            if left > down:
+                store(y, at + step, image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
+            if left > 2 * down:
+                store(y, at + 2 * step, image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
         else:
-            while L < 8 and at + step < end:  # the coefficients of 8 columns leave no registers for two rows
-                x0, x1, dy0, dy1 = load(x, at), load(x, at + step), load(dy, at), load(dy, at + step)
-                z0, z1 = load(other, at), load(other, at + step)
-                store(y, at, row_image(x0, dy0, z0, slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
-                second = row_image(x1, dy1, z1, slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o)
-                store(y, at + step, second)
+            while left > down:
+                left = int32(left - 2 * down)
+                to = at
                 at += 2 * step
+                next_v, next_q = two_rows(x, at, step, left, down), two_rows(dy, at, step, left, down)
+                next_z = two_rows(other, at, step, left, down)
+                store(y, to, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
+                second = row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o)
+                store(y, to + step, second)
+                v, q, z = next_v, next_q, next_z
                 n += 2 * dn
-        while at < end:
-            x0, dy0, z0 = load(x, at), load(dy, at), load(other, at)
-            store(y, at, row_image(x0, dy0, z0, slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
-            at += step
-            n += dn
+            if left > 0:
+                store(y, at, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
     rest = N % tile * C * S if p == P - 1 else 0  # of the row that is not whole
-    for j in range(first + t, min(K, first + width, rest), T):
+    j, end = first + t, min(K, first + width, rest)
+    while j < end:  # a range would divide by its step
         i, at = j - first, rows * K + j
         k, scale, shift = tables[i], tables[SCALE * width + i], tables[SHIFT * width + i]
         a, h, b, o = 0.0, 0.0, 0.0, 0.0
@@ -325,26 +330,13 @@ def map_columns(x, dy, other, slope, w, y, tables, places, g, p, t, T, N, C, S, 
                 b, o = tables[B * width + i], tables[ORIGIN_OF_DDX * width + i]
         n = rows * tile + j // (C * S)
         map_one(x, dy, other, slope, w, y, at, n, j // S % C, j % S, k, scale, shift, a, h, b, o)
-
-
-@routine
-def columns_ahead(x, dy, b, p, t, N, K, tile, across, down, per):
-    """Ask for what map_columns reads first."""
-    KV = K // lanes(x)
-    beside, below = t % across, t // across
-    if b * across + beside < KV and below < down:
-        at, end = (p * per + below) * KV + b * across + beside, min(N // tile, (p + 1) * per) * KV
-        for _ in range(4 if dy is None else 2):
-            if at < end:
-                ahead(x, at)
-                ahead(dy, at)
-                at += down * KV
+        j += T
 
 
 @routine
 def channels_between(first, last, C, S):
     """How many channels columns first to last have, which go around: each counts once."""
-    return min(C, (last - 1) // S - first // S + 1)
+    return min(C, last - first if S == 1 else (last - 1) // S - first // S + 1)
 
 
 @Kernel
@@ -357,24 +349,25 @@ def normalize_columns(
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     shared = cuda.shared.array(PAIRS, float64)
-    columns_ahead(x, None, b, p, t, N, K, tile, across, down, per)
+    begun = first_rows(x, None, residual, b, p, t, K // lanes(x), N // tile, across, down, per)
     width = across * lanes(x)
     first, last = b * width, min(K, b * width + width)
-    lead = first // S
-    shares = sums_of_channels(
-        parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T
-    )  # fmt: skip
-    for j in range(first + t, last, T):
-        c, i = j // S % C, (j // S - lead) % C * shares
-        keeps = p == P - 1 and j < C * S and j % S == 0
+    lead = first if S == 1 else first // S
+    sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T)
+    seen = parts[2 * K * P] if momentum == POOLED else 0.0  # kept by reduce.py
+    j = first + t
+    while j < last:
+        c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)
+        keeps = p == P - 1 and first_of_channel(j, C, S)
         k, scale, shift = finalize_forward(
             shared[i], shared[HALF + i], c, C, keeps, stats, gamma, beta, eps, count
         )  # fmt: skip
-        commit_first(c, C, keeps, parts, 2 * K * P, stats, mean, var, counters, momentum, ddof, count)
+        commit_first(c, C, keeps, seen, stats, mean, var, counters, momentum, ddof, count)
         tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
         tables[SHIFT * width + j - first] = shift
+        j += T
     cuda.syncthreads()
-    map_columns(x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    map_columns(begun, x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P)
 
 
 @Kernel
@@ -384,16 +377,15 @@ def gradient_columns(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, K, 
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     shared = cuda.shared.array(PAIRS, float64)
-    columns_ahead(dy, x, b, p, t, N, K, tile, across, down, per)
+    begun = first_rows(dy, x, None, b, p, t, K // lanes(dy), N // tile, across, down, per)
     width = across * lanes(dy)
     first, last = b * width, min(K, b * width + width)
-    lead = first // S
-    shares = sums_of_channels(
-        parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T
-    )  # fmt: skip
-    for j in range(first + t, last, T):
-        c, i = j // S % C, (j // S - lead) % C * shares
-        keeps = p == P - 1 and j < C * S and j % S == 0
+    lead = first if S == 1 else first // S
+    sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T)
+    j = first + t
+    while j < last:
+        c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)
+        keeps = p == P - 1 and first_of_channel(j, C, S)
         k, scale, shift, a, h = finalize_backward(
             shared[i], shared[HALF + i], c, C, keeps, parts[2 * K * P + c], stats, dgamma, dbeta, count
         )
@@ -404,11 +396,14 @@ def gradient_columns(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, K, 
         tables[A * width + j - first], tables[H * width + j - first] = a, h
         if slope is not None:
             tables[B * width + j - first], tables[ORIGIN_OF_DDX * width + j - first] = signs_of(slope, c, C, stats)
+        j += T
     cuda.syncthreads()
     if x is None:
-        map_columns(dy, None, None, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+        map_columns(begun, dy, None, None, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P)
     else:
-        map_columns(x, dy, None, slope, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+        map_columns(
+            turned(begun), x, dy, None, slope, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P
+        )
 
 
 @Kernel
@@ -418,17 +413,20 @@ def apply_columns(x, dy, other, slope, w, y, coef, signs, N, C, S, K, tile, acro
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     places = places_for(w)
+    begun = first_rows(x, dy, other, b, p, t, K // lanes(x), N // tile, across, down, per)
     width, used = across * lanes(x), 3 if dy is None else 5 if other is None else 7
-    for j in range(t, min(width, K - b * width), T):
-        c = (b * width + j) // S % C
+    j = t
+    while j < min(width, K - b * width):
+        c = channel_of(b * width + j, C, S)
         for row in range(used):
             tables[row * width + j] = coef[row * C + c]
         if signs is not None:
             tables[B * width + j], tables[ORIGIN_OF_DDX * width + j] = signs[c], signs[C + c]
         if w is not None:
             keep_places(w, places, j, (b * width + j) // (C * S), c, (b * width + j) % S)
+        j += T
     cuda.syncthreads()
-    map_columns(x, dy, other, slope, w, y, tables, places, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    map_columns(begun, x, dy, other, slope, w, y, tables, places, b, p, t, T, N, C, S, K, tile, across, down, P)
 
 
 @Kernel
@@ -437,11 +435,14 @@ def running_columns(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, 
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
+    begun = first_rows(x, None, residual, b, p, t, K // lanes(x), N // tile, across, down, per)
     width = across * lanes(x)
-    for j in range(t, min(width, K - b * width), T):
+    j = t
+    while j < min(width, K - b * width):
         column = b * width + j
-        first = p == 0 and column < C * S and column % S == 0
-        k, scale, shift = running_coefficients(column // S % C, C, first, stats, gamma, beta, mean, var, eps)
+        first = p == 0 and first_of_channel(column, C, S)
+        k, scale, shift = running_coefficients(channel_of(column, C, S), C, first, stats, gamma, beta, mean, var, eps)
         tables[ORIGIN_OF_X * width + j], tables[SCALE * width + j], tables[SHIFT * width + j] = k, scale, shift
+        j += T
     cuda.syncthreads()
-    map_columns(x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, per, P)
+    map_columns(begun, x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P)

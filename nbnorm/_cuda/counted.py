@@ -125,7 +125,7 @@ def times(w, x, i, n, c, s):
 def found(x, w, c, part, N, C, S):
     """The index of a value that counts, looked for from around part/8 of the way through channel c; -1: none does."""
     size = N * S
-    m = (N - 1) * part // 8 * S + (S - 1) * part // 8
+    m = ((N - 1) * part >> 3) * S + ((S - 1) * part >> 3)
     for tries in range(TRIES + size):
         if tries == TRIES:
             m = 0

@@ -119,8 +119,7 @@ def apply_second(
         pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, _number(count),
     )  # fmt: skip
     if x.size:
-        plain = plan.cut if ddx is None else plan.cut_of_three
-        cut = (plain if w is None else plan.cut_of_three_counted)(shape, x.itemsize)
+        cut = (plan.cut_of_two if w is None else plan.cut_of_three_counted)(shape, x.itemsize)
         _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, w, dx, coef)
 
 

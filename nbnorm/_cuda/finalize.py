@@ -15,10 +15,11 @@ import math
 
 from numba import float64
 
+from nbnorm._cuda import plan
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.reduce import block_sums
-from nbnorm._cuda.vector import routine
+from nbnorm._cuda.vector import from_further, routine
 from nbnorm._formulas import (
     COUNT,
     DEVIATION,
@@ -53,40 +54,45 @@ def channel_sums(parts, shared, c, C, run, copies, t, T):
 
 @routine
 def own_sums(parts, c, C, run, copies, t, T):
-    """What one of T threads that share channel c adds up of it."""
+    """What one of T threads that share channel c adds up of it. Four pairs are on their way at once."""
     s, q = 0.0, 0.0
     for copy in range(copies):
-        j = t
-        while j < run:  # a range would divide by its step
-            at = 2 * ((copy * C + c) * run + j)
-            s += parts[at]
-            q += parts[at + 1]
-            j += T
+        at, end = 2 * ((copy * C + c) * run + t), 2 * (copy * C + c + 1) * run
+        while at + 6 * T < end:
+            s0, q0, s1, q1 = parts[at], parts[at + 1], parts[at + 2 * T], parts[at + 2 * T + 1]
+            s2, q2, s3, q3 = parts[at + 4 * T], parts[at + 4 * T + 1], parts[at + 6 * T], parts[at + 6 * T + 1]
+            s, q = s + s0 + s1 + s2 + s3, q + q0 + q1 + q2 + q3
+            at += 8 * T
+        while at < end:
+            s, q = s + parts[at], q + parts[at + 1]
+            at += 2 * T
     return s, q
 
 
 @routine
 def sums_of_channels(parts, shared, first, D, C, run, copies, t, T):
-    """s and q of D channels of a block, the first of them `first`, around: at shared[i * shares] and HALF behind that.
+    """s and q of D channels of a block, the first of them `first`, around: at shared[i] and HALF behind that.
 
-    As many threads share a channel as there are for each. Returns `shares`.
+    As many threads of a warp share a channel as there are for each.
     """
     shares = 1
-    while 2 * shares * D <= T:
+    while 2 * shares * D <= T and shares < plan.WARP:
         shares *= 2
-    share = t % shares
-    for i in range(t // shares, D, T // shares):
-        s, q = own_sums(parts, (first + i) % C, C, run, copies, share, shares)
-        shared[i * shares + share], shared[HALF + i * shares + share] = s, q
-    half = shares // 2
+    i, share, begun = t // shares, t % shares, 0
+    while begun < D:  # all threads together, as from_further needs it
+        s, q = 0.0, 0.0
+        if i < D:
+            s, q = own_sums(parts, (first + i) % C, C, run, copies, share, shares)
+        delta = shares // 2
+        while delta > 0:
+            s += from_further(s, delta)
+            q += from_further(q, delta)
+            delta //= 2
+        if share == 0 and i < D:
+            shared[i], shared[HALF + i] = s, q
+        i += T // shares
+        begun += T // shares
     cuda.syncthreads()
-    while half > 0:
-        if share < half and t // shares < D:
-            shared[t] += shared[t + half]
-            shared[HALF + t] += shared[HALF + t + half]
-        cuda.syncthreads()
-        half //= 2
-    return shares
 
 
 @routine
@@ -171,14 +177,13 @@ def commit_channel(c, C, n, seen, stats, mean, var, momentum, ddof):
 
 
 @routine
-def commit_first(c, C, first, parts, at_seen, stats, mean, var, counters, momentum, ddof, count):
+def commit_first(c, C, first, seen, stats, mean, var, counters, momentum, ddof, count):
     """The same by the `first` thread of each channel, and once the counters; nothing without running statistics.
 
-    Other blocks may be faster: what was seen before is what reduce found.
+    Other blocks may be faster: `seen` is not what the counters have by now.
     """
     if mean is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if first:
-            seen = parts[at_seen] if momentum == POOLED else 0.0
             commit_channel(c, C, count, seen, stats, mean, var, momentum, ddof)
             if c == 0:
                 counters[BATCHES] += 1
@@ -191,8 +196,10 @@ def count_channels(parts, stats, C, run, copies, at):
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     count = 0.0
-    for j in range(t, copies * run, T):
+    j = t
+    while j < copies * run:  # a range would divide by its step
         count += parts[at + (j // run * C + c) * run + j % run]
+        j += T
     count, _ = block_sums(count, 0.0, shared, t, T)
     if t == 0:
         stats[COUNT * C + c] = count

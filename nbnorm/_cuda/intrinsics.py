@@ -20,7 +20,7 @@ from nbnorm import _formulas
 from nbnorm._counted import Both, Tangent
 from nbnorm._cuda.launch import cuda, extending, types
 from nbnorm._cuda.plan import ACCESS, PLACES
-from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, like, narrow, number, shifted, widen
+from nbnorm._floats import DOUBLE, FLOAT, I16, I32, MEMORY, narrow, number, widen
 
 intrinsic, overload = extending.intrinsic, extending.overload
 routine = extending.register_jitable(forceinline=True)
@@ -43,6 +43,14 @@ class Vector(types.Type):
         super().__init__(name=f"Vector({lanes})")
 
 
+class Raw(types.Type):
+    """A pack as it lies in memory: what `fetch` brings, in a quarter of the registers of its Vector or half."""
+
+    def __init__(self, pack):
+        self.pack = pack
+        super().__init__(name=f"Raw({pack.dtype} x {pack.lanes})")
+
+
 @extending.register_model(Pack)
 class PackModel(extending.models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
@@ -53,6 +61,12 @@ class PackModel(extending.models.PrimitiveModel):
 class VectorModel(extending.models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, ir.VectorType(DOUBLE, fe_type.lanes))
+
+
+@extending.register_model(Raw)
+class RawModel(extending.models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _access(fe_type.pack)[0])
 
 
 # ---- arithmetic
@@ -228,19 +242,9 @@ def _unpack(builder, raw, pack):
     return vector
 
 
-def _unrounded(builder, values, dtype):
-    """`narrow` of what `widen` gave: the compiler sees that both together do nothing."""
-    if dtype == "uint16":
-        return builder.bitcast(builder.fptrunc(values, like(values.type, HALF)), like(values.type, I16))
-    if dtype == "int16":
-        single = builder.fptrunc(values, like(values.type, FLOAT))
-        return shifted(builder, builder.bitcast(single, like(values.type, I32)))
-    return narrow(builder, values, dtype)
-
-
-def _pack(builder, vector, kind, pack, narrowed=narrow):
+def _pack(builder, vector, kind, pack):
     """What is to be written for float64 values."""
-    raw = narrowed(builder, vector, pack.dtype.name)
+    raw = narrow(builder, vector, pack.dtype.name)
     if kind.element != I32:
         return raw
     words = ir.Constant(kind, ir.Undefined)
@@ -250,38 +254,61 @@ def _pack(builder, vector, kind, pack, narrowed=narrow):
     return words
 
 
-def _of_each(pointers, typed):
-    """Typing and code for a named tuple of pointers from what `typed` gives for one of them."""
-    signatures, emitters = zip(*map(typed, pointers.types), strict=True)
-    result = types.BaseTuple.from_types([one.return_type for one in signatures], pointers.instance_class)
+def _of_each(items, typed, *others):
+    """Typing and code for a named tuple of pointers, or of what they brought, from what `typed` gives for one of them.
+    `others` are the arguments behind it."""
+    signatures, emitters = zip(*(typed(one) for one in items.types), strict=True)
+    result = types.BaseTuple.from_types([one.return_type for one in signatures], items.instance_class)
 
     def emit(context, builder, sig, args):
         values = []
         for place, (one, emitter) in enumerate(zip(signatures, emitters, strict=True)):
-            values.append(emitter(context, builder, one, [builder.extract_value(args[0], place), args[1]]))
+            values.append(emitter(context, builder, one, [builder.extract_value(args[0], place), *args[1:]]))
         return context.make_tuple(builder, result, values)
 
-    return result(pointers, types.int64), emit
+    return result(items, *others), emit
 
 
 @intrinsic
-def load(typingctx, packs, i):
-    """Pack i."""
-    return _load(packs)
+def fetch(typingctx, packs, i, here):
+    """Pack i as it lies in memory, where `here` holds; else anything."""
+    return _fetch(packs)
 
 
-def _load(packs):
+def _fetch(packs):
+    others = types.int64, types.boolean
     if isinstance(packs, types.BaseNamedTuple):
-        return _of_each(packs, _load)
+        return _of_each(packs, _fetch, *others)
     if packs is types.none:
-        return types.none(packs, types.int64), lambda context, builder, sig, args: context.get_dummy_value()
+        return types.none(packs, *others), lambda context, builder, sig, args: context.get_dummy_value()
 
     def emit(context, builder, sig, args):
         kind, size = _access(packs.dtype)
-        place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
-        return _unpack(builder, builder.load(place, align=size), packs.dtype)
+        before = builder.basic_block
+        with builder.if_then(context.cast(builder, args[2], types.boolean, types.boolean)):
+            place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
+            there = builder.load(place, align=size)
+            inside = builder.basic_block
+        raw = builder.phi(kind)
+        raw.add_incoming(ir.Constant(kind, ir.Undefined), before)
+        raw.add_incoming(there, inside)
+        return raw
 
-    return Vector(packs.dtype.lanes)(packs, types.int64), emit
+    return Raw(packs.dtype)(packs, *others), emit
+
+
+@intrinsic
+def values(typingctx, raw):
+    """The float64 values of what `fetch` brought."""
+    return _values(raw)
+
+
+def _values(raw):
+    if isinstance(raw, types.BaseNamedTuple):
+        return _of_each(raw, _values)
+    if raw is types.none:
+        return types.none(raw), lambda context, builder, sig, args: context.get_dummy_value()
+    return Vector(raw.pack.lanes)(raw), lambda context, builder, sig, args: _unpack(builder, args[0], raw.pack)
 
 
 @intrinsic
@@ -301,23 +328,29 @@ def ahead(typingctx, packs, i):
 @intrinsic
 def store(typingctx, packs, i, vector):
     """Pack i = vector."""
-    return _store(packs, vector, narrow)
 
-
-@intrinsic
-def put_by(typingctx, packs, i, vector):
-    """The same of a vector as `load` gave it, for another `load`."""
-    return _store(packs, vector, _unrounded)
-
-
-def _store(packs, vector, narrowed):
     def emit(context, builder, sig, args):
-        kind, size = _access(packs.dtype)
-        place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
-        builder.store(_pack(builder, args[2], kind, packs.dtype, narrowed), place, align=size)
+        kind, _ = _access(packs.dtype)
+        _write(builder, args, _pack(builder, args[2], kind, packs.dtype), packs.dtype)
         return context.get_dummy_value()
 
     return types.void(packs, types.int64, vector), emit
+
+
+@intrinsic
+def put_by(typingctx, packs, i, raw):
+    """The same of what `fetch` brought."""
+
+    def emit(context, builder, sig, args):
+        _write(builder, args, args[2], packs.dtype)
+        return context.get_dummy_value()
+
+    return types.void(packs, types.int64, raw), emit
+
+
+def _write(builder, args, raw, pack):
+    kind, size = _access(pack)
+    builder.store(raw, builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer()), align=size)
 
 
 def _place(builder, pack, pointer, i):
@@ -334,7 +367,7 @@ def element(typingctx, packs, i):
 
 def _element(packs):
     if isinstance(packs, types.BaseNamedTuple):
-        return _of_each(packs, _element)
+        return _of_each(packs, _element, types.int64)
     if packs is types.none:
         return types.none(packs, types.int64), lambda context, builder, sig, args: context.get_dummy_value()
 
@@ -343,6 +376,19 @@ def _element(packs):
         return widen(builder, builder.load(place), packs.dtype.dtype.name)
 
     return types.float64(packs, types.int64), emit
+
+
+@intrinsic
+def element_to_compare(typingctx, packs, i):
+    """The same, as a float32 where memory holds no more: a median of float64 takes four times the instructions."""
+    dtype = packs.dtype.dtype
+    result = types.float64 if dtype is types.float64 else types.float32
+
+    def emit(context, builder, sig, args):
+        raw = builder.load(_place(builder, packs.dtype, *args))
+        return widen(builder, raw, dtype.name, DOUBLE if result is types.float64 else FLOAT)
+
+    return result(packs, types.int64), emit
 
 
 @intrinsic
@@ -372,6 +418,16 @@ def room(typingctx, packs, first):
         return builder.gep(builder.bitcast(generic, kind), [args[1]])
 
     return packs(packs, types.int64), emit
+
+
+def from_further(value, delta):
+    """`value` of the thread `delta` further on in the warp, where there is one."""
+    raise NotImplementedError
+
+
+@overload(from_further, inline="always")
+def _(value, delta):
+    return lambda value, delta: cuda.shfl_down_sync(0xFFFFFFFF, value, delta)
 
 
 @intrinsic

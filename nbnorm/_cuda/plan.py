@@ -15,7 +15,7 @@ BLOCKS = 1_024  # wanted: enough for every multiprocessor of the largest GPU, se
 STEPS = 8  # packs a thread should meet at least, so that what a block does once is small beside them
 ACCESS = 16  # bytes of the widest memory access
 SHORT = 64  # segments shorter than this are treated as columns
-WARP = 32  # packs beside each other in a block's row, at most
+WARP = 32  # threads that can pass numbers on without memory; packs beside each other in a block's row, at most
 COLUMNS = 32  # of a block, where there are rows for so many threads below each other: 128 bytes of float32
 PARTS = 64  # of a column, where they give blocks enough: every block of apply adds up those of its columns
 ONE_LAUNCH = False  # whether fused.py is used: off until it has been measured faster on a GPU
@@ -84,8 +84,9 @@ def alignment(shape: tuple[int, int, int], itemsize: int) -> int:
     return cut(shape, itemsize).lanes * itemsize if 0 not in shape else itemsize
 
 
-def cut_of_three(shape: tuple[int, int, int], itemsize: int) -> Cut:
-    """For a map of three arrays: of columns at most 4 to a pack, since seven coefficients of 8 fill all registers."""
+def cut_of_two(shape: tuple[int, int, int], itemsize: int) -> Cut:
+    """For a map of two arrays or three: of columns at most 4 to a pack, since five coefficients of 8 would fill all
+    registers."""
     found = cut(shape, itemsize)
     return found if found.segments else cut(shape, max(itemsize, 4))
 
@@ -112,6 +113,8 @@ def cut_gated(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int 
 @lru_cache(1024)
 def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
     lanes = ACCESS // itemsize
+    if itemsize == 2 and S % lanes == lanes // 2:
+        lanes //= 2  # half a pack beside the packs of each segment, value by value, takes longer
     SV = S // lanes if S % lanes == 0 else (S - lanes + 1) // lanes
     packs = N * SV
     threads = min(THREADS, WARP)

@@ -14,8 +14,9 @@ say was seen before is there, and where not every value counts once (`w` is not 
 
 from __future__ import annotations
 
-from numba import float64
+from numba import float64, int32
 
+from nbnorm._cuda import plan
 from nbnorm._cuda.counted import (
     add_counted,
     counted_origin,
@@ -31,21 +32,36 @@ from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
 from nbnorm._cuda.vector import (
     element,
+    element_to_compare,
     fold,
+    from_further,
     gated,
     is_tangent,
     lanes,
     leading,
-    load,
     load_table,
     of_ddx,
     of_dy,
-    pack_at,
     places_for,
     put_by,
     routine,
     store_table,
+    values,
     zeros,
+)
+from nbnorm._cuda.walk import (
+    channel_of,
+    first_of_channel,
+    first_packs,
+    first_rest,
+    first_rows,
+    four_packs,
+    four_places,
+    four_rows,
+    place_of_rest,
+    two_packs,
+    two_places,
+    two_rows,
 )
 from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, accumulate, affine, gate, ninther, sample_index
 from nbnorm._running import SAMPLES
@@ -53,17 +69,18 @@ from nbnorm._running import SAMPLES
 
 @routine
 def sample(x, c, part, N, C, S):
-    return element(x, sample_index(c, part, N, C, S))
+    return element_to_compare(x, sample_index(c, part, N, C, S))
 
 
 @routine
 def origin(x, c, N, C, S):
     """k, from nine values."""
-    return ninther(
+    k = ninther(
         sample(x, c, 0, N, C, S), sample(x, c, 1, N, C, S), sample(x, c, 2, N, C, S),
         sample(x, c, 3, N, C, S), sample(x, c, 4, N, C, S), sample(x, c, 5, N, C, S),
         sample(x, c, 6, N, C, S), sample(x, c, 7, N, C, S), sample(x, c, 8, N, C, S),
     )  # fmt: skip
+    return float64(k)
 
 
 @routine
@@ -181,18 +198,20 @@ def add(s, q, x, dy, k, h):
 
 @routine
 def block_sums(s, q, shared, t, threads):
-    """Sums over the threads of a block, known to all of them. `threads` is a power of two."""
-    shared[t] = s
-    shared[threads + t] = q
-    half = threads // 2
+    """Sums over the threads of a block, known to all of them: in a tree over each warp, then from warp to warp."""
+    delta = plan.WARP // 2
+    while delta > 0:
+        s += from_further(s, delta)
+        q += from_further(q, delta)
+        delta //= 2
+    if t % plan.WARP == 0:
+        shared[2 * (t // plan.WARP)], shared[2 * (t // plan.WARP) + 1] = s, q
     cuda.syncthreads()
-    while half > 0:
-        if t < half:
-            shared[t] += shared[t + half]
-            shared[threads + t] += shared[threads + t + half]
-        cuda.syncthreads()
-        half //= 2
-    return shared[0], shared[threads]
+    total_s, total_q = shared[0], shared[1]
+    for warp in range(1, threads // plan.WARP):
+        total_s += shared[2 * warp]
+        total_q += shared[2 * warp + 1]
+    return total_s, total_q
 
 
 @routine
@@ -215,109 +234,94 @@ def rest_terms(x, dy, slope, w, i, n, c, s, k, h, scale, shift):
 
 
 @routine
-def following(n, i, dn, di, c, C, S, SV, packs):
-    """Where pack i of segment n of channel c lies, and the pack `dn` segments and `di` packs behind it."""
-    at = pack_at(packs, (n * C + c) * S) + i
-    n += dn
-    i += di
-    if i >= SV:
-        n += 1
-        i -= SV
-    return at, n, i
-
-
-@routine
-def rest_of_segments(m, c, C, S, SV, packs):
-    """Segment and place in it of value m of those of channel c that are before or behind the packs of their segment."""
-    L = lanes(packs)
-    rest = S - SV * L
-    n, s = m // rest, m % rest
-    first = (n * C + c) * S
-    if s >= pack_at(packs, first) * L - first:
-        s += SV * L
-    return n, s
-
-
-@routine
-def add_and_keep(s, q, count, x, dy, slope, w, packs, n, c, at, C, S, k, h, scale, shift, x_room, dy_room, j):
+def add_and_keep(sums, x, dy, slope, w, packs, n, c, at, C, S, k, h, scale, shift, x_room, dy_room, j):
     """`add`, of the pack at `at` in segment n of channel c; what has a room (fused.py) is kept there, as pack j."""
+    s, q, count = sums
     if x_room is not None:
         put_by(x_room, j, x)
     if dy_room is not None:
         put_by(dy_room, j, dy)
-    g = let_through(x, dy, slope, k, scale, shift)
+    v = values(x)
+    g = let_through(v, values(dy), slope, k, scale, shift)
     if w is None:
-        s, q = add(s, q, x, leading(g), k, h)
+        s, q = add(s, q, v, leading(g), k, h)
     else:
-        m = times_in_segment(w, x, packs, n, c, at * lanes(packs) - (n * C + c) * S)
-        s, q, count = add_counted(s, q, count, x, of_dy(g), of_ddx(g), m, k, h)
+        m = times_in_segment(w, v, packs, n, c, at * lanes(packs) - (n * C + c) * S)
+        s, q, count = add_counted(s, q, count, v, of_dy(g), of_ddx(g), m, k, h)
     return s, q, count
 
 
 @routine
 def segment_sums(
-    x, dy, slope, w, x_room, dy_room, c, p, t, T, N, C, S, SV, per, P, k, h, scale, shift
+    begun, x, dy, slope, w, x_room, dy_room, c, p, t, T, N, C, S, SV, P, k, h, scale, shift
 ):  # fmt: skip
-    """Packs p*per to (p + 1)*per of channel c, and a share of what is in none: the sums and the count, 0 where it is
-    known, of thread t.
-    """
-    s, q, count = zeros(x), zeros(x), zeros(x)
-    j, end = p * per + t, min(N * SV, (p + 1) * per)
-    n, i, dn, di = j // SV, j % SV, T // SV, T % SV
+    """The packs that first_packs has begun with, and a share of what is in none: the sums and the count, 0 where it is
+    known, of thread t."""
+    sums, row = (zeros(x), zeros(x), zeros(x)), C * S
+    j, left, place, step, at, n, v, g, _ = begun
     if dy is None:
-        while j + 3 * T < end:  # four packs are on their way before the first is needed
-            n0, i0 = n, i
-            a0, n1, i1 = following(n0, i0, dn, di, c, C, S, SV, x)
-            a1, n2, i2 = following(n1, i1, dn, di, c, C, S, SV, x)
-            a2, n3, i3 = following(n2, i2, dn, di, c, C, S, SV, x)
-            a3, n, i = following(n3, i3, dn, di, c, C, S, SV, x)
-            x0, x1, x2, x3 = load(x, a0), load(x, a1), load(x, a2), load(x, a3)
-            s, q, count = add_and_keep(
-                s, q, count, x0, None, slope, w, x, n0, c, a0, C, S, k, h, scale, shift, x_room, None, j
+        while left > 3 * T:
+            left = int32(left - 4 * T)
+            next_at, next_n, place = four_places(x, place, step, row, SV)
+            next_v = four_packs(x, next_at, None, j, T, left)
+            sums = add_and_keep(
+                sums, v[0], None, slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, None, j
             )  # fmt: skip
-            s, q, count = add_and_keep(
-                s, q, count, x1, None, slope, w, x, n1, c, a1, C, S, k, h, scale, shift, x_room, None, j + T
+            sums = add_and_keep(
+                sums, v[1], None, slope, w, x, n[1], c, at[1], C, S, k, h, scale, shift, x_room, None, j + T
             )  # fmt: skip
-            s, q, count = add_and_keep(
-                s, q, count, x2, None, slope, w, x, n2, c, a2, C, S, k, h, scale, shift, x_room, None, j + 2 * T
+            sums = add_and_keep(
+                sums, v[2], None, slope, w, x, n[2], c, at[2], C, S, k, h, scale, shift, x_room, None, j + 2 * T
             )  # fmt: skip
-            s, q, count = add_and_keep(
-                s, q, count, x3, None, slope, w, x, n3, c, a3, C, S, k, h, scale, shift, x_room, None, j + 3 * T
+            sums = add_and_keep(
+                sums, v[3], None, slope, w, x, n[3], c, at[3], C, S, k, h, scale, shift, x_room, None, j + 3 * T
             )  # fmt: skip
+            at, n, v = next_at, next_n, next_v
             j += 4 * T
+        if left > 0:
+            sums = add_and_keep(
+                sums, v[0], None, slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, None, j
+            )  # fmt: skip
+        if left > T:
+            sums = add_and_keep(
+                sums, v[1], None, slope, w, x, n[1], c, at[1], C, S, k, h, scale, shift, x_room, None, j + T
+            )  # fmt: skip
+        if left > 2 * T:
+            sums = add_and_keep(
+                sums, v[2], None, slope, w, x, n[2], c, at[2], C, S, k, h, scale, shift, x_room, None, j + 2 * T
+            )  # fmt: skip
     else:
-        while j + T < end:
-            n0, i0 = n, i
-            a0, n1, i1 = following(n0, i0, dn, di, c, C, S, SV, x)
-            a1, n, i = following(n1, i1, dn, di, c, C, S, SV, x)
-            x0, x1, dy0, dy1 = load(x, a0), load(x, a1), load(dy, a0), load(dy, a1)
-            s, q, count = add_and_keep(
-                s, q, count, x0, dy0, slope, w, x, n0, c, a0, C, S, k, h, scale, shift, x_room, dy_room, j
+        while left > T:
+            left = int32(left - 2 * T)
+            next_at, next_n, place = two_places(x, place, step, row, SV)
+            next_v, next_g = two_packs(x, next_at, None, j, T, left), two_packs(dy, next_at, None, j, T, left)
+            sums = add_and_keep(
+                sums, v[0], g[0], slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, dy_room, j
             )  # fmt: skip
-            s, q, count = add_and_keep(
-                s, q, count, x1, dy1, slope, w, x, n1, c, a1, C, S, k, h, scale, shift, x_room, dy_room, j + T
+            sums = add_and_keep(
+                sums, v[1], g[1], slope, w, x, n[1], c, at[1], C, S, k, h, scale, shift, x_room, dy_room, j + T
             )  # fmt: skip
+            at, n, v, g = next_at, next_n, next_v, next_g
             j += 2 * T
-    while j < end:
-        n0, i0 = n, i
-        a0, n, i = following(n0, i0, dn, di, c, C, S, SV, x)
-        x0, dy0 = load(x, a0), load(dy, a0)
-        s, q, count = add_and_keep(
-            s, q, count, x0, dy0, slope, w, x, n0, c, a0, C, S, k, h, scale, shift, x_room, dy_room, j
-        )  # fmt: skip
-        j += T
-    total_s, total_q, total = fold(s), fold(q), fold(count)
-    rest = N * (S - SV * lanes(x))
-    m = p * T + t
-    while m < rest:
-        n, s_in = rest_of_segments(m, c, C, S, SV, x)
-        more_s, more_q, often = rest_terms(
-            x, dy, slope, w, (n * C + c) * S + s_in, n, c, s_in, k, h, scale, shift
-        )  # fmt: skip
-        total_s += more_s
-        total_q += more_q
-        total += often
-        m += P * T
+        if left > 0:
+            sums = add_and_keep(
+                sums, v[0], g[0], slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, dy_room, j
+            )  # fmt: skip
+    total_s, total_q, total = fold(sums[0]), fold(sums[1]), fold(sums[2])
+    rest = S - SV * lanes(x)
+    if rest > 0:
+        n_of, r, dn, dr = first_rest(p * T + t, rest, P * T)
+        while n_of < N:
+            s_in = place_of_rest(n_of, r, c, C, S, SV, lanes(x), x)
+            more_s, more_q, often = rest_terms(
+                x, dy, slope, w, (n_of * C + c) * S + s_in, n_of, c, s_in, k, h, scale, shift
+            )  # fmt: skip
+            total_s += more_s
+            total_q += more_q
+            total += often
+            n_of, r = n_of + dn, r + dr
+            if r >= rest:
+                n_of, r = n_of + 1, r - rest
     return total_s, total_q, total
 
 
@@ -326,10 +330,11 @@ def reduce_segments(x, dy, slope, w, stats, parts, counters, N, C, S, SV, per, P
     """Block (c, p): part p of channel c."""
     c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
+    begun = first_packs(x, dy, None, None, None, c, p, t, T, N, C, S, SV, per)
     k, h = origins(x, dy, slope, w, centred, c, N, C, S, stats)
     scale, shift = signs_of(slope, c, C, stats)
     s, q, count = segment_sums(
-        x, dy, slope, w, None, None, c, p, t, T, N, C, S, SV, per, P, k, h, scale, shift
+        begun, x, dy, slope, w, None, None, c, p, t, T, N, C, S, SV, P, k, h, scale, shift
     )  # fmt: skip
     total_s, total_q = block_sums(s, q, shared, t, T)
     if t == 0:
@@ -349,14 +354,16 @@ def reduce_segments(x, dy, slope, w, stats, parts, counters, N, C, S, SV, per, P
 
 
 @routine
-def add_in_row(s, q, count, x, dy, slope, w, packs, n, j, places, k, h, scale, shift):
+def add_in_row(sums, x, dy, slope, w, packs, n, j, places, k, h, scale, shift):
     """`add`, of the pack in column j of a block and in the row that begins with sample n."""
-    g = let_through(x, dy, slope, k, scale, shift)
+    s, q, count = sums
+    v = values(x)
+    g = let_through(v, values(dy), slope, k, scale, shift)
     if w is None:
-        s, q = add(s, q, x, leading(g), k, h)
+        s, q = add(s, q, v, leading(g), k, h)
     else:
-        m = times_in_row(w, x, packs, n, j, places)
-        s, q, count = add_counted(s, q, count, x, of_dy(g), of_ddx(g), m, k, h)
+        m = times_in_row(w, v, packs, n, j, places)
+        s, q, count = add_counted(s, q, count, v, of_dy(g), of_ddx(g), m, k, h)
     return s, q, count
 
 
@@ -384,71 +391,85 @@ def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, ac
     KV, rows = K // L, N // tile
     first, width = b * across * L, across * L  # columns of this block
     last = min(K, first + width)
-    for j in range(first + t, last, T):
-        c = j // S % C
+    row, a, step, left, v, g, _ = first_rows(x, dy, None, b, p, t, KV, rows, across, down, per)
+    j = first + t
+    while j < last:  # a range would divide by its step
+        c = channel_of(j, C, S)
         k, h = origins(x, dy, slope, w, centred, c, N, C, S, stats)
         k_table[j - first], h_table[j - first] = k, h
         if slope is not None:
             scales[j - first], shifts[j - first] = signs_of(slope, c, C, stats)
         if w is not None:
             keep_places(w, places, j - first, j // (C * S), c, j % S)
-        if p == 0 and j < C * S and j % S == 0:
+        if p == 0 and first_of_channel(j, C, S):
             keep_origins(dy, c, k, h, C, stats, parts, 2 * K * P)
             keep_seen(counters, parts, 2 * K * P, c == 0)
+        j += T
     cuda.syncthreads()
     beside, below = t % across, t // across
-    s, q, count = zeros(x), zeros(x), zeros(x)
-    if b * across + beside < KV and below < down:
-        k, h = load_table(k_table, beside * L, x), load_table(h_table, beside * L, x)
+    sums = zeros(x), zeros(x), zeros(x)
+    if left > 0:
+        j = beside * L
+        k, h = load_table(k_table, j, x), load_table(h_table, j, x)
         scale, shift = k, h
         if slope is not None:
-            scale, shift = load_table(scales, beside * L, x), load_table(shifts, beside * L, x)
-        a, step = (p * per + below) * KV + b * across + beside, down * KV
-        end = min(rows, (p + 1) * per) * KV
-        n, dn, j = (p * per + below) * tile, down * tile, beside * L  # the sample that a row begins with
+            scale, shift = load_table(scales, j, x), load_table(shifts, j, x)
+        n, dn = row * tile, down * tile  # the sample that a row begins with
         if dy is None:
-            while a + 3 * step < end:
-                x0, x1, x2, x3 = load(x, a), load(x, a + step), load(x, a + 2 * step), load(x, a + 3 * step)
-                s, q, count = add_in_row(s, q, count, x0, None, slope, w, x, n, j, places, k, h, scale, shift)
-                s, q, count = add_in_row(s, q, count, x1, None, slope, w, x, n + dn, j, places, k, h, scale, shift)
-                s, q, count = add_in_row(s, q, count, x2, None, slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
-                s, q, count = add_in_row(s, q, count, x3, None, slope, w, x, n + 3 * dn, j, places, k, h, scale, shift)
+            while left > 3 * down:
+                left = int32(left - 4 * down)
                 a += 4 * step
+                next_v = four_rows(x, a, step, left, down)
+                sums = add_in_row(sums, v[0], None, slope, w, x, n, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[1], None, slope, w, x, n + dn, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[2], None, slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[3], None, slope, w, x, n + 3 * dn, j, places, k, h, scale, shift)
+                v = next_v
                 n += 4 * dn
+            if left > 0:
+                sums = add_in_row(sums, v[0], None, slope, w, x, n, j, places, k, h, scale, shift)
+            if left > down:
+                sums = add_in_row(sums, v[1], None, slope, w, x, n + dn, j, places, k, h, scale, shift)
+            if left > 2 * down:
+                sums = add_in_row(sums, v[2], None, slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
         else:
-            while a + step < end:
-                x0, x1, dy0, dy1 = load(x, a), load(x, a + step), load(dy, a), load(dy, a + step)
-                s, q, count = add_in_row(s, q, count, x0, dy0, slope, w, x, n, j, places, k, h, scale, shift)
-                s, q, count = add_in_row(s, q, count, x1, dy1, slope, w, x, n + dn, j, places, k, h, scale, shift)
+            while left > down:
+                left = int32(left - 2 * down)
                 a += 2 * step
+                next_v, next_g = two_rows(x, a, step, left, down), two_rows(dy, a, step, left, down)
+                sums = add_in_row(sums, v[0], g[0], slope, w, x, n, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[1], g[1], slope, w, x, n + dn, j, places, k, h, scale, shift)
+                v, g = next_v, next_g
                 n += 2 * dn
-        while a < end:
-            x0, dy0 = load(x, a), load(dy, a)
-            s, q, count = add_in_row(s, q, count, x0, dy0, slope, w, x, n, j, places, k, h, scale, shift)
-            a += step
-            n += dn
+            if left > 0:
+                sums = add_in_row(sums, v[0], g[0], slope, w, x, n, j, places, k, h, scale, shift)
+    s, q, count = sums
     rest = N % tile * C * S if p == P - 1 else 0
-    for sums in range(2):
+    for which in range(2):
         if below < down:
-            store_table(table, below * width + beside * L, q if sums else s)
+            store_table(table, below * width + beside * L, q if which else s)
         cuda.syncthreads()
-        for j in range(first + t, last, T):
+        j = first + t
+        while j < last:
             total = column_sum(table, j - first, width, down)
             if j < rest:
                 n, c = rows * tile + j // (C * S), j // S % C
                 i = j - first
                 total += rest_terms(
                     x, dy, slope, w, rows * K + j, n, c, j % S, k_table[i], h_table[i], scales[i], shifts[i]
-                )[sums]  # fmt: skip
-            parts[2 * (j * P + p) + sums] = total
+                )[which]  # fmt: skip
+            parts[2 * (j * P + p) + which] = total
+            j += T
         cuda.syncthreads()
     if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if dy is None:
             if below < down:
                 store_table(table, below * width + beside * L, count)
             cuda.syncthreads()
-            for j in range(first + t, last, T):
+            j = first + t
+            while j < last:
                 total = column_sum(table, j - first, width, down)
                 if j < rest:
                     total += times(w, x, rows * K + j, rows * tile + j // (C * S), j // S % C, j % S)
                 parts[2 * K * P + C + j * P + p] = total
+                j += T

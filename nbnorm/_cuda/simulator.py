@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._counted import Both, Tangent, each
+from nbnorm._cuda import plan
 from nbnorm._cuda.plan import PLACES
 
 
@@ -68,10 +69,17 @@ def pack_at(packs: Packs, i: int) -> int:
     return -(-i // packs.lanes)
 
 
-def load(packs: Any, i: int) -> Any:
+def fetch(packs: Any, i: int, here: bool) -> Any:
+    """Nothing where there is nothing: whoever uses it fails."""
     if isinstance(packs, Tangent | Both):
-        return each(lambda one: load(one, i), packs)
-    return None if packs is None else _widen(packs.values[i * packs.lanes : (i + 1) * packs.lanes])
+        return each(lambda one: fetch(one, i, here), packs)
+    return None if packs is None or not here else packs.values[i * packs.lanes : (i + 1) * packs.lanes].copy()
+
+
+def values(raw: Any) -> Any:
+    if isinstance(raw, Tangent | Both):
+        return each(values, raw)
+    return None if raw is None else _widen(raw)
 
 
 def ahead(packs: Packs | None, i: int) -> None:
@@ -82,13 +90,19 @@ def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
     packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
 
 
-put_by = store
+def put_by(packs: Packs, i: int, raw: NDArray) -> None:
+    packs.values[i * packs.lanes : (i + 1) * packs.lanes] = raw
 
 
 def element(packs: Any, i: int) -> Any:
     if isinstance(packs, Tangent | Both):
         return each(lambda one: element(one, i), packs)
     return None if packs is None else _widen(packs.values[i : i + 1])[0]
+
+
+def element_to_compare(packs: Packs, i: int) -> Any:
+    value = element(packs, i)
+    return value if packs.values.dtype == np.float64 else np.float32(value)
 
 
 def put(packs: Packs, i: int, value: float) -> None:
@@ -99,6 +113,18 @@ def room(packs: Packs, first: int) -> Packs:
     from nbnorm._cuda.launch import cuda  # which imports this module
 
     return Packs(cuda.shared.array(0, packs.values.dtype)[first * packs.lanes :], packs.lanes)
+
+
+def from_further(value: float, delta: int) -> float:
+    """By way of memory and barriers: all threads of a block have to take part, of which a warp has WARP."""
+    from nbnorm._cuda.launch import cuda  # which imports this module
+
+    t, of_threads = cuda.threadIdx.x, cuda.shared.array(plan.THREADS, np.float64)
+    of_threads[t] = value
+    cuda.syncthreads()
+    result = of_threads[t + delta if t % plan.WARP + delta < plan.WARP else t]
+    cuda.syncthreads()
+    return result
 
 
 def cluster_barrier() -> None:

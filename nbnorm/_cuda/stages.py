@@ -65,20 +65,22 @@ def training_forward(
         _apply(cut, pack, x, None, residual, slope, None, y, coef)
         return False
     added = None if residual is None else pack
-    if group := one_launch(cut, x.itemsize, arrays=1):
-        parts = _exchange(cut)
-        fused_segments(
-            (shape[1], group.blocks), cut.threads,
-            (pack, added, _kind_of_number(slope), pack, _kind(parts), F64, _kind(gamma), _kind(beta)),
-            pointer(x), pointer(residual), number(slope), pointer(y), pointer(parts), pointer(stats), pointer(gamma),
-            pointer(beta), *cut.numbers, count, eps, room=group.room, cluster=group.blocks,
-        )  # fmt: skip
-        return False
     if running is not None and (running.skip_nonfinite or running.samples is not None):
         running = None
     pooled, mean, var, counters, ddof = False, None, None, None, 0.0
     if running is not None:
         pooled, mean, var, counters, ddof = momentum is None, running.mean, running.var, running.counters, running.ddof
+    if (group := one_launch(cut, x.itemsize, arrays=1)) and not pooled:
+        parts = _exchange(cut)
+        fused_segments(
+            (shape[1], group.blocks), cut.threads,
+            (pack, added, _kind_of_number(slope), pack, _kind(parts), F64, _kind(gamma), _kind(beta), _kind(mean),
+             _kind(var), _kind(counters)),
+            pointer(x), pointer(residual), number(slope), pointer(y), pointer(parts), pointer(stats), pointer(gamma),
+            pointer(beta), pointer(mean), pointer(var), pointer(counters), *cut.numbers, count, eps,
+            POOLED if momentum is None else momentum, ddof, room=group.room, cluster=group.blocks,
+        )  # fmt: skip
+        return running is not None
     parts = _reduce(cut, pack, x, None, None, None, stats, counters=counters if pooled else None)
     kernel = normalize_segments if cut.segments else normalize_columns
     kernel(
@@ -319,9 +321,9 @@ def _beside_a_mask(w: Counted) -> int:
 
 
 def _cut_of_gradient(shape: Shape, itemsize: int, w: Counted | None, slope: float | None) -> plan.Cut:
-    if slope is None:
-        return _cut(shape, itemsize, w)
-    return plan.cut_of_three(shape, itemsize) if w is None else plan.cut_gated(shape, itemsize, _beside_a_mask(w))
+    if w is None:
+        return plan.cut_of_two(shape, itemsize)
+    return (plan.cut_counted if slope is None else plan.cut_gated)(shape, itemsize, _beside_a_mask(w))
 
 
 def _at_h(cut: plan.Cut) -> int:

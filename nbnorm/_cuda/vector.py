@@ -8,10 +8,11 @@ else:
     from nbnorm._cuda import intrinsics as target  # type: ignore[no-redef]
 
 routine = target.routine
-element, put = target.element, target.put
+element, element_to_compare, put = target.element, target.element_to_compare, target.put
 fold, lanes, pack_at, zeros = target.fold, target.lanes, target.pack_at, target.zeros
-load, store, put_by, ahead, room = target.load, target.store, target.put_by, target.ahead, target.room
-cluster_barrier = target.cluster_barrier
+fetch, values, store, put_by = target.fetch, target.values, target.store, target.put_by
+ahead, room = target.ahead, target.room
+from_further, cluster_barrier = target.from_further, target.cluster_barrier
 load_table, store_table = target.load_table, target.store_table
 activated, gated = target.activated, target.gated
 finite, ordered, kept, joined = target.finite, target.ordered, target.kept, target.joined

@@ -60,16 +60,16 @@ KERNELS = {
     "apply.apply_segments of three counted": (("X", "X", "X", None, BOTH, "X", F64, None), [1] * 6),
     "apply.apply_columns of three counted": (("X", "X", "X", None, BOTH, "X", F64, None), [1] * 9),
     "reduce.reduce_segments pooled": (("X", None, None, None, F64, F64, "int64"), [1] * 7),
-    "apply.normalize_segments": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
+    "apply.normalize_segments": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
     "apply.normalize_segments untracked": (
         ("X", None, None, "X", F64, F64, *PARAMETERS, None, None, None),
-        [1] * 6 + [1.0] * 4,
+        [1] * 9 + [1.0] * 4,
     ),
-    "apply.normalize_columns": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
-    "apply.gradient_columns": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
-    "apply.gradient_segments frozen": ((None, "X", None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
-    "apply.gradient_columns frozen": ((None, "X", None, "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
-    "apply.gradient_segments": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.normalize_columns": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 12 + [1.0] * 4),
+    "apply.gradient_columns": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 12 + [1.0]),
+    "apply.gradient_segments frozen": ((None, "X", None, "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
+    "apply.gradient_columns frozen": ((None, "X", None, "X", F64, F64, *PARAMETERS), [1] * 12 + [1.0]),
+    "apply.gradient_segments": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
     "apply.running_segments": (("X", None, None, "X", None, *PARAMETERS, F64, F64), [1] * 6 + [1.0]),
     "apply.apply_segments": (("X", None, None, None, None, "X", F64, None), [1] * 6),
     "apply.apply_segments of two": (("X", "X", None, None, None, "X", F64, None), [1] * 6),
@@ -77,8 +77,9 @@ KERNELS = {
     "apply.apply_columns": (("X", None, None, None, None, "X", F64, None), [1] * 9),
     "apply.apply_columns of two": (("X", "X", None, None, None, "X", F64, None), [1] * 9),
     "apply.apply_columns of three": (("X", "X", "X", None, None, "X", F64, None), [1] * 9),
-    "fused.fused_segments": (("X", None, None, "X", None, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
-    "fused.fused_gradient_segments": (("X", "X", None, "X", None, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "fused.fused_segments": (("X", None, None, "X", F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
+    "fused.fused_segments beside": (("X", "X", "number", "X", F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
+    "fused.fused_gradient_segments": (("X", "X", None, "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
     "apply.running_columns": (("X", None, None, "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
     "reduce.reduce_segments of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 7),
     "reduce.reduce_columns of two gated": (("X", "X", "number", None, F64, F64, None), [1] * 10),
@@ -91,17 +92,20 @@ KERNELS = {
     "apply.apply_columns beside": (("X", None, "X", "number", None, "X", F64, None), [1] * 9),
     "apply.normalize_segments activated": (
         ("X", None, "number", "X", F64, F64, *PARAMETERS, *RUNNING),
-        [1] * 6 + [1.0] * 4,
+        [1] * 9 + [1.0] * 4,
     ),
     "apply.normalize_segments beside": (
         ("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING),
-        [1] * 6 + [1.0] * 4,
+        [1] * 9 + [1.0] * 4,
     ),
-    "apply.normalize_columns beside": (("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 9 + [1.0] * 4),
+    "apply.normalize_columns beside": (
+        ("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING),
+        [1] * 12 + [1.0] * 4,
+    ),
     "apply.running_columns beside": (("X", "X", "number", "X", F64, *PARAMETERS, F64, F64), [1] * 9 + [1.0]),
-    "apply.gradient_segments gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
-    "apply.gradient_columns gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
-    "fused.fused_gradient_segments gated": (("X", "X", "number", "X", None, F64, *PARAMETERS), [1] * 6 + [1.0]),
+    "apply.gradient_segments gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 9 + [1.0]),
+    "apply.gradient_columns gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 12 + [1.0]),
+    "fused.fused_gradient_segments gated": (("X", "X", "number", "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
 }
 # With parts, for clusters: a test of their own, since older architectures have none.
 CLUSTERS = {
@@ -207,14 +211,14 @@ def signature(name, memory):
 
 
 def lanes_of(name, memory):
-    """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_three), for masks
-    (plan.cut_counted) and for both (plan.cut_gated, plan.cut_of_three_counted); one where counts are added up one by
+    """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_two), for masks
+    (plan.cut_counted) and for both (plan.cut_gated); one where counts are added up one by
     one."""
     if name.startswith("counted"):
         return 1
     if "columns" in name and "gated and counted uint8, float64" in name:
         return 1
-    if "gated and counted" in name or name.endswith("columns of three counted"):
+    if "gated and counted" in name or name.endswith("of three counted"):
         return min(DTYPES[memory], 2)
     if "columns" in name and "uint8, float64" in name:
         return min(DTYPES[memory], 2)

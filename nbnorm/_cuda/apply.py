@@ -4,8 +4,8 @@ y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) +
 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift. One read of each input, one write, in float64 between them.
 With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
 y, whose sign says how much of dy is let through.
-Blocks go from the last part of the last channel to the first of the first: what reduce read last is still in the
-second-level cache. Meanwhile the first packs come nearer (`ahead`) while a block finds its coefficients.
+Blocks go from the last part of the last channel to the first of the first, and so do their threads: what reduce read
+last is still in the second-level cache.
 
 The kernels differ in where a channel's coefficients come from; segments and columns each have one loop.
 """
@@ -39,6 +39,7 @@ from nbnorm._cuda.vector import (
     activated,
     element,
     finite,
+    four_at_once,
     kept,
     lanes,
     leading,
@@ -51,6 +52,7 @@ from nbnorm._cuda.vector import (
     values,
 )
 from nbnorm._cuda.walk import (
+    alone,
     channel_of,
     first_of_channel,
     first_packs,
@@ -127,39 +129,79 @@ def map_segments(
 ):  # fmt: skip
     """The packs that first_packs has begun with, and a share of what is in none."""
     j, left, place, step, at, n, v, g, z = begun
-    row = C * S
-    if dy is None and other is None:
+    row = -C * S
+    if four_at_once(x, dy, other, slope, w):
         while left > 3 * T:
             left = int32(left - 4 * T)
-            j += 4 * T
-            next_at, _, place = four_places(x, place, step, row, SV)
-            next_v = four_packs(x, next_at, x_room, j, T, left)
-            store(y, at[0], image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
-            store(y, at[1], image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
-            store(y, at[2], image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
-            store(y, at[3], image(values(v[3]), None, None, slope, k, scale, shift, a, h, b, o))
-            at, v = next_at, next_v
+            j -= 4 * T
+            next_at, next_n, place = four_places(x, place, step, row, SV, True)
+            next_v = four_packs(x, next_at, x_room, j, -T, T, left)
+            next_g = four_packs(dy, next_at, dy_room, j, -T, T, left)
+            next_z = four_packs(other, next_at, None, j, -T, T, left)
+            store(
+                y,
+                at[0],
+                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
+            )
+            store(
+                y,
+                at[1],
+                segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o),
+            )
+            store(
+                y,
+                at[2],
+                segment_image(v[2], g[2], z[2], slope, w, x, n[2], c, at[2], C, S, k, scale, shift, a, h, b, o),
+            )
+            store(
+                y,
+                at[3],
+                segment_image(v[3], g[3], z[3], slope, w, x, n[3], c, at[3], C, S, k, scale, shift, a, h, b, o),
+            )
+            at, n, v, g, z = next_at, next_n, next_v, next_g, next_z
         if left > 0:
-            store(y, at[0], image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
+            store(
+                y,
+                at[0],
+                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
+            )
         if left > T:
-            store(y, at[1], image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
+            store(
+                y,
+                at[1],
+                segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o),
+            )
         if left > 2 * T:
-            store(y, at[2], image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
+            store(
+                y,
+                at[2],
+                segment_image(v[2], g[2], z[2], slope, w, x, n[2], c, at[2], C, S, k, scale, shift, a, h, b, o),
+            )
     else:
         while left > T:
             left = int32(left - 2 * T)
-            j += 2 * T
-            next_at, next_n, place = two_places(x, place, step, row, SV)
-            next_v, next_g = two_packs(x, next_at, x_room, j, T, left), two_packs(dy, next_at, dy_room, j, T, left)
-            next_z = two_packs(other, next_at, None, j, T, left)
-            first = segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
-            second = segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o)
-            store(y, at[0], first)
-            store(y, at[1], second)
+            j -= 2 * T
+            next_at, next_n, place = two_places(x, place, step, row, SV, True)
+            next_v = two_packs(x, next_at, x_room, j, -T, T, left)
+            next_g = two_packs(dy, next_at, dy_room, j, -T, T, left)
+            next_z = two_packs(other, next_at, None, j, -T, T, left)
+            store(
+                y,
+                at[0],
+                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
+            )
+            store(
+                y,
+                at[1],
+                segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o),
+            )
             at, n, v, g, z = next_at, next_n, next_v, next_g, next_z
         if left > 0:
-            first = segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
-            store(y, at[0], first)
+            store(
+                y,
+                at[0],
+                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
+            )
     rest = S - SV * lanes(x)
     if rest > 0:
         n_of, r, dn, dr = first_rest(p * T + t, rest, P * T)
@@ -174,16 +216,16 @@ def map_segments(
 @Kernel
 def normalize_segments(
     x, residual, slope, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, SV, per, P,
-    count, eps, momentum, ddof,
+    run, copies, at_h, count, eps, momentum, ddof,
 ):  # fmt: skip
     """Block (c, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    begun = first_packs(x, None, residual, None, None, c, p, t, T, N, C, S, SV, per)
-    s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
+    begun = first_packs(x, None, residual, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
+    s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     first = p == P - 1 and t == 0
     k, scale, shift = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
-    seen = parts[2 * C * P] if momentum == POOLED else 0.0  # kept by reduce.py
+    seen = parts[at_h] if momentum == POOLED else 0.0  # kept by reduce.py
     commit_first(c, C, first, seen, stats, mean, var, counters, momentum, ddof, count)
     map_segments(
         begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift,
@@ -192,21 +234,23 @@ def normalize_segments(
 
 
 @Kernel
-def gradient_segments(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, count):
+def gradient_segments(
+    x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV, per, P, run, copies, at_h, count
+):  # fmt: skip
     """Block (c, p) of a backward pass; the first of a channel keeps dgamma and dbeta.
 
     x is None where the statistics do not depend on it: dx = gamma*inv_std*dy.
     """
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    begun = first_packs(dy, x, None, None, None, c, p, t, T, N, C, S, SV, per)
-    s, q = channel_sums(parts, shared, c, C, P, 1, t, T)
+    begun = first_packs(dy, x, None, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
+    s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     k, scale, shift, a, h = finalize_backward(
-        s, q, c, C, p == P - 1 and t == 0, parts[2 * C * P + c], stats, dgamma, dbeta, count
+        s, q, c, C, p == P - 1 and t == 0, parts[at_h + c], stats, dgamma, dbeta, count
     )
     if x is None:
         map_segments(
-            begun, dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, P, 0.0, a, 0.0,
+            alone(begun), dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, P, 0.0, a, 0.0,
             0.0, 0.0, 0.0, 0.0,
         )  # fmt: skip
     else:
@@ -221,7 +265,7 @@ def gradient_segments(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, SV
 def running_segments(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, S, SV, per, P, eps):
     """Block (c, p) with the running statistics."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
-    begun = first_packs(x, None, residual, None, None, c, p, t, T, N, C, S, SV, per)
+    begun = first_packs(x, None, residual, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
     map_segments(
         begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift,
@@ -233,7 +277,7 @@ def running_segments(x, residual, slope, y, stats, gamma, beta, mean, var, N, C,
 def apply_segments(x, dy, other, slope, w, y, coef, signs, N, C, S, SV, per, P):
     """Block (c, p) with coefficients that are known."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
-    begun = first_packs(x, dy, other, None, None, c, p, t, T, N, C, S, SV, per)
+    begun = first_packs(x, dy, other, slope, w, None, None, c, p, t, T, N, C, S, SV, per, True)
     k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
     a, h = 0.0, 0.0
     if dy is not None:
@@ -284,24 +328,46 @@ def map_columns(begun, x, dy, other, slope, w, y, tables, places, g, p, t, T, N,
                 b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
             if slope is not None:
                 b, o = load_table(tables, B * width + i, x), load_table(tables, ORIGIN_OF_DDX * width + i, x)
-        n, dn = row * tile, down * tile  # the sample that a row begins with
-        if dy is None and other is None:
+        n, dn = row * tile, -down * tile  # the sample that a row begins with
+        if four_at_once(x, dy, other, slope, w):
             while left > 3 * down:
                 left = int32(left - 4 * down)
                 to = at
                 at += 4 * step
-                next_v = four_rows(x, at, step, left, down)
-                store(y, to, image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
-                store(y, to + step, image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
-                store(y, to + 2 * step, image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
-                store(y, to + 3 * step, image(values(v[3]), None, None, slope, k, scale, shift, a, h, b, o))
-                v = next_v
+                next_v, next_q = four_rows(x, at, step, left, down), four_rows(dy, at, step, left, down)
+                next_z = four_rows(other, at, step, left, down)
+                store(y, to, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
+                store(
+                    y,
+                    to + step,
+                    row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o),
+                )
+                store(
+                    y,
+                    to + 2 * step,
+                    row_image(v[2], q[2], z[2], slope, w, x, n + 2 * dn, i, places, k, scale, shift, a, h, b, o),
+                )
+                store(
+                    y,
+                    to + 3 * step,
+                    row_image(v[3], q[3], z[3], slope, w, x, n + 3 * dn, i, places, k, scale, shift, a, h, b, o),
+                )
+                v, q, z = next_v, next_q, next_z
+                n += 4 * dn
             if left > 0:
-                store(y, at, image(values(v[0]), None, None, slope, k, scale, shift, a, h, b, o))
+                store(y, at, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
             if left > down:
-                store(y, at + step, image(values(v[1]), None, None, slope, k, scale, shift, a, h, b, o))
+                store(
+                    y,
+                    at + step,
+                    row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o),
+                )
             if left > 2 * down:
-                store(y, at + 2 * step, image(values(v[2]), None, None, slope, k, scale, shift, a, h, b, o))
+                store(
+                    y,
+                    at + 2 * step,
+                    row_image(v[2], q[2], z[2], slope, w, x, n + 2 * dn, i, places, k, scale, shift, a, h, b, o),
+                )
         else:
             while left > down:
                 left = int32(left - 2 * down)
@@ -310,8 +376,11 @@ def map_columns(begun, x, dy, other, slope, w, y, tables, places, g, p, t, T, N,
                 next_v, next_q = two_rows(x, at, step, left, down), two_rows(dy, at, step, left, down)
                 next_z = two_rows(other, at, step, left, down)
                 store(y, to, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
-                second = row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o)
-                store(y, to + step, second)
+                store(
+                    y,
+                    to + step,
+                    row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o),
+                )
                 v, q, z = next_v, next_q, next_z
                 n += 2 * dn
             if left > 0:
@@ -342,19 +411,19 @@ def channels_between(first, last, C, S):
 @Kernel
 def normalize_columns(
     x, residual, slope, y, parts, stats, gamma, beta, mean, var, counters, N, C, S, K, tile, across, down, per, P,
-    count, eps, momentum, ddof,
+    run, copies, at_h, count, eps, momentum, ddof,
 ):  # fmt: skip
     """Block (b, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     shared = cuda.shared.array(PAIRS, float64)
-    begun = first_rows(x, None, residual, b, p, t, K // lanes(x), N // tile, across, down, per)
+    begun = first_rows(x, None, residual, slope, None, b, p, t, K // lanes(x), N // tile, across, down, per, True)
     width = across * lanes(x)
     first, last = b * width, min(K, b * width + width)
     lead = first if S == 1 else first // S
-    sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T)
-    seen = parts[2 * K * P] if momentum == POOLED else 0.0  # kept by reduce.py
+    sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, run, copies, t, T)
+    seen = parts[at_h] if momentum == POOLED else 0.0  # kept by reduce.py
     j = first + t
     while j < last:
         c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)
@@ -371,23 +440,25 @@ def normalize_columns(
 
 
 @Kernel
-def gradient_columns(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, across, down, per, P, count):
+def gradient_columns(
+    x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, K, tile, across, down, per, P, run, copies, at_h, count
+):  # fmt: skip
     """Block (b, p) of a backward pass, as gradient_segments."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     shared = cuda.shared.array(PAIRS, float64)
-    begun = first_rows(dy, x, None, b, p, t, K // lanes(dy), N // tile, across, down, per)
+    begun = first_rows(dy, x, None, slope, None, b, p, t, K // lanes(dy), N // tile, across, down, per, True)
     width = across * lanes(dy)
     first, last = b * width, min(K, b * width + width)
     lead = first if S == 1 else first // S
-    sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, S * P, tile, t, T)
+    sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, run, copies, t, T)
     j = first + t
     while j < last:
         c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)
         keeps = p == P - 1 and first_of_channel(j, C, S)
         k, scale, shift, a, h = finalize_backward(
-            shared[i], shared[HALF + i], c, C, keeps, parts[2 * K * P + c], stats, dgamma, dbeta, count
+            shared[i], shared[HALF + i], c, C, keeps, parts[at_h + c], stats, dgamma, dbeta, count
         )
         if x is None:
             k, scale, shift = 0.0, a, 0.0
@@ -399,7 +470,9 @@ def gradient_columns(x, dy, slope, dx, parts, stats, dgamma, dbeta, N, C, S, K, 
         j += T
     cuda.syncthreads()
     if x is None:
-        map_columns(begun, dy, None, None, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P)
+        map_columns(
+            alone(begun), dy, None, None, None, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P
+        )
     else:
         map_columns(
             turned(begun), x, dy, None, slope, None, dx, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P
@@ -413,7 +486,7 @@ def apply_columns(x, dy, other, slope, w, y, coef, signs, N, C, S, K, tile, acro
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     places = places_for(w)
-    begun = first_rows(x, dy, other, b, p, t, K // lanes(x), N // tile, across, down, per)
+    begun = first_rows(x, dy, other, slope, w, b, p, t, K // lanes(x), N // tile, across, down, per, True)
     width, used = across * lanes(x), 3 if dy is None else 5 if other is None else 7
     j = t
     while j < min(width, K - b * width):
@@ -435,7 +508,7 @@ def running_columns(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, 
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
-    begun = first_rows(x, None, residual, b, p, t, K // lanes(x), N // tile, across, down, per)
+    begun = first_rows(x, None, residual, slope, None, b, p, t, K // lanes(x), N // tile, across, down, per, True)
     width = across * lanes(x)
     j = t
     while j < min(width, K - b * width):

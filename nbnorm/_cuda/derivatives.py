@@ -63,7 +63,7 @@ def double_sums(
     sums[...] = 0
     if not x.size:
         return
-    cut = (plan.cut if w is None else plan.cut_of_three_counted)(shape, x.itemsize)
+    cut = (plan.cut if w is None else plan.cut_gated)(shape, x.itemsize)
     pack, at_h = (in_memory(x.dtype), cut.lanes), _at_h(cut)
     of_dy = of_ddx = of_both = None
     if own is not None:
@@ -119,7 +119,7 @@ def apply_second(
         pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, _number(count),
     )  # fmt: skip
     if x.size:
-        cut = (plan.cut_of_two if w is None else plan.cut_of_three_counted)(shape, x.itemsize)
+        cut = (plan.cut_of_two if w is None else plan.cut_gated)(shape, x.itemsize)
         _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, w, dx, coef)
 
 

@@ -270,6 +270,17 @@ def _of_each(items, typed, *others):
 
 
 @intrinsic
+def four_at_once(typingctx, x, dy, other, slope, w):
+    """Whether a thread has four packs of each array on their way, not two: of one array, or of packs of half size."""
+    arrays = 3 - (dy, other).count(types.none)
+    small = slope is types.none and w is types.none and x.dtype.lanes * x.dtype.dtype.bitwidth <= 8 * ACCESS // 2
+    answer = arrays == 1 or (small and arrays == 2)
+    return types.boolean(x, dy, other, slope, w), lambda context, builder, sig, args: context.get_constant(
+        sig.return_type, answer
+    )
+
+
+@intrinsic
 def fetch(typingctx, packs, i, here):
     """Pack i as it lies in memory, where `here` holds; else anything."""
     return _fetch(packs)
@@ -428,19 +439,6 @@ def from_further(value, delta):
 @overload(from_further, inline="always")
 def _(value, delta):
     return lambda value, delta: cuda.shfl_down_sync(0xFFFFFFFF, value, delta)
-
-
-@intrinsic
-def cluster_barrier(typingctx):
-    """Wait for all threads of the cluster: behind it they see what any of them wrote before. Compute capability 9.0."""
-
-    def emit(context, builder, sig, args):
-        code = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
-        barrier = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), code, "~{memory}", side_effect=True)
-        builder.call(barrier, [], attrs=("convergent",))
-        return context.get_dummy_value()
-
-    return types.void(), emit
 
 
 @intrinsic

@@ -18,7 +18,6 @@ import numba
 from numba import cuda as numba_cuda
 
 from nbnorm._counted import Both, Counted, Tangent, each
-from nbnorm._cuda.plan import CLUSTER_ROOM
 from nbnorm._kernel_cache import only_own_entries
 
 _settings: Any = numba.config
@@ -50,8 +49,6 @@ else:
 Kind = tuple[str, int] | str | tuple["Kind", "Kind", str] | Tangent | Both | None
 COUNTED = "counted"
 NUMBER = "number"  # a float64, in the place of an array since it may be absent, too
-# CUDA's numbers: cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin
-_CAPABILITY_MAJOR, _SHARED_MEMORY_OPTIN = 75, 97
 
 
 class Kernel:
@@ -66,11 +63,11 @@ class Kernel:
         self.ready: dict[tuple, Any] = {}
 
     def __call__(
-        self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any, room: int = 0, cluster: int = 1
+        self, grid: tuple[int, int], block: int, kinds: tuple[Kind, ...], *values: Any, room: int = 0
     ) -> None:  # fmt: skip
         """Start grid[0] x grid[1] blocks. `values` are what `pointer` made of the arrays, then the numbers.
 
-        `room` is in bytes the dynamic shared memory of a block; `cluster` blocks beside each other in grid[1] are one.
+        `room` is in bytes the dynamic shared memory of a block.
         """
         if SIMULATED:
             self.dispatcher[grid, block, 0, room](*_simulated(kinds, values))
@@ -80,13 +77,11 @@ class Kernel:
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
-            if room and clusters():
-                _allow_room(compiled)
             start = _starter(compiled)
             if any(isinstance(value, tuple) for value in values):
                 start = _flattening(start)
             self.ready[key] = start
-        start(cupy_cuda.get_current_stream().ptr, grid, block, room, cluster, *values)
+        start(cupy_cuda.get_current_stream().ptr, grid, block, room, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
         """Numba's types of the arguments."""
@@ -95,30 +90,28 @@ class Kernel:
 
 
 def _starter(compiled: Any) -> Callable[..., None]:
-    """A function (stream, grid, block, room, cluster, *values) that starts a compiled kernel."""
+    """A function (stream, grid, block, room, *values) that starts a compiled kernel."""
     kernel = _loaded(compiled)
     if kernel is None:
         return partial(_numbas_own_launch, compiled)
     from cuda.core import launch
 
-    return lambda stream, grid, block, room, cluster, *values: launch(
-        _stream_of(stream), _configuration(grid, block, room, cluster), kernel, *values
+    return lambda stream, grid, block, room, *values: launch(
+        _stream_of(stream), _configuration(grid, block, room), kernel, *values
     )
 
 
 def _numbas_own_launch(
-    compiled: Any, stream: int, grid: tuple[int, int], block: int, room: int, cluster: int, *values: Any
+    compiled: Any, stream: int, grid: tuple[int, int], block: int, room: int, *values: Any
 ) -> None:  # fmt: skip
-    if cluster > 1:  # without one its blocks would not wait for each other
-        raise RuntimeError("a launch of clusters needs a cuda.core that can start Numba's kernels")
     compiled.launch(values, (*grid, 1), (block, 1, 1), stream=_stream_of(stream), sharedmem=room)
 
 
 def _flattening(start: Callable[..., None]) -> Callable[..., None]:
     """The same for values of which one is a tuple: a compiled kernel has a parameter for each of its numbers."""
 
-    def flat(stream: Any, grid: Any, block: int, room: int, cluster: int, *values: Any) -> None:
-        start(stream, grid, block, room, cluster, *chain(*(v if isinstance(v, tuple) else (v,) for v in values)))
+    def flat(stream: Any, grid: Any, block: int, room: int, *values: Any) -> None:
+        start(stream, grid, block, room, *chain(*(v if isinstance(v, tuple) else (v,) for v in values)))
 
     return flat
 
@@ -133,13 +126,10 @@ def _stream_of(handle: int) -> Any:
 
 
 @lru_cache(1024)
-def _configuration(grid: tuple[int, int], block: int, room: int, cluster: int) -> Any:
+def _configuration(grid: tuple[int, int], block: int, room: int) -> Any:
     from cuda.core import LaunchConfig
 
-    if cluster == 1:
-        return LaunchConfig(grid=grid, block=block, shmem_size=room)
-    in_clusters = grid[0], grid[1] // cluster  # as cuda.core counts them
-    return LaunchConfig(grid=in_clusters, cluster=(1, cluster), block=block, shmem_size=room)
+    return LaunchConfig(grid=grid, block=block, shmem_size=room)
 
 
 def _loaded(compiled: Any) -> Any:
@@ -153,30 +143,6 @@ def _loaded(compiled: Any) -> Any:
         return compiled._codelibrary.get_cufunc().kernel
     except (AttributeError, ImportError):
         return None
-
-
-def clusters() -> bool:
-    """Whether blocks of the current GPU may be a cluster, and have plan.CLUSTER_ROOM."""
-    return not SIMULATED and _has_clusters(sys.modules["cupy"].cuda.runtime.getDevice())
-
-
-@lru_cache
-def _has_clusters(device: int) -> bool:
-    attribute = sys.modules["cupy"].cuda.runtime.deviceGetAttribute
-    return attribute(_CAPABILITY_MAJOR, device) >= 9 and attribute(_SHARED_MEMORY_OPTIN, device) >= 227 << 10
-
-
-def _allow_room(compiled: Any) -> None:
-    """Let blocks of a kernel have plan.CLUSTER_ROOM on the current GPU."""
-    from cuda.bindings import driver
-
-    kernel = _loaded(compiled)
-    if kernel is not None:
-        what = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _, device = driver.cuCtxGetDevice()
-        (error,) = driver.cuKernelSetAttribute(what, CLUSTER_ROOM, kernel.handle, device)
-        if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{error.name}: no {CLUSTER_ROOM} bytes of shared memory for a block")
 
 
 class _AbsentAsNull:

@@ -1,7 +1,7 @@
 """Plan: how the work on an (N, C, S) view is cut into blocks, from its shape and the size of an element alone.
 
-Not from the GPU: the order of every sum follows from the cut, so every GPU sums alike. Whether one launch does all, of
-which some GPUs do more than others, changes no bit. docs/kernels.md has the byte counts behind the numbers.
+Not from the GPU: the order of every sum follows from the cut, so every GPU sums alike. docs/kernels.md has the byte
+counts and the measurements behind the numbers.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from math import gcd
 from typing import NamedTuple
 
 THREADS = 256  # of a block, at most; a power of two
-BLOCKS = 1_024  # wanted: enough for every multiprocessor of the largest GPU, several times
-STEPS = 8  # packs a thread should meet at least, so that what a block does once is small beside them
+BLOCKS = 264  # at once on the GPU that this is tuned for: two on each of 132 multiprocessors (H100, H200)
+BEGIN = 3_000  # packs that a block could read in the time that it takes to begin and to end
+STEPS = 4  # packs a thread should meet at least: as many as it has on their way
 ACCESS = 16  # bytes of the widest memory access
 SHORT = 64  # segments shorter than this are treated as columns
 WARP = 32  # threads that can pass numbers on without memory; packs beside each other in a block's row, at most
 COLUMNS = 32  # of a block, where there are rows for so many threads below each other: 128 bytes of float32
-PARTS = 64  # of a column, where they give blocks enough: every block of apply adds up those of its columns
-ONE_LAUNCH = False  # whether fused.py is used: off until it has been measured faster on a GPU
 
 # Shared memory, in float64.
 PAIRS = 2 * THREADS  # two sums of every thread
@@ -29,9 +28,6 @@ VALUES = 8 * THREADS  # one for every lane of every thread
 
 # Bytes beside the sums: every GPU gives a block 48 KiB without being asked, and some need one of them themselves.
 ROOM = (47 << 10) - 8 * PAIRS
-# The same of 227 KiB, which blocks have that ask for it, where they can be clusters; and how many may be one unasked.
-CLUSTER_ROOM = (226 << 10) - 8 * PAIRS
-CLUSTER = 8
 
 
 class Cut(NamedTuple):
@@ -55,24 +51,14 @@ class Cut(NamedTuple):
     finalize_threads: int  # of the block that finalizes a channel; a power of two
 
 
-class Group(NamedTuple):
-    """The blocks that do all of a channel in one launch. Each has as many of its parts, and they are a cluster."""
-
-    blocks: int
-    room: int  # bytes of dynamic shared memory of each, which keep its parts, in packs
-    clusters: bool  # whether this needs a GPU with clusters
-
-
-def group(cut: Cut, itemsize: int, arrays: int) -> Group | None:
-    """Who keeps a channel of so many arrays on the chip; None where several launches read it."""
-    if not ONE_LAUNCH or not cut.segments:
+def room_of(cut: Cut, itemsize: int, arrays: int) -> int | None:
+    """Bytes of shared memory in which a block keeps a channel of so many arrays; None where it cannot, or is not alone
+    with it."""
+    if not cut.segments:
         return None
     _, _, S, SV, per, P = cut.numbers
-    blocks = gcd(P, CLUSTER)
-    room = arrays * P // blocks * per * cut.lanes * itemsize
-    if SV * cut.lanes != S or room > CLUSTER_ROOM:
-        return None
-    return Group(blocks, room, P > 1 or room > ROOM)
+    room = arrays * per * cut.lanes * itemsize
+    return room if P == 1 and SV * cut.lanes == S and room <= ROOM else None
 
 
 def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:
@@ -105,7 +91,8 @@ def cut_of_three_counted(shape: tuple[int, int, int], itemsize: int) -> Cut:
 
 
 def cut_gated(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:
-    """Where that meets an activation: at most 2 to a pack; of columns with float64 weights beside a mask 1."""
+    """Where that meets an activation, or three arrays: at most 2 to a pack; of columns with float64 weights beside a
+    mask 1."""
     found = cut(shape, max(itemsize, 8))
     return found if found.segments or weights_itemsize < 8 else cut(shape, ACCESS)
 
@@ -120,7 +107,7 @@ def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
     threads = min(THREADS, WARP)
     while threads < THREADS and threads * STEPS < packs:
         threads *= 2
-    parts = min(-(-BLOCKS // C), max(1, packs // (threads * STEPS)), THREADS)
+    parts = _parts(C, packs, max(1, packs // (threads * STEPS)))
     per = -(-packs // parts)
     P = -(-packs // per)
     return Cut(True, lanes, (C, P), threads, (N, C, S, SV, per, P), C, P, 1, _finalize_threads(P))
@@ -146,12 +133,20 @@ def _columns(N: int, C: int, S: int, itemsize: int) -> Cut:
     tiles = -(-K // (lanes * wide))
     across = -(-K // (lanes * tiles))
     down = THREADS // across
-    parts = max(1, BLOCKS // 4 // tiles, min(BLOCKS // 2 // tiles, PARTS))
-    parts = min(parts, max(1, rows // (down * STEPS)), THREADS)
+    parts = _parts(tiles, rows * across, max(1, rows // (down * STEPS)))
     per = max(1, -(-rows // parts))
     P = max(1, -(-rows // per))
     numbers = N, C, S, K, tile, across, down, per, P
     return Cut(False, lanes, (tiles, P), THREADS, numbers, K, S * P, tile, _finalize_threads(S * P * tile))
+
+
+def _parts(groups: int, packs: int, most: int) -> int:
+    """Into how many parts to cut the packs of each of so many channels or tiles.
+
+    Blocks come in rounds of BLOCKS, of which the last may not be full; a round takes as long as one of its blocks.
+    """
+    choices = range(1, max(1, min(most, THREADS, 4 * BLOCKS // groups)) + 1)
+    return min(choices, key=lambda parts: -(-groups * parts // BLOCKS) * (packs / parts + BEGIN))
 
 
 def _finalize_threads(pairs: int) -> int:

@@ -34,6 +34,7 @@ from nbnorm._cuda.vector import (
     element,
     element_to_compare,
     fold,
+    four_at_once,
     from_further,
     gated,
     is_tangent,
@@ -259,42 +260,44 @@ def segment_sums(
     known, of thread t."""
     sums, row = (zeros(x), zeros(x), zeros(x)), C * S
     j, left, place, step, at, n, v, g, _ = begun
-    if dy is None:
+    if four_at_once(x, dy, None, slope, w):
         while left > 3 * T:
             left = int32(left - 4 * T)
-            next_at, next_n, place = four_places(x, place, step, row, SV)
-            next_v = four_packs(x, next_at, None, j, T, left)
+            next_at, next_n, place = four_places(x, place, step, row, SV, False)
+            next_v = four_packs(x, next_at, None, j, T, T, left)
+            next_g = four_packs(dy, next_at, None, j, T, T, left)
             sums = add_and_keep(
-                sums, v[0], None, slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, None, j
+                sums, v[0], g[0], slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, dy_room, j
             )  # fmt: skip
             sums = add_and_keep(
-                sums, v[1], None, slope, w, x, n[1], c, at[1], C, S, k, h, scale, shift, x_room, None, j + T
+                sums, v[1], g[1], slope, w, x, n[1], c, at[1], C, S, k, h, scale, shift, x_room, dy_room, j + T
             )  # fmt: skip
             sums = add_and_keep(
-                sums, v[2], None, slope, w, x, n[2], c, at[2], C, S, k, h, scale, shift, x_room, None, j + 2 * T
+                sums, v[2], g[2], slope, w, x, n[2], c, at[2], C, S, k, h, scale, shift, x_room, dy_room, j + 2 * T
             )  # fmt: skip
             sums = add_and_keep(
-                sums, v[3], None, slope, w, x, n[3], c, at[3], C, S, k, h, scale, shift, x_room, None, j + 3 * T
+                sums, v[3], g[3], slope, w, x, n[3], c, at[3], C, S, k, h, scale, shift, x_room, dy_room, j + 3 * T
             )  # fmt: skip
-            at, n, v = next_at, next_n, next_v
+            at, n, v, g = next_at, next_n, next_v, next_g
             j += 4 * T
         if left > 0:
             sums = add_and_keep(
-                sums, v[0], None, slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, None, j
+                sums, v[0], g[0], slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, dy_room, j
             )  # fmt: skip
         if left > T:
             sums = add_and_keep(
-                sums, v[1], None, slope, w, x, n[1], c, at[1], C, S, k, h, scale, shift, x_room, None, j + T
+                sums, v[1], g[1], slope, w, x, n[1], c, at[1], C, S, k, h, scale, shift, x_room, dy_room, j + T
             )  # fmt: skip
         if left > 2 * T:
             sums = add_and_keep(
-                sums, v[2], None, slope, w, x, n[2], c, at[2], C, S, k, h, scale, shift, x_room, None, j + 2 * T
+                sums, v[2], g[2], slope, w, x, n[2], c, at[2], C, S, k, h, scale, shift, x_room, dy_room, j + 2 * T
             )  # fmt: skip
     else:
         while left > T:
             left = int32(left - 2 * T)
-            next_at, next_n, place = two_places(x, place, step, row, SV)
-            next_v, next_g = two_packs(x, next_at, None, j, T, left), two_packs(dy, next_at, None, j, T, left)
+            next_at, next_n, place = two_places(x, place, step, row, SV, False)
+            next_v = two_packs(x, next_at, None, j, T, T, left)
+            next_g = two_packs(dy, next_at, None, j, T, T, left)
             sums = add_and_keep(
                 sums, v[0], g[0], slope, w, x, n[0], c, at[0], C, S, k, h, scale, shift, x_room, dy_room, j
             )  # fmt: skip
@@ -330,7 +333,7 @@ def reduce_segments(x, dy, slope, w, stats, parts, counters, N, C, S, SV, per, P
     """Block (c, p): part p of channel c."""
     c, p, t, T = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
-    begun = first_packs(x, dy, None, None, None, c, p, t, T, N, C, S, SV, per)
+    begun = first_packs(x, dy, None, slope, w, None, None, c, p, t, T, N, C, S, SV, per, False)
     k, h = origins(x, dy, slope, w, centred, c, N, C, S, stats)
     scale, shift = signs_of(slope, c, C, stats)
     s, q, count = segment_sums(
@@ -391,7 +394,7 @@ def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, ac
     KV, rows = K // L, N // tile
     first, width = b * across * L, across * L  # columns of this block
     last = min(K, first + width)
-    row, a, step, left, v, g, _ = first_rows(x, dy, None, b, p, t, KV, rows, across, down, per)
+    row, a, step, left, v, g, _ = first_rows(x, dy, None, slope, w, b, p, t, KV, rows, across, down, per, False)
     j = first + t
     while j < last:  # a range would divide by its step
         c = channel_of(j, C, S)
@@ -415,23 +418,23 @@ def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, ac
         if slope is not None:
             scale, shift = load_table(scales, j, x), load_table(shifts, j, x)
         n, dn = row * tile, down * tile  # the sample that a row begins with
-        if dy is None:
+        if four_at_once(x, dy, None, slope, w):
             while left > 3 * down:
                 left = int32(left - 4 * down)
                 a += 4 * step
-                next_v = four_rows(x, a, step, left, down)
-                sums = add_in_row(sums, v[0], None, slope, w, x, n, j, places, k, h, scale, shift)
-                sums = add_in_row(sums, v[1], None, slope, w, x, n + dn, j, places, k, h, scale, shift)
-                sums = add_in_row(sums, v[2], None, slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
-                sums = add_in_row(sums, v[3], None, slope, w, x, n + 3 * dn, j, places, k, h, scale, shift)
-                v = next_v
+                next_v, next_g = four_rows(x, a, step, left, down), four_rows(dy, a, step, left, down)
+                sums = add_in_row(sums, v[0], g[0], slope, w, x, n, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[1], g[1], slope, w, x, n + dn, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[2], g[2], slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[3], g[3], slope, w, x, n + 3 * dn, j, places, k, h, scale, shift)
+                v, g = next_v, next_g
                 n += 4 * dn
             if left > 0:
-                sums = add_in_row(sums, v[0], None, slope, w, x, n, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[0], g[0], slope, w, x, n, j, places, k, h, scale, shift)
             if left > down:
-                sums = add_in_row(sums, v[1], None, slope, w, x, n + dn, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[1], g[1], slope, w, x, n + dn, j, places, k, h, scale, shift)
             if left > 2 * down:
-                sums = add_in_row(sums, v[2], None, slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
+                sums = add_in_row(sums, v[2], g[2], slope, w, x, n + 2 * dn, j, places, k, h, scale, shift)
         else:
             while left > down:
                 left = int32(left - 2 * down)

@@ -69,6 +69,12 @@ def pack_at(packs: Packs, i: int) -> int:
     return -(-i // packs.lanes)
 
 
+def four_at_once(x: Packs, dy: Any, other: Any, slope: Any, w: Any) -> bool:
+    arrays = 3 - (dy is None) - (other is None)
+    small = slope is None and w is None and x.lanes * x.values.itemsize <= plan.ACCESS // 2
+    return arrays == 1 or (small and arrays == 2)
+
+
 def fetch(packs: Any, i: int, here: bool) -> Any:
     """Nothing where there is nothing: whoever uses it fails."""
     if isinstance(packs, Tangent | Both):
@@ -125,13 +131,6 @@ def from_further(value: float, delta: int) -> float:
     result = of_threads[t + delta if t % plan.WARP + delta < plan.WARP else t]
     cuda.syncthreads()
     return result
-
-
-def cluster_barrier() -> None:
-    """Of a cluster of one block: the simulator runs blocks one after the other."""
-    from nbnorm._cuda.launch import cuda  # which imports this module
-
-    cuda.syncthreads()
 
 
 def load_table(table: NDArray[np.float64], i: int, packs: Packs) -> NDArray[np.float64]:

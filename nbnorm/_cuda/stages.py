@@ -37,7 +37,7 @@ from nbnorm._cuda.finalize import (
     finalize_gradient,
 )
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
-from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, clusters, counted, number, pointer, pointers
+from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, counted, number, pointer, pointers
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, SIGN_SCALE
@@ -70,15 +70,15 @@ def training_forward(
     pooled, mean, var, counters, ddof = False, None, None, None, 0.0
     if running is not None:
         pooled, mean, var, counters, ddof = momentum is None, running.mean, running.var, running.counters, running.ddof
-    if (group := one_launch(cut, x.itemsize, arrays=1)) and not pooled:
-        parts = _exchange(cut)
+    room = plan.room_of(cut, x.itemsize, arrays=1)
+    if room is not None and not pooled:
         fused_segments(
-            (shape[1], group.blocks), cut.threads,
-            (pack, added, _kind_of_number(slope), pack, _kind(parts), F64, _kind(gamma), _kind(beta), _kind(mean),
-             _kind(var), _kind(counters)),
-            pointer(x), pointer(residual), number(slope), pointer(y), pointer(parts), pointer(stats), pointer(gamma),
-            pointer(beta), pointer(mean), pointer(var), pointer(counters), *cut.numbers, count, eps,
-            POOLED if momentum is None else momentum, ddof, room=group.room, cluster=group.blocks,
+            cut.grid, cut.threads,
+            (pack, added, _kind_of_number(slope), pack, F64, _kind(gamma), _kind(beta), _kind(mean), _kind(var),
+             _kind(counters)),
+            pointer(x), pointer(residual), number(slope), pointer(y), pointer(stats), pointer(gamma), pointer(beta),
+            pointer(mean), pointer(var), pointer(counters), *cut.numbers, count, eps,
+            0.0 if momentum is None else momentum, ddof, room=room,
         )  # fmt: skip
         return running is not None
     parts = _reduce(cut, pack, x, None, None, None, stats, counters=counters if pooled else None)
@@ -88,8 +88,8 @@ def training_forward(
         (pack, added, _kind_of_number(slope), pack, F64, F64, _kind(gamma), _kind(beta), _kind(mean), _kind(var),
          _kind(counters)),
         pointer(x), pointer(residual), number(slope), pointer(y), pointer(parts), pointer(stats), pointer(gamma),
-        pointer(beta), pointer(mean), pointer(var), pointer(counters), *cut.numbers, count, eps,
-        POOLED if momentum is None else momentum, ddof,
+        pointer(beta), pointer(mean), pointer(var), pointer(counters), *cut.numbers, cut.run, cut.copies, _at_h(cut),
+        count, eps, POOLED if momentum is None else momentum, ddof,
     )  # fmt: skip
     return running is not None
 
@@ -174,17 +174,17 @@ def backward(
         coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, frozen=0)
         _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
         return
-    if group := one_launch(cut, x.itemsize, arrays=2):
-        parts = _exchange(cut)
+    room = plan.room_of(cut, x.itemsize, arrays=2)
+    if room is not None:
         fused_gradient_segments(
-            (shape[1], group.blocks), cut.threads,
-            (pack, pack, _kind_of_number(slope), pack, _kind(parts), F64, _kind(dgamma), _kind(dbeta)),
-            pointer(x), pointer(dy), number(slope), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma),
-            pointer(dbeta), *cut.numbers, count, room=group.room, cluster=group.blocks,
+            cut.grid, cut.threads, (pack, pack, _kind_of_number(slope), pack, F64, _kind(dgamma), _kind(dbeta)),
+            pointer(x), pointer(dy), number(slope), pointer(dx), pointer(stats), pointer(dgamma), pointer(dbeta),
+            *cut.numbers, count, room=room,
         )  # fmt: skip
         return
-    parts = _reduce(cut, pack, x, dy, slope, None, stats)
-    _gradient(cut, pack, x, dy, slope, dx, parts, stats, dgamma, dbeta, count)
+    sums = _cut_of_sums(shape, x.itemsize, slope)
+    parts = _reduce(sums, (pack[0], sums.lanes), x, dy, slope, None, stats)
+    _gradient(cut, pack, x, dy, slope, dx, sums, parts, stats, dgamma, dbeta, count)
 
 
 def running_backward(
@@ -196,7 +196,7 @@ def running_backward(
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
     parts = _reduce(cut, pack, x, dy, slope, w, stats, centred=0)
     if w is None and slope is None:
-        _gradient(cut, pack, None, dy, None, dx, parts, stats, dgamma, dbeta, count)
+        _gradient(cut, pack, None, dy, None, dx, cut, parts, stats, dgamma, dbeta, count)
     else:
         coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, count, frozen=1)
         _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
@@ -217,27 +217,17 @@ def residual_gradient(
         _apply(cut, pack, x, dy, None, None, w, dresidual, coef)
 
 
-def one_launch(cut: plan.Cut, itemsize: int, arrays: int) -> plan.Group | None:
-    """Who does it all in one launch on the current GPU; None where that takes two."""
-    group = plan.group(cut, itemsize, arrays)
-    return None if group is None or (group.clusters and not clusters()) else group
-
-
-def _exchange(cut: plan.Cut) -> Array | None:
-    """Where the blocks of one launch leave the sums of each part; None where a channel is one."""
-    return None if cut.grid[1] == 1 else scratch(_at_h(cut))
-
-
 def _gradient(
-    cut: plan.Cut, pack: Kind, x: Array | None, dy: Array, slope: float | None, dx: Array, parts: Array, stats: Array,
-    dgamma: Array | None, dbeta: Array | None, count: float,
+    cut: plan.Cut, pack: Kind, x: Array | None, dy: Array, slope: float | None, dx: Array, sums: plan.Cut, parts: Array,
+    stats: Array, dgamma: Array | None, dbeta: Array | None, count: float,
 ) -> None:  # fmt: skip
+    """The map of dy and x with the parts of `sums`, which may have been cut another way."""
     kernel = gradient_segments if cut.segments else gradient_columns
     kernel(
         cut.grid, cut.threads,
         (None if x is None else pack, pack, _kind_of_number(slope), pack, F64, F64, _kind(dgamma), _kind(dbeta)),
         pointer(x), pointer(dy), number(slope), pointer(dx), pointer(parts), pointer(stats), pointer(dgamma),
-        pointer(dbeta), *cut.numbers, count,
+        pointer(dbeta), *cut.numbers, sums.run, sums.copies, _at_h(sums), count,
     )  # fmt: skip
 
 
@@ -324,6 +314,10 @@ def _cut_of_gradient(shape: Shape, itemsize: int, w: Counted | None, slope: floa
     if w is None:
         return plan.cut_of_two(shape, itemsize)
     return (plan.cut_counted if slope is None else plan.cut_gated)(shape, itemsize, _beside_a_mask(w))
+
+
+def _cut_of_sums(shape: Shape, itemsize: int, slope: float | None) -> plan.Cut:
+    return plan.cut(shape, itemsize) if slope is None else plan.cut_of_two(shape, itemsize)
 
 
 def _at_h(cut: plan.Cut) -> int:

@@ -1,8 +1,4 @@
-"""The one-launch kernels of fused.py, which wait behind a switch: the oracle's values, and the bits of two launches.
-
-The simulator runs blocks one after the other, which cannot wait for each other: there one block has all parts of a
-channel. Clusters on a GPU: test_gpu_only.py.
-"""
+"""The one-launch kernels of fused.py: the oracle's values, and the bits of two launches."""
 
 from __future__ import annotations
 
@@ -19,15 +15,14 @@ SHAPES = {
     "whole packs": (1, 9, 64),
     "several segments": (3, 9, 72),
     "many channels": (2, 9, 8, 9),
-    "several parts": (3, 2, 88),  # in the simulator; they begin within a segment
-    "parts of one segment": (1, 3, 416),
 }
+PARTS = (3, 2, 88)  # in the simulator a channel of this has several parts
 
 
 @pytest.fixture
-def switched_on(monkeypatch):
+def fused(monkeypatch):
     """The kernels of fused.py that were started since."""
-    from nbnorm._cuda import plan, stages
+    from nbnorm._cuda import stages
 
     started = []
 
@@ -40,10 +35,6 @@ def switched_on(monkeypatch):
 
     for name in ("fused_segments", "fused_gradient_segments"):
         monkeypatch.setattr(stages, name, recording(getattr(stages, name)))
-    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
-    if SIMULATED:
-        monkeypatch.setattr(plan, "CLUSTER", 1)
-        monkeypatch.setattr(stages, "clusters", lambda: True)
     return started
 
 
@@ -51,38 +42,37 @@ def switched_on(monkeypatch):
 def test_shapes_have_one_part_and_several(cupy):
     from nbnorm._cuda import plan
 
-    found = {name: plan.cut((*shape[:2], int(np.prod(shape[2:]))), 4).grid[1] for name, shape in SHAPES.items()}
-    assert found == dict.fromkeys(SHAPES, 1) | {"several parts": 4, "parts of one segment": 3}
+    found = {shape: plan.cut((*shape[:2], int(np.prod(shape[2:]))), 4).grid[1] for shape in (*SHAPES.values(), PARTS)}
+    assert found == dict.fromkeys(SHAPES.values(), 1) | {PARTS: 4}
 
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_step(cupy, rng, shape, dtype, switched_on):
+def test_a_step(cupy, rng, shape, dtype, fused):
     x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
     check_step(cupy, x, dy, rng)
-    assert switched_on == ["fused_segments", "fused_gradient_segments"]
+    assert fused == ["fused_segments", "fused_gradient_segments"]
 
 
 @pytest.mark.parametrize("options", [{"use_gamma": False, "use_beta": False}, {"track_running": False}], ids=str)
-def test_options_of_the_state(cupy, rng, options, switched_on):
+def test_options_of_the_state(cupy, rng, options, fused):
     x, dy = (cupy.asarray(sample(rng, (2, 9, 72))) for _ in range(2))
     check_step(cupy, x, dy, rng, **options)
-    assert len(switched_on) == 2
+    assert len(fused) == 2
 
 
 @pytest.mark.parametrize("mean", [1e4, -1e8])
-def test_no_digit_is_lost_when_the_mean_is_large(cupy, rng, mean, switched_on):
+def test_no_digit_is_lost_when_the_mean_is_large(cupy, rng, mean, fused):
     x = (rng.normal(size=(2, 9, 72)) + mean).astype(np.float32)
     check_step(cupy, cupy.asarray(x), cupy.asarray(rng.normal(size=x.shape).astype(np.float32)), rng)
-    assert len(switched_on) == 2
+    assert len(fused) == 2
 
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("over", ["dy", "x"])
-@pytest.mark.parametrize("shape", [(3, 9, 72), (3, 2, 88)], ids=str)
-def test_results_go_where_they_should(cupy, rng, shape, over, dtype, switched_on):
+def test_results_go_where_they_should(cupy, rng, over, dtype, fused):
     """Also over what other threads of the block still need."""
-    x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
+    x, dy = (cupy.asarray(sample(rng, (3, 9, 72), dtype)) for _ in range(2))
     state, _, _, saved = check_forward(cupy, x, rng, out=cupy.empty_like(x))
     given = {"dy": dy, "x": x}
     before = {name: array.get() for name, array in given.items()}
@@ -91,47 +81,54 @@ def test_results_go_where_they_should(cupy, rng, shape, over, dtype, switched_on
     check_backward(cupy, dy, saved, state)
     assert nbnorm.batch_norm_backward(dy, saved, out=given[over]).dx is given[over]
     assert given[over].get().tobytes() == separate.get().tobytes()
-    assert switched_on == ["fused_segments"] + ["fused_gradient_segments"] * 3
+    assert fused == ["fused_segments"] + ["fused_gradient_segments"] * 3
 
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, switched_on, monkeypatch):
+def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, fused, monkeypatch):
     from nbnorm._cuda import plan
 
     x = cupy.asarray((sample(rng, shape).astype(np.float64) + 1e4).astype(dtype_of(dtype)))
     dy = cupy.asarray(sample(rng, shape, dtype))
     runs = []
-    for one_launch in (True, False):
-        monkeypatch.setattr(plan, "ONE_LAUNCH", one_launch)
+    for room in (plan.ROOM, 0):
+        monkeypatch.setattr(plan, "ROOM", room)
         state = nbnorm.BatchNormState(shape[1], device="cuda")
         y, saved = nbnorm.batch_norm_training(x, state)
         arrays = (y, *nbnorm.batch_norm_backward(dy, saved), saved._stats, state.running_mean, state.running_var)
-        runs.append([a.get().tobytes() for a in arrays])
+        counters = state.num_batches, state.num_samples
+        runs.append([*(a.get().tobytes() for a in arrays), counters])
     assert runs[0] == runs[1]
-    assert len(switched_on) == 2
+    assert len(fused) == 2
 
 
-def test_what_does_not_fit_takes_two_launches(cupy, rng, switched_on, monkeypatch):
-    from nbnorm._cuda import plan, stages
+def test_what_does_not_fit_takes_two_launches(cupy, rng, fused, monkeypatch):
+    from nbnorm._cuda import plan
 
     x, dy = (cupy.asarray(sample(rng, (2, 9, 72))) for _ in range(2))
-    for room, clusters in (("ROOM", False), ("CLUSTER_ROOM", True)):
-        monkeypatch.setattr(stages, "clusters", lambda there=clusters: there)
-        switched_on.clear()
-        monkeypatch.setattr(plan, room, 2 * 72 * 4)  # x alone
-        check_step(cupy, x, dy, rng)
-        assert switched_on == ["fused_segments"]
-        check_step(cupy, *(cupy.asarray(sample(rng, (2, 9, 67))) for _ in range(2)), rng)  # not whole packs
-        monkeypatch.setattr(plan, room, 2 * 72 * 4 - 1)
-        check_step(cupy, x, dy, rng)
-        assert switched_on == ["fused_segments"]
+    monkeypatch.setattr(plan, "ROOM", 2 * 72 * 4)  # x alone
+    check_step(cupy, x, dy, rng)
+    assert fused == ["fused_segments"]
+    check_step(cupy, *(cupy.asarray(sample(rng, (2, 9, 67))) for _ in range(2)), rng)  # not whole packs
+    monkeypatch.setattr(plan, "ROOM", 2 * 72 * 4 - 1)
+    check_step(cupy, x, dy, rng)
+    assert fused == ["fused_segments"]
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 88), (1, 3, 416)], ids=str)
-def test_without_clusters_parts_take_two_launches(cupy, rng, shape, switched_on, monkeypatch):
-    from nbnorm._cuda import plan, stages
+def test_a_channel_of_several_parts_takes_two_launches(cupy, rng, fused):
+    from nbnorm._cuda import plan
 
-    monkeypatch.setattr(stages, "clusters", lambda: False)
-    check_step(cupy, *(cupy.asarray(sample(rng, shape)) for _ in range(2)), rng)
-    assert switched_on == [] or plan.cut(shape, 4).grid[1] == 1  # on a GPU
+    check_step(cupy, *(cupy.asarray(sample(rng, PARTS)) for _ in range(2)), rng)
+    assert fused == [] or plan.cut(PARTS, 4).grid[1] == 1  # on a GPU
+
+
+def test_pooled_statistics_take_two_launches(cupy, rng, fused):
+    """What was seen before must be read before any block changes it."""
+    x = cupy.asarray(sample(rng, (3, 9, 72)))
+    state = nbnorm.BatchNormState(9, momentum=None, device="cuda")
+    for _ in range(2):
+        nbnorm.batch_norm_training(x, state)
+    exact = x.get().astype(np.float64)
+    np.testing.assert_allclose(state.running_mean.get(), exact.mean((0, 2)), rtol=1e-12, atol=1e-12)
+    assert (fused, state.num_samples) == ([], 2 * 3 * 72)

@@ -16,43 +16,49 @@ pytestmark = pytest.mark.skipif(not SIMULATED, reason="ONLY THE SIMULATOR shows 
 
 @pytest.fixture
 def read(monkeypatch):
-    """By kernel: the packs that each block loaded, blocks in the order in which a GPU starts them."""
-    from nbnorm._cuda import apply, launch, reduce
+    """By kernel: the packs that each thread of each block fetched, blocks in the order in which a GPU starts them."""
+    from nbnorm._cuda import launch, walk
 
-    found = {}
+    found, fetch, start = defaultdict(lambda: defaultdict(list)), walk.fetch, launch.Kernel.__call__
 
-    def recording(module):
-        loads, load = found.setdefault(module.__name__.rpartition(".")[2], defaultdict(set)), module.load
+    def started(kernel, *args, **options):
+        found["now"] = found[kernel.__name__.partition("_")[0]]
+        start(kernel, *args, **options)
 
-        def recorded(packs, i):
-            if packs is not None:
-                loads[launch.cuda.blockIdx.x + launch.cuda.blockIdx.y * launch.cuda.gridDim.x].add(int(i))
-            return load(packs, i)
+    def recorded(packs, i, here):
+        cuda = launch.cuda
+        if packs is not None and here:
+            block = cuda.blockIdx.x + cuda.blockIdx.y * cuda.gridDim.x
+            found["now"][block, cuda.threadIdx.x].append(int(i))
+        return fetch(packs, i, here)
 
-        monkeypatch.setattr(module, "load", recorded)
-
-    for module in (reduce, apply):
-        recording(module)
+    monkeypatch.setattr(launch.Kernel, "__call__", started)
+    monkeypatch.setattr(walk, "fetch", recorded)
     return found
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 64), (120, 12)], ids=str)
 def test_what_is_read_last_is_read_again_first(cupy, rng, read, shape):
-    """It is still in the second-level cache."""
+    """It is still in the second-level cache. By blocks, and within a block."""
     from nbnorm._cuda import plan
 
-    x, dy = (cupy.asarray(sample(rng, shape)) for _ in range(2))
-    across, down = plan.cut((*shape, 1)[:3], 4).grid
-    assert min(across, down) > 1
-    state = nbnorm.BatchNormState(shape[1], device="cuda")
-    _, saved = nbnorm.batch_norm_training(x, state)
-    forward = {name: [blocks[i] for i in range(across * down)] for name, blocks in read.items()}
-    assert forward["apply"] == forward["reduce"][::-1]
-    for blocks in read.values():
-        blocks.clear()
-    nbnorm.batch_norm_backward(dy, saved)
-    backward = {name: [blocks[i] for i in range(across * down)] for name, blocks in read.items()}
-    assert backward["apply"] == backward["reduce"][::-1] == forward["apply"]
+    x = cupy.asarray(sample(rng, shape))
+    cut = plan.cut((*shape, 1)[:3], 4)
+    blocks = cut.grid[0] * cut.grid[1]
+    assert min(cut.grid) > 1
+    nbnorm.batch_norm_training(x, nbnorm.BatchNormState(shape[1], device="cuda"))
+
+    def by_block(kernel):
+        threads = [read[kernel].get((block, t), []) for block in range(blocks) for t in range(cut.threads)]
+        of_block = [threads[i : i + cut.threads] for i in range(0, len(threads), cut.threads)]
+        return [{pack for packs in one for pack in packs} for one in of_block], of_block
+
+    (forward, walked), (back, walked_back) = by_block("reduce"), by_block("normalize")
+    assert back == forward[::-1]
+    assert max(len(packs) for one in walked for packs in one) > 1
+    for ascending, descending in ((walked, walked_back),):
+        assert all(packs == sorted(packs) for one in ascending for packs in one)
+        assert all(packs == sorted(packs)[::-1] for one in descending for packs in one)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 64), (2, 3, 67), (120, 12), (37, 3), (9, 3, 5)], ids=str)

@@ -40,7 +40,7 @@ if SIMULATED:
     FakeCUDAShared.array = shared_array
 
     # Small blocks, and several of them, so that small arrays meet every branch.
-    plan.THREADS, plan.WARP, plan.COLUMNS, plan.BLOCKS, plan.BEGIN, plan.STEPS = 8, 4, 8, 8, 30, 2
+    plan.THREADS, plan.WARP, plan.COLUMNS, plan.BLOCKS, plan.BEGIN, plan.STEPS = 8, 4, 8, 8, 100, 2
 
 
 def pytest_configure(config):

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from gpu_measure import verify
-from gpu_systems import SYSTEMS, Data, Row, System, data, nbnorm_system, one_launch_system, shape, torch_system
+from gpu_systems import SYSTEMS, Data, Row, System, data, nbnorm_system, two_launches_system, shape, torch_system
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 ROWS = ("2x2x8x8", "2x4x2x2:last", "16x4") if SIMULATED else (
@@ -163,7 +163,7 @@ def bounds_times(cupy: ModuleType, row: Row, dtype: np.dtype) -> Iterator[dict[s
             before.setdefault(name, kernel.dispatcher)
             options = {} if SIMULATED else {"launch_bounds": (256, blocks), "extensions": [launch._AbsentAsNull]}
             kernel.dispatcher, kernel.ready = cuda.jit(kernel.body, **options), {}
-        for make in (nbnorm_system, one_launch_system) if blocks == 2 else (nbnorm_system,):
+        for make in (nbnorm_system, two_launches_system) if blocks == 2 else (nbnorm_system,):
             system = make(cupy, given)
             for kind, operation in system.operations.items():
                 for kernel, (us, per) in profiled(cupy, rotating(operation, len(given.xs))).items():
@@ -194,7 +194,7 @@ def main() -> int:
                 found.append({"shape": row.name, "dtype": dtype.name} | entry)
                 print(*(f"{v:.4g}" if isinstance(v, float) else v for v in found[-1].values()), flush=True)
                 args.json.write_text(json.dumps(found, indent=1) + "\n")  # each time: the time may be up
-    return int(any("left out" in entry and entry["system"] in ("nbnorm", "one launch") for entry in found))
+    return int(any("left out" in entry and entry["system"] in ("nbnorm", "two launches") for entry in found))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ LARGE = """
 ## Large arrays
 
 Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over those of the better copy. × PyTorch,
-× CuPy and × one launch (nbnorm with plan.ONE_LAUNCH, where it changes anything): their time over nbnorm's; above 1,
-nbnorm as it is is faster. (h): the GPU waited for the host, whose time this is.
+× CuPy and × two launches (nbnorm where it takes one): their time over nbnorm's; above 1, nbnorm as it is is faster. (h): the GPU waited for the host, whose time this is.
 """
 SMALL = """
 ## Small arrays
@@ -24,7 +23,7 @@ ERRORS = """
 Largest error of y against float64 on the host, in units of 2^-24 max|y| (float16: 2^-11, bfloat16: 2^-8); 0.5 to 1 is
 correctly rounded. Training, standard deviation 1.
 """
-COLUMNS = [("host", "nbnorm"), ("host", "CuPy"), ("host", "PyTorch"), ("graph", "nbnorm"), ("graph", "one launch"),
+COLUMNS = [("host", "nbnorm"), ("host", "CuPy"), ("host", "PyTorch"), ("graph", "nbnorm"), ("graph", "two launches"),
            ("graph", "CuPy")]  # fmt: skip
 Entry = dict[str, Any]
 
@@ -43,7 +42,7 @@ def _lines(results: Entry) -> Iterator[str]:
     yield from (f"- left out: {reason}" for reason in results["left_out"])
     yield LARGE
     header = ["shape", "dtype", "operation", "µs median", "µs min", "GB/s",
-              "× copy", "× PyTorch", "× CuPy", "× one launch"]  # fmt: skip
+              "× copy", "× PyTorch", "× CuPy", "× two launches"]  # fmt: skip
     yield from _table(header, (row for entry in results["large"] for row in _large(entry, max(before, after))))
     yield SMALL
     header = ["shape", "dtype", "operation", *(f"{how}, {system}" for how, system in COLUMNS)]
@@ -64,7 +63,7 @@ def _large(entry: Entry, copy: float) -> Iterator[list[str]]:
         speed = 1e-3 * size / time["median"]
         torch, cupy, one = (
             _ratio(by_system[name][kind], time) if kind in by_system.get(name, ()) else ""
-            for name in ("PyTorch", "CuPy", "one launch")
+            for name in ("PyTorch", "CuPy", "two launches")
         )
         yield [
             entry["shape"], entry["dtype"], kind, f"{time['median']:.1f}{_waits(time)}", f"{time['min']:.1f}",

@@ -1,5 +1,5 @@
 """What gpu.py measures: the three operations in nbnorm, as a CuPy expression, and in PyTorch, on the same numbers.
-Beside nbnorm as it is, what its one-launch kernels change, which wait for this measurement.
+Beside nbnorm as it is, what its one-launch kernels change.
 
 Every operation takes the number of a set (x and dy): a loop over the sets reads memory that no cache holds any more.
 """
@@ -100,27 +100,25 @@ def nbnorm_system(cupy: ModuleType, data: Data) -> System:
     return System(operations, {kind: lambda result: result[0] for kind in ("training", "backward")}, cupy.asnumpy)
 
 
-def one_launch_system(cupy: ModuleType, data: Data) -> System:
-    """nbnorm with plan.ONE_LAUNCH: the operations that it changes for this shape and dtype on this GPU, maybe none."""
-    from nbnorm._cuda import plan, stages
+def two_launches_system(cupy: ModuleType, data: Data) -> System:
+    """nbnorm without the kernels of fused.py: the operations that are one launch for this shape and dtype, maybe none."""
+    from nbnorm._cuda import plan
 
-    def with_one(call: Callable[[int], Any]) -> Callable[[int], Any]:
+    def with_two(call: Callable[[int], Any]) -> Callable[[int], Any]:
         def switched(i: int) -> Any:
-            plan.ONE_LAUNCH = True
+            plan.ROOM = 0
             try:
                 return call(i)
             finally:
-                plan.ONE_LAUNCH = usual
+                plan.ROOM = usual
 
         return switched
 
-    usual, x, (operations, *results) = plan.ONE_LAUNCH, data.xs[0], nbnorm_system(cupy, data)
+    usual, x, (operations, *results) = plan.ROOM, data.xs[0], nbnorm_system(cupy, data)
     cut = plan.cut(layout_of(x, (data.row.axis,)).shape, x.itemsize)
-    plan.ONE_LAUNCH = True
     arrays = {"training": 1, "backward": 2}
-    changed = [kind for kind, number in arrays.items() if stages.one_launch(cut, x.itemsize, number)]
-    plan.ONE_LAUNCH = usual
-    return System({kind: with_one(operations[kind]) for kind in changed}, *results)
+    changed = [kind for kind, number in arrays.items() if plan.room_of(cut, x.itemsize, number)]
+    return System({kind: with_two(operations[kind]) for kind in changed}, *results)
 
 
 def cupy_system(cupy: ModuleType, data: Data) -> System:
@@ -186,4 +184,6 @@ def torch_system(cupy: ModuleType, data: Data) -> System:
     return System(operations, results, lambda part: part.float().cpu().numpy())
 
 
-SYSTEMS = {"nbnorm": nbnorm_system, "one launch": one_launch_system, "CuPy": cupy_system, "PyTorch": torch_system}
+SYSTEMS = {
+    "nbnorm": nbnorm_system, "two launches": two_launches_system, "CuPy": cupy_system, "PyTorch": torch_system,
+}  # fmt: skip

@@ -126,7 +126,7 @@ def _columns(N: int, C: int, S: int, itemsize: int) -> Cut:
 
     widest = min(WARP, THREADS)
     wide = min(widest, COLUMNS // lanes)
-    while wide < widest and N // side_by_side(wide) < THREADS // wide * STEPS:
+    while wide < widest and N // side_by_side(wide) < THREADS // wide * 2 * STEPS:
         wide *= 2
     tile = side_by_side(wide)
     K, rows = base * tile, N // tile

@@ -101,7 +101,7 @@ def nbnorm_system(cupy: ModuleType, data: Data) -> System:
 
 
 def two_launches_system(cupy: ModuleType, data: Data) -> System:
-    """nbnorm without the kernels of fused.py: the operations that are one launch with them, maybe none."""
+    """nbnorm without the kernels of fused.py: the operations that are one launch for this shape and dtype, maybe none."""
     from nbnorm._cuda import plan
 
     def with_two(call: Callable[[int], Any]) -> Callable[[int], Any]:

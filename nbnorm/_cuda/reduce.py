@@ -29,7 +29,7 @@ from nbnorm._cuda.counted import (
     times_in_segment,
 )
 from nbnorm._cuda.launch import Kernel, cuda
-from nbnorm._cuda.plan import PAIRS, THREADS, VALUES, WIDTH
+from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
 from nbnorm._cuda.vector import (
     element,
     element_to_compare,
@@ -371,19 +371,10 @@ def add_in_row(sums, x, dy, slope, w, packs, n, j, places, k, h, scale, shift):
 
 
 @routine
-def column_sum(table, shared, start, width, down, t, T):
-    """Of column start + t of a table, in threads that have one. As many threads share a column as there are."""
-    here = min(width - start, T)  # columns at once; fewer than there are only in the simulator
-    groups, row, j = T // here, t // here, t % here
+def column_sum(table, j, width, down):
     total = 0.0
-    while row < down:
-        total += table[row * width + start + j]
-        row += groups
-    shared[t] = total
-    cuda.syncthreads()
-    total = 0.0
-    for group in range(groups):
-        total += shared[group * here + j]
+    for row in range(down):
+        total += table[row * width + j]
     return total
 
 
@@ -394,7 +385,6 @@ def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, ac
     k_table = cuda.shared.array(WIDTH, float64)
     h_table = cuda.shared.array(WIDTH, float64)
     table = cuda.shared.array(VALUES, float64)
-    shared = cuda.shared.array(THREADS, float64)
     scales, shifts = k_table, h_table
     if slope is not None:
         scales = cuda.shared.array(WIDTH, float64)
@@ -462,31 +452,27 @@ def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, ac
         if below < down:
             store_table(table, below * width + beside * L, q if which else s)
         cuda.syncthreads()
-        start = 0
-        while start < width:
-            total, i = column_sum(table, shared, start, width, down, t, T), start + t
-            j = first + i
-            if i < width and j < last:
-                if j < rest:
-                    n, c = rows * tile + j // (C * S), j // S % C
-                    total += rest_terms(
-                        x, dy, slope, w, rows * K + j, n, c, j % S, k_table[i], h_table[i], scales[i], shifts[i]
-                    )[which]  # fmt: skip
-                parts[2 * (j * P + p) + which] = total
-            cuda.syncthreads()
-            start += T
+        j = first + t
+        while j < last:
+            total = column_sum(table, j - first, width, down)
+            if j < rest:
+                n, c = rows * tile + j // (C * S), j // S % C
+                i = j - first
+                total += rest_terms(
+                    x, dy, slope, w, rows * K + j, n, c, j % S, k_table[i], h_table[i], scales[i], shifts[i]
+                )[which]  # fmt: skip
+            parts[2 * (j * P + p) + which] = total
+            j += T
+        cuda.syncthreads()
     if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if dy is None:
             if below < down:
                 store_table(table, below * width + beside * L, count)
             cuda.syncthreads()
-            start = 0
-            while start < width:
-                total, i = column_sum(table, shared, start, width, down, t, T), start + t
-                j = first + i
-                if i < width and j < last:
-                    if j < rest:
-                        total += times(w, x, rows * K + j, rows * tile + j // (C * S), j // S % C, j % S)
-                    parts[2 * K * P + C + j * P + p] = total
-                cuda.syncthreads()
-                start += T
+            j = first + t
+            while j < last:
+                total = column_sum(table, j - first, width, down)
+                if j < rest:
+                    total += times(w, x, rows * K + j, rows * tile + j // (C * S), j // S % C, j % S)
+                parts[2 * K * P + C + j * P + p] = total
+                j += T

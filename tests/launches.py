@@ -52,10 +52,10 @@ def started(cupy, monkeypatch):
         kernel, signature = compiled
         loaded_for = fake_cupy.Device.current
 
-        def start(stream, grid, block, room, cluster, *values):
+        def start(stream, grid, block, room, *values):
             assert len(values) == len(signature)
             assert getattr(fake_cupy.thread, "context", None) == fake_cupy.Device.current, "no context to launch into"
-            log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, room=room, cluster=cluster,
+            log.append(types.SimpleNamespace(kernel=kernel, grid=grid, block=block, room=room,
                                              stream=stream, device=fake_cupy.Device.current, loaded_for=loaded_for,
                                              values=values, signature=signature))  # fmt: skip
 

@@ -53,13 +53,13 @@ loaded = SimpleNamespace(kernel=Kernel.from_handle(1))
 compiled = SimpleNamespace(_codelibrary=SimpleNamespace(get_cufunc=lambda: loaded))
 launch._allow_room(compiled)
 start = launch._starter(compiled)
-start(77, (64, 8), 256, 200704, 8, 5, 2.0)
-start(77, (64, 3), 256, 512, 1, 5, 2.0)
+start(77, (64, 1), 256, 100352, 5, 2.0)
+start(77, (64, 3), 256, 0, 5, 2.0)
 """
-CLUSTER_DIMENSION, MAX_DYNAMIC_SHARED_SIZE_BYTES = 4, 8  # CU_LAUNCH_ATTRIBUTE_, CU_FUNC_ATTRIBUTE_
+MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CU_FUNC_ATTRIBUTE_
 
 
-def test_clusters_and_their_shared_memory_reach_the_driver(tmp_path):
+def test_geometry_and_shared_memory_reach_the_driver(tmp_path):
     pytest.importorskip("cuda.core", reason="the launch path of numba-cuda[cu13]")
     if shutil.which("cc") is None:
         pytest.skip("NO C COMPILER for the pretended driver")
@@ -71,7 +71,7 @@ def test_clusters_and_their_shared_memory_reach_the_driver(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines() == [
-        f"attribute {MAX_DYNAMIC_SHARED_SIZE_BYTES} of kernel 0x1 is 227328",
-        f"launch of (64, 8, 1), 200704 bytes, attribute {CLUSTER_DIMENSION} (1, 8, 1)",
-        "launch of (64, 3, 1), 512 bytes",
+        f"attribute {MAX_DYNAMIC_SHARED_SIZE_BYTES} of kernel 0x1 is 111616",
+        "launch of (64, 1, 1), 100352 bytes",
+        "launch of (64, 3, 1), 0 bytes",
     ]

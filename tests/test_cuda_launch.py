@@ -31,7 +31,10 @@ def nothing_is_left_behind():
     assert after == before
 
 
-@pytest.mark.parametrize(("shape", "kind"), [((8, 16, 10, 10), "segments"), ((500, 16), "columns")])
+SEGMENTS = (8, 16, 9, 13)  # not of whole packs, so that they take two launches
+
+
+@pytest.mark.parametrize(("shape", "kind"), [(SEGMENTS, "segments"), ((500, 16), "columns")])
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running": False}], ids=str)
 def test_two_launches_each_way_and_one_of_inference(cupy, started, shape, kind, options):
     """Also with running statistics: they are folded in on the way."""
@@ -41,7 +44,7 @@ def test_two_launches_each_way_and_one_of_inference(cupy, started, shape, kind, 
     assert [one.kernel for one in started] == [f"{stage}_{kind}" for stage in expected]
 
 
-@pytest.mark.parametrize(("shape", "kind"), [((8, 16, 10, 10), "segments"), ((500, 16), "columns")])
+@pytest.mark.parametrize(("shape", "kind"), [(SEGMENTS, "segments"), ((500, 16), "columns")])
 def test_two_launches_of_a_backward_pass_with_constant_statistics(cupy, started, shape, kind):
     """The second one reads dy alone."""
     x = cupy.asarray(np.ones(shape, np.float32))
@@ -54,7 +57,7 @@ def test_two_launches_of_a_backward_pass_with_constant_statistics(cupy, started,
     assert arguments(started[1])["x"] == 0
 
 
-@pytest.mark.parametrize("shape", [(8, 16, 10, 10), (500, 16)], ids=str)
+@pytest.mark.parametrize("shape", [SEGMENTS, (500, 16)], ids=str)
 def test_a_launch_of_its_own_folds_in_what_the_others_cannot(cupy, started, shape):
     """A batch that may have to stay out of it, counts of each channel; and y is brought to where it belongs before."""
     x = cupy.asarray(np.ones(shape, np.float32))
@@ -70,125 +73,85 @@ def test_a_launch_of_its_own_folds_in_what_the_others_cannot(cupy, started, shap
         assert (folded["mean"], folded["var"], folded["counters"]) == (0, 0, 0)
 
 
-@pytest.fixture
-def one_launch(started, monkeypatch):
-    from nbnorm._cuda import plan
-
-    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
-
-
-@pytest.mark.usefixtures("one_launch")
-def test_one_launch_has_room_for_a_channel_or_is_not_used(cupy, started):
-    """47 KiB with 4 KiB of sums: 11,008 float32 values of x, 5,504 of x and dy."""
-    fused, split = ["fused_segments"], ["reduce_segments", "normalize_segments"]
-    fused_backward, split_backward = ["fused_gradient_segments"], ["reduce_segments", "gradient_segments"]
-    for values, dtype, forward, backward in (
-        (5_504, "float32", fused, fused_backward),
-        (5_508, "float32", fused, split_backward),
-        (11_008, "float32", fused, split_backward),
-        (11_012, "float32", split, split_backward),
-        (11_008, "float16", fused, fused_backward),
-        (5_504, "float64", fused, split_backward),
-        (9_001, "float32", split, split_backward),  # not all of them are in packs
-    ):
-        started.clear()
-        step(cupy, (1, 3, values), dtype)
-        folded = ["commit_batch"] * (forward == fused)
-        assert [one.kernel for one in started] == [*forward, *folded, *backward, "running_segments"]
-        size = values * np.dtype(dtype).itemsize
-        rooms = {"fused_segments": size, "fused_gradient_segments": 2 * size}
-        assert [one.room for one in started] == [rooms.get(one.kernel, 0) for one in started]
-    started.clear()
-    step(cupy, (500, 16))
-    assert not any("fused" in one.kernel for one in started)
+def pretend_gpu(cupy, monkeypatch, shared):
+    """With so many KiB of shared memory for a block that asks."""
+    monkeypatch.setattr(
+        cupy.cuda.runtime, "deviceGetAttribute", lambda attribute, device: {97: shared << 10}[attribute]
+    )
 
 
-@pytest.mark.usefixtures("one_launch")
-def test_pointers_of_the_one_launch_are_those_of_the_arrays(cupy, started):
-    x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
-    forward, _, backward, _ = started
-    assert [one.grid for one in (forward, backward)] == [(16, 1)] * 2
-    at = {"x": x, "dy": dy, "y": y, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
-          "dx": gradients.dx, "dgamma": gradients.dgamma, "dbeta": gradients.dbeta}  # fmt: skip
-    for one, names in ((forward, "x y stats gamma beta"), (backward, "x dy dx stats dgamma dbeta")):
-        found = arguments(one)
-        assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
-        assert (found["count"], found["per"], found["P"], found["parts"], one.cluster) == (800.0, 200, 1, 0, 1)
-    assert arguments(forward)["eps"] == state.eps
+FUSED, SPLIT = ["fused_segments"], ["reduce_segments", "normalize_segments"]
+FUSED_BACKWARD, SPLIT_BACKWARD = ["fused_gradient_segments"], ["reduce_segments", "gradient_segments"]
 
 
+@pytest.mark.parametrize("options", [{}, {"track_running": False}], ids=str)
 @pytest.mark.parametrize(
-    ("shape", "itemsize", "forward", "backward"),  # blocks of a channel and bytes of each; None: two launches
+    ("values", "type_name", "shared", "forward", "backward"),
     [
-        ((32, 64, 112 * 112), 4, (8, 200_704), None),  # 16 parts, two for a block
-        ((32, 64, 112 * 112), 2, (8, 100_352), (8, 200_704)),
-        ((32, 256, 56 * 56), 4, (4, 100_352), (4, 200_704)),
-        ((32, 512, 28 * 28), 4, (2, 50_176), (2, 100_352)),
-        ((1, 3, 98_304), 4, (4, 98_304), (4, 196_608)),  # 12 parts
-        ((1, 3, 24_576), 4, (1, 98_304), (1, 196_608)),  # 3 parts
-        ((256, 1024, 14 * 14), 4, (1, 200_704), None),
-        ((1, 1024, 56_832), 4, (1, 227_328), None),  # 226 KiB with 4 KiB of sums
-        ((1, 1024, 56_836), 4, None, None),
-        ((32, 64, 15 * 113), 4, None, None),  # not all of them are in packs
-        ((500, 16, 1), 4, None, None),  # columns
+        # 47 KiB with 4 KiB of sums: 11,008 float32 values of x, 5,504 of x and dy.
+        (5_504, "float32", 99, FUSED, FUSED_BACKWARD),
+        (5_508, "float32", 99, FUSED, SPLIT_BACKWARD),
+        (11_008, "float32", 99, FUSED, SPLIT_BACKWARD),
+        (11_012, "float32", 99, SPLIT, SPLIT_BACKWARD),
+        (11_008, "float16", 99, FUSED, FUSED_BACKWARD),
+        (5_504, "float64", 99, FUSED, SPLIT_BACKWARD),
+        (9_001, "float32", 99, SPLIT, SPLIT_BACKWARD),  # not all of them are in packs
+        # Half of 228 KiB with 4 KiB of sums and one of the GPU's.
+        (11_012, "float32", 227, FUSED, FUSED_BACKWARD),
+        (13_952, "float32", 227, FUSED, FUSED_BACKWARD),
+        (27_904, "float32", 227, FUSED, SPLIT_BACKWARD),
+        (27_908, "float32", 227, SPLIT, SPLIT_BACKWARD),
+        (27_904, "float16", 227, FUSED, FUSED_BACKWARD),
     ],
-    ids=str,
 )
-@pytest.mark.usefixtures("one_launch")
-def test_a_channel_belongs_to_as_many_blocks_as_keep_it(cupy, shape, itemsize, forward, backward):
-    from nbnorm._cuda import plan
-
-    cut = plan.cut(shape, itemsize)
-    for arrays, expected in ((1, forward), (2, backward)):
-        found = plan.group(cut, itemsize, arrays)
-        assert (found and found[:2]) == expected
-        if found:
-            assert cut.grid[1] % found.blocks == 0
-            assert found.clusters == (cut.grid[1] > 1 or found.room > 44_032)
-
-
-def pretend_gpu(cupy, monkeypatch, major, shared):
-    """Of a compute capability, and with so many KiB of shared memory for a block that asks."""
-    known = {75: major, 97: shared << 10}
-    monkeypatch.setattr(cupy.cuda.runtime, "deviceGetAttribute", lambda attribute, device: known[attribute])
-
-
-@pytest.mark.usefixtures("one_launch")
-def test_blocks_of_a_channel_are_a_cluster(cupy, started, monkeypatch):
-    """And its kernels may have more shared memory than others, once for every kernel."""
+def test_one_launch_has_room_for_a_channel_or_is_not_used(
+    cupy, started, monkeypatch, values, type_name, shared, forward, backward, options
+):
     from nbnorm._cuda import launch
 
     allowed = []
     monkeypatch.setattr(launch, "_allow_room", lambda compiled: allowed.append(compiled[0]))
-    pretend_gpu(cupy, monkeypatch, major=9, shared=227)
-    for values, blocks, parts, size in ((98_304, 4, 12, 98_304), (65_536, 8, 8, 32_768)):
-        started.clear()
-        x, dy, _, y, saved, gradients = step(cupy, (1, 3, values))
-        forward, _, backward, _ = started
-        assert [one.kernel for one in (forward, backward)] == ["fused_segments", "fused_gradient_segments"]
-        for one, arrays in ((forward, 1), (backward, 2)):
-            assert (one.grid, one.cluster, one.block, one.room) == ((3, blocks), blocks, 256, arrays * size)
-            found = arguments(one)
-            assert (found["P"], found["SV"], found["count"]) == (parts, values // 4, float(values))
-            others = {x.data.ptr, dy.data.ptr, y.data.ptr, gradients.dx.data.ptr, saved._stats.data.ptr, 0}
-            assert found["parts"] not in others
-        assert {one.cluster for one in started if "fused" not in one.kernel} == {1}
-    assert allowed == ["fused_segments", "fused_gradient_segments"]
+    pretend_gpu(cupy, monkeypatch, shared)
+    step(cupy, (1, 264, values), type_name, inference=False, **options)
+    assert [one.kernel for one in started] == [*forward, *backward]
+    size = values * np.dtype(type_name).itemsize
+    rooms = {"fused_segments": size, "fused_gradient_segments": 2 * size}
+    assert [one.room for one in started] == [rooms.get(one.kernel, 0) for one in started]
+    assert allowed == [name for name in (*forward, *backward) if name in rooms and shared == 227]
 
 
-@pytest.mark.parametrize(("major", "shared"), [(8, 227), (9, 99), (12, 99)])
-@pytest.mark.usefixtures("one_launch")
-def test_without_clusters_only_channels_of_one_small_part_have_one_launch(cupy, started, monkeypatch, major, shared):
-    pretend_gpu(cupy, monkeypatch, major, shared)
-    for values, fused in ((98_304, False), (24_576, False), (12_000, False), (5_504, True)):
-        started.clear()
-        step(cupy, (1, 3, values))
-        assert ["fused" in one.kernel for one in started].count(True) == 2 * fused
-        assert {one.cluster for one in started} == {1}
+@pytest.mark.parametrize("shape", [(500, 16), (8, 3, 10_000)], ids=str)
+def test_columns_and_channels_of_several_parts_take_two_launches(cupy, started, shape):
+    step(cupy, shape)
+    assert not any("fused" in one.kernel for one in started)
+
+
+def test_pooled_statistics_take_two_launches(cupy, started):
+    """What was seen before has to be read before a block counts on."""
+    step(cupy, (8, 16, 10, 10), momentum=None)
+    assert [one.kernel for one in started] == [*SPLIT, *FUSED_BACKWARD, "running_segments"]
+
+
+def test_pointers_of_the_one_launch_are_those_of_the_arrays(cupy, started):
+    x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
+    forward, backward, _ = started
+    assert [one.grid for one in (forward, backward)] == [(16, 1)] * 2
+    at = {"x": x, "dy": dy, "y": y, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
+          "mean": state.running_mean, "var": state.running_var, "counters": state._running.counters,
+          "dx": gradients.dx, "dgamma": gradients.dgamma, "dbeta": gradients.dbeta}  # fmt: skip
+    for one, names in (
+        (forward, "x y stats gamma beta mean var counters"),
+        (backward, "x dy dx stats dgamma dbeta"),
+    ):
+        found = arguments(one)
+        assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
+        assert (found["count"], found["per"], found["P"]) == (800.0, 200, 1)
+    found = arguments(forward)
+    assert (found["eps"], found["momentum"], found["ddof"]) == (state.eps, 0.1, 1.0)
 
 
 def test_pointers_are_those_of_the_arrays(cupy, started):
-    x, dy, state, y, saved, gradients = step(cupy, (8, 16, 10, 10))
+    x, dy, state, y, saved, gradients = step(cupy, SEGMENTS)
     forward, normalize, backward, gradient, inference = map(arguments, started)
     at = {"x": x, "dy": dy, "stats": saved._stats, "gamma": state.gamma, "beta": state.beta,
           "mean": state.running_mean, "var": state.running_var, "counters": state._running.counters,
@@ -202,17 +165,14 @@ def test_pointers_are_those_of_the_arrays(cupy, started):
     ):
         assert {name: found[name] for name in names.split()} == {name: at[name].data.ptr for name in names.split()}
         assert {name: found[name] for name in others} == others
-    assert (normalize["count"], normalize["eps"]) == (800.0, state.eps)
+    assert (normalize["count"], normalize["eps"]) == (936.0, state.eps)
     assert (normalize["momentum"], normalize["ddof"]) == (0.1, 1.0)
 
 
-def test_numbers_have_the_width_that_the_signature_says(cupy, started, monkeypatch):
+def test_numbers_have_the_width_that_the_signature_says(cupy, started):
     """cuda.core passes an int in 8 bytes and a float as a double; a parameter of another size would read garbage."""
-    from nbnorm._cuda import plan
-
     step(cupy, (8, 16, 10, 10))
-    monkeypatch.setattr(plan, "ONE_LAUNCH", True)
-    step(cupy, (8, 16, 10, 10))
+    step(cupy, SEGMENTS)
     step(cupy, (500, 16), momentum=None)
     for one in started:
         for value, kind in zip(one.values, one.signature, strict=True):
@@ -231,14 +191,18 @@ def test_blocks_cover_the_array_once(cupy, started, shape, dtype):
         assert one.block <= 256
         assert one.grid[1] <= 65_535
         if "SV" in a:
-            lanes, packs = 16 // itemsize, a["N"] * a["SV"]
+            lanes = 4 if itemsize == 2 and a["S"] % 8 == 4 else 16 // itemsize
+            packs = a["N"] * a["SV"]
             assert a["S"] - a["SV"] * lanes in ({0} if a["S"] % lanes == 0 else range(lanes - 1, 2 * lanes - 1))
             assert (one.grid, a["N"] * a["C"] * a["S"]) == ((a["C"], a["P"]), size)
             assert a["per"] * (a["P"] - 1) < packs <= a["per"] * a["P"]
             assert one.block & (one.block - 1) == 0
         elif "K" in a:
             rows, width = a["N"] // a["tile"], one.grid[0] * a["across"]
-            lanes = next(n for n in (8, 4, 2, 1) if n * itemsize <= 16 and width * n >= a["K"] and a["K"] % n == 0)
+            lanes = next(
+                int(str(kind).rpartition(" x ")[2].rstrip(")*")) for kind in one.signature if "Pack" in str(kind)
+            )
+            assert a["K"] % lanes == 0
             assert a["K"] == a["C"] * a["S"] * a["tile"]
             assert (width - a["across"]) * lanes < a["K"] <= width * lanes
             assert a["across"] * a["down"] <= one.block
@@ -252,10 +216,12 @@ def test_blocks_cover_the_array_once(cupy, started, shape, dtype):
 
 @pytest.mark.parametrize("S", [64, 65, 66, 67, 196, 289, 1225])
 def test_segments_of_any_length_move_16_bytes_at_a_time(cupy, started, S, dtype):
+    """Of 16-bit types 8 where that leaves half a pack of every segment."""
     step(cupy, (4, 3, S), dtype_of(dtype))
-    lanes = 16 // dtype_of(dtype).itemsize
+    itemsize = dtype_of(dtype).itemsize
+    lanes = 4 if itemsize == 2 and S % 8 == 4 else 16 // itemsize
     packs = [str(kind) for one in started for kind in one.signature if "Pack" in str(kind)]
-    assert len(packs) == 1 + 2 + 2 + 3 + 2
+    assert len(packs) == (2 + 3 + 2 if S % lanes == 0 else 1 + 2 + 2 + 3 + 2)
     assert all(f" x {lanes})" in kind for kind in packs)
 
 
@@ -348,12 +314,12 @@ def test_numbas_own_launch_is_given_what_it_takes(cupy, monkeypatch):
 
     log = []
     compiled = types.SimpleNamespace(launch=lambda *args, **kwargs: log.append((args, kwargs)))
-    launch._starter(compiled)(77, (3, 2), 64, 512, 1, 1, 2.0)
+    launch._starter(compiled)(77, (3, 2), 64, 512, 1, 2.0)
     (((values, grid, block), options),) = log
     assert (values, grid, block, options["sharedmem"]) == ((1, 2.0), (3, 2, 1), (64, 1, 1), 512)
     assert int(options["stream"].handle) == 77
-    with pytest.raises(RuntimeError, match="clusters"):  # whose blocks it would not let wait for each other
-        launch._starter(compiled)(77, (3, 2), 64, 512, 2, 1, 2.0)
+    with pytest.raises(RuntimeError, match="older numba-cuda"):  # which could not ask for more shared memory
+        launch._allow_room(compiled)
 
 
 def test_an_old_cuda_core_leaves_numbas_own_launch(cupy, monkeypatch):
@@ -365,8 +331,12 @@ def test_an_old_cuda_core_leaves_numbas_own_launch(cupy, monkeypatch):
     monkeypatch.setattr(launch.numba_cuda, "external_stream", lambda handle: ("of Numba", handle))
     library = types.SimpleNamespace(get_cufunc=lambda: types.SimpleNamespace(kernel="the kernel"))
     compiled = types.SimpleNamespace(_codelibrary=library, launch=lambda *args, **kwargs: log.append((args, kwargs)))
-    launch._starter(compiled)(78, (3, 2), 64, 0, 1, 1, 2.0)
+    launch._cuda_core_launches.cache_clear()
+    launch._starter(compiled)(78, (3, 2), 64, 0, 1, 2.0)
     assert log == [(((1, 2.0), (3, 2, 1), (64, 1, 1)), {"stream": ("of Numba", 78), "sharedmem": 0})]
+    pretend_gpu(cupy, monkeypatch, shared=227)
+    assert not launch.roomy()  # nor can it ask for more shared memory
+    launch._cuda_core_launches.cache_clear()
 
 
 def test_views_of_other_libraries_memory_that_overlap_are_found(cupy, started):

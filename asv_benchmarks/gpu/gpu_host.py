@@ -74,7 +74,9 @@ def pretended_cupy() -> ModuleType:
     cupy.ndarray, cupy.empty, cupy.ones, cupy.zeros = Array, empty, Array, Array
     cupy.cuda = SimpleNamespace(
         Device=contextlib.nullcontext,
-        runtime=SimpleNamespace(getDevice=int, getDeviceCount=lambda: 1, setDevice=int),
+        runtime=SimpleNamespace(
+            getDevice=int, getDeviceCount=lambda: 1, setDevice=int, deviceGetAttribute=lambda what, device: 227 << 10
+        ),
         get_current_stream=lambda: stream,
     )
     sys.modules["cupy"] = cupy

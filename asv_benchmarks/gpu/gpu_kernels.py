@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from gpu_measure import verify
-from gpu_systems import SYSTEMS, Data, Row, System, data, nbnorm_system, two_launches_system, shape, torch_system
+from gpu_systems import SYSTEMS, Data, Row, System, data, nbnorm_system, shape, torch_system, two_launches_system
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 ROWS = ("2x2x8x8", "2x4x2x2:last", "16x4") if SIMULATED else (

@@ -10,7 +10,8 @@ LARGE = """
 ## Large arrays
 
 Time of the GPU for a call, fresh outputs, read from memory. × copy: GB/s over those of the better copy. × PyTorch,
-× CuPy and × two launches (nbnorm where it takes one): their time over nbnorm's; above 1, nbnorm as it is is faster. (h): the GPU waited for the host, whose time this is.
+× CuPy and × two launches (nbnorm's own, where it takes one): their time over nbnorm's; above 1, nbnorm is faster.
+(h): the GPU waited for the host, whose time this is.
 """
 SMALL = """
 ## Small arrays

@@ -101,23 +101,23 @@ def nbnorm_system(cupy: ModuleType, data: Data) -> System:
 
 
 def two_launches_system(cupy: ModuleType, data: Data) -> System:
-    """nbnorm without the kernels of fused.py: the operations that are one launch for this shape and dtype, maybe none."""
-    from nbnorm._cuda import plan
+    """nbnorm without the kernels of fused.py: the operations that are one launch with them, maybe none."""
+    from nbnorm._cuda import plan, stages
 
     def with_two(call: Callable[[int], Any]) -> Callable[[int], Any]:
         def switched(i: int) -> Any:
-            plan.ROOM = 0
+            stages.room_of = lambda *args, **options: None
             try:
                 return call(i)
             finally:
-                plan.ROOM = usual
+                stages.room_of = usual
 
         return switched
 
-    usual, x, (operations, *results) = plan.ROOM, data.xs[0], nbnorm_system(cupy, data)
+    usual, x, (operations, *results) = stages.room_of, data.xs[0], nbnorm_system(cupy, data)
     cut = plan.cut(layout_of(x, (data.row.axis,)).shape, x.itemsize)
     arrays = {"training": 1, "backward": 2}
-    changed = [kind for kind, number in arrays.items() if plan.room_of(cut, x.itemsize, number)]
+    changed = [kind for kind, number in arrays.items() if usual(cut, x.itemsize, number)]
     return System({kind: with_two(operations[kind]) for kind in changed}, *results)
 
 

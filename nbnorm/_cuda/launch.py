@@ -18,6 +18,7 @@ import numba
 from numba import cuda as numba_cuda
 
 from nbnorm._counted import Both, Counted, Tangent, each
+from nbnorm._cuda.plan import LARGE_ROOM
 from nbnorm._kernel_cache import only_own_entries
 
 _settings: Any = numba.config
@@ -49,6 +50,7 @@ else:
 Kind = tuple[str, int] | str | tuple["Kind", "Kind", str] | Tangent | Both | None
 COUNTED = "counted"
 NUMBER = "number"  # a float64, in the place of an array since it may be absent, too
+_SHARED_MEMORY_OPTIN = 97  # CUDA's number of cudaDevAttrMaxSharedMemoryPerBlockOptin
 
 
 class Kernel:
@@ -77,6 +79,8 @@ class Kernel:
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
+            if room and roomy():
+                _allow_room(compiled)
             start = _starter(compiled)
             if any(isinstance(value, tuple) for value in values):
                 start = _flattening(start)
@@ -137,12 +141,45 @@ def _loaded(compiled: Any) -> Any:
 
     It also does where cuda.core is older than the names that are used here.
     """
+    if not _cuda_core_launches():
+        return None
+    try:
+        return compiled._codelibrary.get_cufunc().kernel
+    except AttributeError:
+        return None
+
+
+def roomy() -> bool:
+    """Whether a block of the current GPU may have plan.LARGE_ROOM: on compute capability 9.0 and 10.0."""
+    return not SIMULATED and _cuda_core_launches() and _is_roomy(sys.modules["cupy"].cuda.runtime.getDevice())
+
+
+@lru_cache
+def _is_roomy(device: int) -> bool:
+    return sys.modules["cupy"].cuda.runtime.deviceGetAttribute(_SHARED_MEMORY_OPTIN, device) >= 227 << 10
+
+
+@lru_cache
+def _cuda_core_launches() -> bool:
     try:
         from cuda.core import LaunchConfig, launch  # noqa: F401
+    except ImportError:  # an old one
+        return False
+    return True
 
-        return compiled._codelibrary.get_cufunc().kernel
-    except (AttributeError, ImportError):
-        return None
+
+def _allow_room(compiled: Any) -> None:
+    """Let blocks of a kernel have plan.LARGE_ROOM on the current GPU."""
+    from cuda.bindings import driver
+
+    kernel = _loaded(compiled)
+    if kernel is None:
+        raise RuntimeError("Numba has changed how it keeps a compiled kernel: please use an older numba-cuda, 0.30.4")
+    what = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    _, device = driver.cuCtxGetDevice()
+    (error,) = driver.cuKernelSetAttribute(what, LARGE_ROOM, kernel.handle, device)
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"{error.name}: no {LARGE_ROOM} bytes of shared memory for a block")
 
 
 class _AbsentAsNull:

@@ -1,7 +1,8 @@
 """Plan: how the work on an (N, C, S) view is cut into blocks, from its shape and the size of an element alone.
 
-Not from the GPU: the order of every sum follows from the cut, so every GPU sums alike. docs/kernels.md has the byte
-counts and the measurements behind the numbers.
+Not from the GPU: the order of every sum follows from the cut, so every GPU sums alike. Whether one launch does all, of
+which some GPUs do more than others, changes no bit. docs/kernels.md has the byte counts and the measurements behind the
+numbers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ VALUES = 8 * THREADS  # one for every lane of every thread
 
 # Bytes beside the sums: every GPU gives a block 48 KiB without being asked, and some need one of them themselves.
 ROOM = (47 << 10) - 8 * PAIRS
+# The same where a block may ask for more: so that two fit in the 228 KiB of a multiprocessor, which keeps one for each.
+LARGE_ROOM = (228 << 10) // 2 - (1 << 10) - 8 * PAIRS
 
 
 class Cut(NamedTuple):
@@ -52,13 +55,13 @@ class Cut(NamedTuple):
 
 
 def room_of(cut: Cut, itemsize: int, arrays: int) -> int | None:
-    """Bytes of shared memory in which a block keeps a channel of so many arrays; None where it cannot, or is not alone
-    with it."""
+    """Bytes of shared memory in which a block keeps a channel of so many arrays; None where these are more than it may
+    have anywhere, or the block is not alone with the channel."""
     if not cut.segments:
         return None
     _, _, S, SV, per, P = cut.numbers
     room = arrays * per * cut.lanes * itemsize
-    return room if P == 1 and SV * cut.lanes == S and room <= ROOM else None
+    return room if P == 1 and SV * cut.lanes == S and room <= LARGE_ROOM else None
 
 
 def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:

@@ -37,7 +37,7 @@ from nbnorm._cuda.finalize import (
     finalize_gradient,
 )
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
-from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, counted, number, pointer, pointers
+from nbnorm._cuda.launch import COUNTED, NUMBER, Kind, counted, number, pointer, pointers, roomy
 from nbnorm._cuda.memory import in_memory, scratch
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
 from nbnorm._formulas import DEVIATION, M2, ORIGIN, SIGN_SCALE
@@ -70,7 +70,7 @@ def training_forward(
     pooled, mean, var, counters, ddof = False, None, None, None, 0.0
     if running is not None:
         pooled, mean, var, counters, ddof = momentum is None, running.mean, running.var, running.counters, running.ddof
-    room = plan.room_of(cut, x.itemsize, arrays=1)
+    room = room_of(cut, x.itemsize, arrays=1)
     if room is not None and not pooled:
         fused_segments(
             cut.grid, cut.threads,
@@ -174,7 +174,7 @@ def backward(
         coef = _finalize_gradient(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, frozen=0)
         _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
         return
-    room = plan.room_of(cut, x.itemsize, arrays=2)
+    room = room_of(cut, x.itemsize, arrays=2)
     if room is not None:
         fused_gradient_segments(
             cut.grid, cut.threads, (pack, pack, _kind_of_number(slope), pack, F64, _kind(dgamma), _kind(dbeta)),
@@ -215,6 +215,12 @@ def residual_gradient(
         dy = dresidual
     if w is not None:
         _apply(cut, pack, x, dy, None, None, w, dresidual, coef)
+
+
+def room_of(cut: plan.Cut, itemsize: int, arrays: int) -> int | None:
+    """Bytes of shared memory for one launch on the current GPU; None where that takes two."""
+    room = plan.room_of(cut, itemsize, arrays)
+    return room if room is not None and (room <= plan.ROOM or roomy()) else None
 
 
 def _gradient(

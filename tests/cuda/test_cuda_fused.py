@@ -87,13 +87,13 @@ def test_results_go_where_they_should(cupy, rng, over, dtype, fused):
 @pytest.mark.each_value
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, fused, monkeypatch):
-    from nbnorm._cuda import plan
+    from nbnorm._cuda import stages
 
     x = cupy.asarray((sample(rng, shape).astype(np.float64) + 1e4).astype(dtype_of(dtype)))
     dy = cupy.asarray(sample(rng, shape, dtype))
     runs = []
-    for room in (plan.ROOM, 0):
-        monkeypatch.setattr(plan, "ROOM", room)
+    for room_of in (stages.room_of, lambda *args, **kwargs: None):
+        monkeypatch.setattr(stages, "room_of", room_of)
         state = nbnorm.BatchNormState(shape[1], device="cuda")
         y, saved = nbnorm.batch_norm_training(x, state)
         arrays = (y, *nbnorm.batch_norm_backward(dy, saved), saved._stats, state.running_mean, state.running_var)
@@ -104,9 +104,10 @@ def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, fused, monk
 
 
 def test_what_does_not_fit_takes_two_launches(cupy, rng, fused, monkeypatch):
-    from nbnorm._cuda import plan
+    from nbnorm._cuda import plan, stages
 
     x, dy = (cupy.asarray(sample(rng, (2, 9, 72))) for _ in range(2))
+    monkeypatch.setattr(stages, "roomy", lambda: False)
     monkeypatch.setattr(plan, "ROOM", 2 * 72 * 4)  # x alone
     check_step(cupy, x, dy, rng)
     assert fused == ["fused_segments"]

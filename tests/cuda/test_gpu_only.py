@@ -129,21 +129,21 @@ def test_numbas_own_launch_gives_the_same_bits(cupy, rng, monkeypatch):
     assert [a.get().tobytes() for a in again] == [a.get().tobytes() for a in first]
 
 
-@pytest.mark.parametrize("shape", [(32, 256, 14, 14), (8, 64, 32, 32), (2, 1024, 16, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 256, 14, 14), (2, 1024, 16, 16), (32, 300, 20, 20)], ids=str)
 def test_one_launch_gives_the_bits_of_two(cupy, rng, shape, dtype, monkeypatch):
     """Many times: a thread that did not wait for the others would map with sums of a part."""
-    from nbnorm._cuda import plan
+    from nbnorm._cuda import plan, stages
 
     x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
     cut = plan.cut((*shape[:2], int(np.prod(shape[2:]))), x.itemsize)
-    assert plan.room_of(cut, x.itemsize, arrays=1)
+    assert plan.room_of(cut, x.itemsize, arrays=1)  # of the last shape more than a block has that does not ask
 
     def bits(dy):
         (*arrays,), saved = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
         return [a.get().tobytes() for a in (*arrays, saved._stats)]
 
     found = [(sign, bits(sign * dy)) for sign in (1, -1) * 10]
-    monkeypatch.setattr(plan, "ROOM", 0)
+    monkeypatch.setattr(stages, "room_of", lambda *args, **kwargs: None)
     expected = {sign: bits(sign * dy) for sign in (1, -1)}
     assert all(arrays == expected[sign] for sign, arrays in found)
 

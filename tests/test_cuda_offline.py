@@ -107,16 +107,6 @@ KERNELS = {
     "apply.gradient_columns gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 12 + [1.0]),
     "fused.fused_gradient_segments gated": (("X", "X", "number", "X", F64, *PARAMETERS), [1] * 6 + [1.0]),
 }
-# With parts, for clusters: a test of their own, since older architectures have none.
-CLUSTERS = {
-    "fused.fused_segments of parts": (("X", None, None, "X", F64, F64, *PARAMETERS, *RUNNING), [1] * 6 + [1.0] * 4),
-    "fused.fused_segments of parts beside": (
-        ("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING),
-        [1] * 6 + [1.0] * 4,
-    ),
-    "fused.fused_gradient_segments of parts": (("X", "X", None, "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
-    "fused.fused_gradient_segments of parts gated": (("X", "X", "number", "X", F64, F64, *PARAMETERS), [1] * 6 + [1.0]),
-}
 # What else may count: weights alone, of either dtype, and a mask with them.
 COUNTED = {
     f"{name} {where}, {weights}, counted": (
@@ -145,8 +135,6 @@ BY_DEFAULT = {
     "counted.first_short counted",
     "fused.fused_segments",
     "fused.fused_gradient_segments gated",
-    "fused.fused_segments of parts beside",
-    "fused.fused_gradient_segments of parts",
     "finalize.finalize",
     "finalize.finalize_gradient",
     "finalize_derivatives.finalize_second",
@@ -183,7 +171,6 @@ def by_default(names):
 
 REGISTERS = 128  # of a thread: two blocks of 256 on every multiprocessor
 STATIC_SHARED = 48 << 10  # bytes; more would need a driver call
-CLUSTER_ROOM = 227_328  # of plan.py, as test_cuda_launch.py finds it: beside it there is the static shared memory
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +190,7 @@ def compile_for(request):
 
 def signature(name, memory):
     """Module, function, kinds and numbers of a kernel for values of this dtype in memory."""
-    arrays, numbers = {**KERNELS, **CLUSTERS, **COUNTED, **OTHERS}[name]
+    arrays, numbers = {**KERNELS, **COUNTED, **OTHERS}[name]
     pack = memory, lanes_of(name, memory)
     packs = {"X": pack, "tangent": Tangent(pack), "both": Both(pack, pack)}
     kinds = tuple(packs.get(kind, kind) if isinstance(kind, str) else kind for kind in arrays)
@@ -224,6 +211,7 @@ def lanes_of(name, memory):
         return min(DTYPES[memory], 2)
     few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
     few = few or name.startswith(("apply.gradient_columns", "apply.apply_columns of two"))
+    few = few or name.endswith("columns beside")
     return min(DTYPES[memory], 4) if few else DTYPES[memory]
 
 
@@ -269,20 +257,6 @@ def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memo
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 
 
-@pytest.mark.each_value
-@pytest.mark.parametrize("cc", [HOPPER, (10, 0)], ids=["sm_90", "sm_100"])
-@pytest.mark.parametrize("memory", DTYPES)
-@pytest.mark.parametrize("name", by_default(CLUSTERS))
-def test_blocks_of_a_cluster_wait_for_each_other(compile_for, name, memory, cc):
-    """Once, between the sums and the map; their data have what shared memory is left."""
-    ptx = check_resources(compile_for, name, memory, cc)
-    check_packs(ptx, name, memory)
-    barrier = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
-    assert (ptx.count(barrier), ptx.count("barrier.cluster")) == (1, 2)
-    assert "ld.global.nc" not in ptx  # other blocks write parts meanwhile
-    assert bytes_of("smem", compile_for(name, memory, cc)[1]) + CLUSTER_ROOM <= 227 << 10
-
-
 @pytest.mark.parametrize(
     ("name", "memory", "cc"),
     [
@@ -299,41 +273,41 @@ def test_what_once_spilled(compile_for, name, memory, cc):
 
 def check_packs(ptx, name, memory):
     """16 bytes at a time, as many as there are registers for."""
-    arrays = {**KERNELS, **CLUSTERS, **COUNTED}[name][0]
+    arrays = {**KERNELS, **COUNTED}[name][0]
     packs = arrays.count("X") + arrays.count("tangent") + 2 * arrays.count("both")
     written = 0 if name.startswith("reduce") else min(packs, 1)
     loads, stores = wide(ptx, "ld.global"), wide(ptx, "st.global")
-    # Four packs in flight and one behind, or two and one of each of two or three arrays.
-    inputs = packs - written
-    wanted, of_stores = {0: (0, 0), 1: (5, 5), 2: (6, 3), 3: (9, 3)}[inputs]
-    if written and inputs == 2 and "columns" in name and lanes_of(name, memory) == 8:
-        wanted, of_stores = (2, 1)  # a row at a time: the coefficients of 8 columns fill the registers
+    # Four packs are asked for, and four come next; or two, and two, of each of two or three arrays. Stored are four and
+    # what is left of four, or two and one.
+    wanted, of_stores = {0: (0, 0), 1: (8, 7), 2: (8, 3), 3: (12, 3)}[packs - written]
     if lanes_of(name, memory) < DTYPES[memory]:
         wanted = of_stores = 0
     assert loads >= wanted
     assert stores >= of_stores * written
     if name.startswith("fused"):  # what is read, but for a residual, is kept on the chip, and the map reads it there
         kept = wide(ptx, "st.shared")
-        assert kept == (5 if "beside" in name else loads) <= wide(ptx, "ld.shared")
+        assert (6 if "gradient" in name else 7) <= kept
+        assert wide(ptx, "ld.shared") >= 4
         if memory == "uint16":  # and not rounded for it
-            assert ptx.count("cvt.rn.f16.f32") < 8 * (stores + kept)
+            assert ptx.count("cvt.rn.f16.f32") == 8 * stores
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    "name",
     [
-        ("apply.normalize_segments", 1),
-        pytest.param("apply.gradient_segments", 2, marks=another),
-        pytest.param("apply.normalize_columns", 1, marks=another),
-        ("apply.gradient_columns", 2),
+        "reduce.reduce_segments of two",
+        pytest.param("reduce.reduce_columns", marks=another),
+        "apply.normalize_segments",
+        pytest.param("apply.gradient_segments", marks=another),
+        pytest.param("apply.normalize_columns", marks=another),
+        "apply.gradient_columns",
     ],
 )
-def test_the_first_packs_are_asked_for_before_the_coefficients_are_found(compile_for, name, asked):
-    """Before the first sum of a part is loaded, and before the threads of a block meet."""
+def test_the_first_packs_are_asked_for_before_origins_or_coefficients_are_found(compile_for, name):
+    """Before the first sample, or the first sum of a part, is loaded, and before the threads of a block meet."""
     ptx, _ = compile_for(name, "float32", HOPPER)
-    before = ptx[: ptx.index("bar.sync")]
-    assert before.count("prefetch.L2") >= asked
-    assert before.index("prefetch.L2") < before.index("ld.global.f64")
+    first = re.search(r"ld\.global\.(?:nc\.)?f(?:32|64)|bar\.sync|shfl", ptx).start()
+    assert wide(ptx[:first], "ld.global") == 4
 
 
 @pytest.mark.each_value

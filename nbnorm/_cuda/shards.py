@@ -21,7 +21,7 @@ from nbnorm._cuda.combine import (
 from nbnorm._cuda.finalize import ROWS, UNKNOWN
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
-from nbnorm._cuda.stages import F64, _apply, _at_h, _cut_of_gradient, _kind, _reduce, _signs
+from nbnorm._cuda.stages import F64, _apply, _at_h, _cut_of_gradient, _kind, _reduce, _signs, cut_of_map
 from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 
 Array = Any
@@ -59,7 +59,7 @@ def normalize(
         pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, _number(count), eps,
     )  # fmt: skip
     if x.size:
-        cut = plan.cut(shape, x.itemsize)
+        cut = cut_of_map(shape, x.itemsize, residual)
         _apply(cut, (in_memory(x.dtype), cut.lanes), x, None, residual, slope, None, y, coef)
 
 

@@ -57,13 +57,15 @@ def training_forward(
 
     Returns whether the batch has been folded into `running` on the way; otherwise `commit` has to.
     """
-    cut = _cut(shape, x.itemsize, w)
-    pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2])
+    sums = _cut(shape, x.itemsize, w)
+    pack, count = (in_memory(x.dtype), sums.lanes), float(shape[0] * shape[2])
     if w is not None:
-        parts, coef = _reduce(cut, pack, x, None, None, w, stats), scratch(ROWS * shape[1])
-        _finalize(cut, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
-        _apply(cut, pack, x, None, residual, slope, None, y, coef)
+        parts, coef = _reduce(sums, pack, x, None, None, w, stats), scratch(ROWS * shape[1])
+        _finalize(sums, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
+        _apply(sums, pack, x, None, residual, slope, None, y, coef)
         return False
+    cut = cut_of_map(shape, x.itemsize, residual)
+    pack = in_memory(x.dtype), cut.lanes
     added = None if residual is None else pack
     if running is not None and (running.skip_nonfinite or running.samples is not None):
         running = None
@@ -81,15 +83,15 @@ def training_forward(
             0.0 if momentum is None else momentum, ddof, room=room,
         )  # fmt: skip
         return running is not None
-    parts = _reduce(cut, pack, x, None, None, None, stats, counters=counters if pooled else None)
+    parts = _reduce(sums, (pack[0], sums.lanes), x, None, None, None, stats, counters=counters if pooled else None)
     kernel = normalize_segments if cut.segments else normalize_columns
     kernel(
         cut.grid, cut.threads,
         (pack, added, _kind_of_number(slope), pack, F64, F64, _kind(gamma), _kind(beta), _kind(mean), _kind(var),
          _kind(counters)),
         pointer(x), pointer(residual), number(slope), pointer(y), pointer(parts), pointer(stats), pointer(gamma),
-        pointer(beta), pointer(mean), pointer(var), pointer(counters), *cut.numbers, cut.run, cut.copies, _at_h(cut),
-        count, eps, POOLED if momentum is None else momentum, ddof,
+        pointer(beta), pointer(mean), pointer(var), pointer(counters), *cut.numbers, sums.run, sums.copies,
+        _at_h(sums), count, eps, POOLED if momentum is None else momentum, ddof,
     )  # fmt: skip
     return running is not None
 
@@ -139,7 +141,7 @@ def running_forward(
             pointer(stats), pointer(gamma), pointer(beta), pointer(scratch(ROWS * shape[1])), shape[1], 1.0, eps,
         )  # fmt: skip
         return
-    cut = plan.cut(shape, x.itemsize)
+    cut = cut_of_map(shape, x.itemsize, residual)
     pack = in_memory(x.dtype), cut.lanes
     kernel = running_segments if cut.segments else running_columns
     added = None if residual is None else pack
@@ -303,6 +305,11 @@ def _apply(
 
 def _signs(stats: Array, slope: float | None) -> Array | None:
     return None if slope is None else stats[SIGN_SCALE:]
+
+
+def cut_of_map(shape: Shape, itemsize: int, residual: Array | None) -> plan.Cut:
+    """For y of x, where every value counts once."""
+    return plan.cut(shape, itemsize) if residual is None else plan.cut_of_two(shape, itemsize)
 
 
 def _cut(shape: Shape, itemsize: int, w: Counted | None) -> plan.Cut:

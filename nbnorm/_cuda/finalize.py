@@ -18,7 +18,7 @@ from numba import float64
 from nbnorm._cuda import plan
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
-from nbnorm._cuda.reduce import block_sums
+from nbnorm._cuda.sums import block_sums
 from nbnorm._cuda.vector import from_further, routine
 from nbnorm._formulas import (
     COUNT,

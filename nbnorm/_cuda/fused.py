@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._cuda.apply import map_segments
 from nbnorm._cuda.finalize import commit_first, finalize_backward, finalize_forward
 from nbnorm._cuda.launch import Kernel, cuda
+from nbnorm._cuda.maps import map_segments
+from nbnorm._cuda.origins import origins, signs_of
 from nbnorm._cuda.plan import PAIRS
-from nbnorm._cuda.reduce import block_sums, origins, segment_sums, signs_of
+from nbnorm._cuda.sums import block_sums, segment_sums
 from nbnorm._cuda.vector import lanes, room
 from nbnorm._cuda.walk import first_packs
 from nbnorm._formulas import ORIGIN

@@ -1,21 +1,26 @@
-"""The vector value: intrinsics.py on a GPU, simulator.py in Numba's CUDA simulator."""
+"""The vector value: intrinsics.py and others on a GPU, simulator.py in Numba's CUDA simulator."""
 
 from nbnorm._cuda.launch import SIMULATED
 
 if SIMULATED:
-    from nbnorm._cuda import simulator as target
+    from nbnorm._cuda import simulator as arithmetic
+    from nbnorm._cuda import simulator as mask
+    from nbnorm._cuda import simulator as memory
 else:
-    from nbnorm._cuda import intrinsics as target  # type: ignore[no-redef]
+    from nbnorm._cuda import intrinsics as arithmetic  # type: ignore[no-redef]
+    from nbnorm._cuda import intrinsics_mask as mask  # type: ignore[no-redef]
+    from nbnorm._cuda import intrinsics_memory as memory  # type: ignore[no-redef]
 
-routine = target.routine
-element, element_to_compare, put = target.element, target.element_to_compare, target.put
-fold, lanes, pack_at, zeros = target.fold, target.lanes, target.pack_at, target.zeros
-fetch, values, store, put_by = target.fetch, target.values, target.store, target.put_by
-four_at_once = target.four_at_once
-room = target.room
-from_further = target.from_further
-load_table, store_table = target.load_table, target.store_table
-activated, gated = target.activated, target.gated
-finite, ordered, kept, joined = target.finite, target.ordered, target.kept, target.joined
-of_dy, of_ddx, leading, is_tangent = target.of_dy, target.of_ddx, target.leading, target.is_tangent
-lanes_from, lanes_at, places_for = target.lanes_from, target.lanes_at, target.places_for
+routine = arithmetic.routine
+fold, zeros = arithmetic.fold, arithmetic.zeros
+activated, gated = arithmetic.activated, arithmetic.gated
+
+lanes, pack_at, four_at_once = memory.lanes, memory.pack_at, memory.four_at_once
+fetch, values, store, put_by = memory.fetch, memory.values, memory.store, memory.put_by
+element, element_to_compare, put = memory.element, memory.element_to_compare, memory.put
+room, load_table, store_table = memory.room, memory.load_table, memory.store_table
+from_further = memory.from_further
+
+finite, ordered, kept, joined = mask.finite, mask.ordered, mask.kept, mask.joined
+of_dy, of_ddx, leading, is_tangent = mask.of_dy, mask.of_ddx, mask.leading, mask.is_tangent
+lanes_from, lanes_at, places_for = mask.lanes_from, mask.lanes_at, mask.places_for

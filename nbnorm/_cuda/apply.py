@@ -31,7 +31,7 @@ from nbnorm._cuda.maps import map_columns, map_segments
 from nbnorm._cuda.origins import signs_of
 from nbnorm._cuda.plan import PAIRS, TABLES
 from nbnorm._cuda.vector import lanes, places_for, routine
-from nbnorm._cuda.walk import alone, channel_of, first_of_channel, first_packs, first_rows, turned
+from nbnorm._cuda.walk import alone, channel_of, first_of_channel, first_packs, first_rows, rows_ahead, turned
 
 # ---- segments
 
@@ -135,11 +135,12 @@ def normalize_columns(
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     shared = cuda.shared.array(PAIRS, float64)
-    begun = first_rows(x, None, residual, slope, None, b, p, t, K // lanes(x), N // tile, across, down, per, True)
+    rows_ahead(x, residual, b, p, t, K // lanes(x), N // tile, across, down, per, True)
     width = across * lanes(x)
     first, last = b * width, min(K, b * width + width)
     lead = first if S == 1 else first // S
     sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, run, copies, t, T)
+    begun = first_rows(x, None, residual, slope, None, b, p, t, K // lanes(x), N // tile, across, down, per, True)
     seen = parts[at_h] if momentum == POOLED else 0.0  # kept by reduce.py
     j = first + t
     while j < last:
@@ -165,11 +166,12 @@ def gradient_columns(
     t, T = cuda.threadIdx.x, cuda.blockDim.x
     tables = cuda.shared.array(TABLES, float64)
     shared = cuda.shared.array(PAIRS, float64)
-    begun = first_rows(dy, x, None, slope, None, b, p, t, K // lanes(dy), N // tile, across, down, per, True)
+    rows_ahead(dy, x, b, p, t, K // lanes(dy), N // tile, across, down, per, True)
     width = across * lanes(dy)
     first, last = b * width, min(K, b * width + width)
     lead = first if S == 1 else first // S
     sums_of_channels(parts, shared, lead, channels_between(first, last, C, S), C, run, copies, t, T)
+    begun = first_rows(dy, x, None, slope, None, b, p, t, K // lanes(dy), N // tile, across, down, per, True)
     j = first + t
     while j < last:
         c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)

@@ -126,6 +126,21 @@ def _values(raw):
 
 
 @intrinsic
+def ahead(typingctx, packs, i, here):
+    """Ask for pack i, where `here` holds: it is on its way to the second-level cache when this returns."""
+
+    def emit(context, builder, sig, args):
+        if packs is not types.none:
+            with builder.if_then(args[2]):
+                place = builder.gep(args[0], [args[1]])
+                kind = ir.FunctionType(ir.VoidType(), [place.type])
+                builder.call(ir.InlineAsm(kind, "prefetch.L2 [$0];", "l", side_effect=True), [place])
+        return context.get_dummy_value()
+
+    return types.void(packs, types.int64, types.boolean), emit
+
+
+@intrinsic
 def store(typingctx, packs, i, vector):
     """Pack i = vector."""
 

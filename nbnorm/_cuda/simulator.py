@@ -88,6 +88,10 @@ def values(raw: Any) -> Any:
     return None if raw is None else _widen(raw)
 
 
+def ahead(packs: Packs | None, i: int, here: bool) -> None:
+    assert packs is None or not here or 0 <= i < packs.values.size // packs.lanes
+
+
 def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
     packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
 

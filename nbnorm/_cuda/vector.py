@@ -16,7 +16,7 @@ fold, zeros = arithmetic.fold, arithmetic.zeros
 activated, gated = arithmetic.activated, arithmetic.gated
 
 lanes, pack_at, four_at_once = memory.lanes, memory.pack_at, memory.four_at_once
-fetch, values, store, put_by = memory.fetch, memory.values, memory.store, memory.put_by
+fetch, ahead, values, store, put_by = memory.fetch, memory.ahead, memory.values, memory.store, memory.put_by
 element, element_to_compare, put = memory.element, memory.element_to_compare, memory.put
 room, load_table, store_table = memory.room, memory.load_table, memory.store_table
 from_further = memory.from_further

@@ -3,15 +3,16 @@
 reduce.py and apply.py walk alike, over the segments of a channel or the rows of a table: reduce on from the first,
 apply back from the last, since what was read last is still in the second-level cache. A thread has four packs on their
 way, or two of each of several arrays; it asks for the next ones before it uses the last ones, and for the first ones
-before its block finds the origins or the coefficients of the channel, which takes as long as memory does. For the
-compiler's sake two are four of which the last two stand for nothing.
+before its block finds the origins or the coefficients of the channel, which takes as long as memory does; of columns
+in apply only the second-level cache gets them so early, since registers are full. For the compiler's sake two are four
+of which the last two stand for nothing.
 """
 
 from __future__ import annotations
 
 from numba import int32
 
-from nbnorm._cuda.vector import fetch, four_at_once, pack_at, routine
+from nbnorm._cuda.vector import ahead, fetch, four_at_once, pack_at, routine
 
 # ---- segments
 
@@ -136,15 +137,34 @@ def two_rows(x, at, step, left, down):
 
 
 @routine
-def first_rows(x, dy, other, slope, w, b, p, t, KV, rows, across, down, per, back):
-    """Every `down`-th of rows p*per to (p + 1)*per, of the packs of thread t in block b: the first row and the address
-    there, the step to the next one, how many rows are left, if the thread has any, and what lies in the first ones."""
+def place_of_rows(b, p, t, KV, rows, across, down, per, back):
+    """Of thread t in rows p*per to (p + 1)*per of block b: the first row and the address there, the step to the next
+    one, and how many rows are left, if the thread has any."""
     beside, below = t % across, t // across
     begin, end = p * per, min(rows, (p + 1) * per)
     row, column = end - 1 - below if back else begin + below, b * across + beside
     at, step, left = row * KV + column, -down * KV if back else down * KV, int32(0)
     if column < KV and below < down:
         left = int32(end - begin - below)
+    return row, at, step, left
+
+
+@routine
+def rows_ahead(x, dy, b, p, t, KV, rows, across, down, per, back):
+    """Bring the first rows nearer, where registers hold no packs until their block knows what to do with them."""
+    _, at, step, left = place_of_rows(b, p, t, KV, rows, across, down, per, back)
+    i = int32(0)
+    while i < (4 if dy is None else 2):
+        ahead(x, at + i * step, left > i * down)
+        ahead(dy, at + i * step, left > i * down)
+        i = int32(i + 1)
+
+
+@routine
+def first_rows(x, dy, other, slope, w, b, p, t, KV, rows, across, down, per, back):
+    """Every `down`-th of rows p*per to (p + 1)*per, of the packs of thread t in block b: place_of_rows, and what lies
+    in the first ones."""
+    row, at, step, left = place_of_rows(b, p, t, KV, rows, across, down, per, back)
     if four_at_once(x, dy, other, slope, w):
         v, g = four_rows(x, at, step, left, down), four_rows(dy, at, step, left, down)
         z = four_rows(other, at, step, left, down)

@@ -176,8 +176,8 @@ def test_a_dry_run(tmp_path):
     for section, figures in (("large", ("median", "min", "host")), ("small", ("host", "graph"))):
         for entry in results[section]:
             measured = {"nbnorm": operations, "CuPy": operations}
-            if entry["shape"] in ("2x2x8x8", "2x2x4x4x4"):  # channels first, one block each
-                measured["one launch"] = {"training", "backward"}
+            if entry["shape"] in ("2x2x8x8", "2x2x4x4x4"):  # channels first, one launch each
+                measured["two launches"] = {"training", "backward"}
             found = {system: {kind: tuple(t) for kind, t in times.items()} for system, times in entry["us"].items()}
             assert found == {system: dict.fromkeys(kinds, figures) for system, kinds in measured.items()}
     # Correctly rounded but for the rounding of float64; the expression's float32 sums lose the digits of the mean.

@@ -75,7 +75,7 @@ def install() -> ModuleType:
     from nbnorm._cuda import plan
 
     # The simulator starts a thread for a thread: few of them, and still more than one block.
-    for name in ("THREADS", "BLOCKS", "STEPS"):
+    for name in ("THREADS", "WARP", "BLOCKS", "STEPS"):
         assert hasattr(plan, name)
         setattr(plan, name, 2)
     return cupy

@@ -8,10 +8,20 @@ import pytest
 import reference
 from common import arguments_that_fit, random_state, refuse, same_bits, sample
 from ranks import run, work_of
-from test_counted import FORMS, SHAPES, every_form, spoiled
+from test_counted import FORMS, KINDS, SHAPES, spoiled
 from test_counted import cut as cut_masks
 from test_functional import LAYOUTS, every_layout, features
-from tolerance import FORMATS, assert_close, assert_gradient_close, assert_stat_close, dtype_of, rounded, tolerance, ulp
+from tolerance import (
+    FORMATS,
+    OTHER_DTYPES,
+    assert_close,
+    assert_gradient_close,
+    assert_stat_close,
+    dtype_of,
+    rounded,
+    tolerance,
+    ulp,
+)
 
 import nbnorm
 from nbnorm import batch_norm_backward as backward
@@ -115,15 +125,15 @@ def test_a_step_with_relu(layout, of_residual, rng):
     check(x, dy, residual, "relu", random_state(rng, features(x, axis), eps=1e-3, momentum=0.25), axis)
 
 
-@pytest.mark.pairs_at_most
-@pytest.mark.exhaustive("test_a_step_with_relu, float32")
+@pytest.mark.pairs_at_most("what a layout does to x and residual does not depend on what is done with them")
+@pytest.mark.exhaustive("test_a_step_with_relu")
 @every_layout
 @every_residual
 @every_activation
 @pytest.mark.parametrize("parameters", [True, False])
 @pytest.mark.parametrize("use_running", [False, True])
-def test_a_step_equals_the_definition(dtype, layout, of_residual, activation, parameters, use_running, rng):
-    x, dy, residual, axis = case(rng, layout, dtype, of_residual)
+def test_a_step_equals_the_definition(layout, of_residual, activation, parameters, use_running, rng):
+    x, dy, residual, axis = case(rng, layout, "float32", of_residual)
     options = {"use_gamma": parameters, "use_beta": parameters}
     state = random_state(rng, features(x, axis), eps=1e-3, momentum=0.25, **options)
     check(x, dy, residual, activation, state, axis, use_running)
@@ -131,14 +141,27 @@ def test_a_step_equals_the_definition(dtype, layout, of_residual, activation, pa
     check(x, dy, residual, activation, state, axis, use_running, out)
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.pairs_at_most("float32 in every layout; only what loads and stores knows the dtype")
+@pytest.mark.exhaustive("test_a_step_with_relu, float32")
+@pytest.mark.parametrize("memory", OTHER_DTYPES)
+@pytest.mark.parametrize("layout", ["NCHW", "rows"])
+@pytest.mark.parametrize("of_residual", [RESIDUALS["none"], RESIDUALS["as x"]], ids=["none", "as x"])
+@pytest.mark.parametrize("activation", ["relu", ("leaky_relu", 0.3)], ids=str)
+@pytest.mark.parametrize("use_running", [False, True])
+def test_a_step_of_other_dtypes(memory, layout, of_residual, activation, use_running, rng):
+    """With the running statistics it is what inference does, to the bit: test_inference_equals_the_definition."""
+    x, dy, residual, axis = case(rng, layout, memory, of_residual)
+    check(x, dy, residual, activation, random_state(rng, features(x, axis), eps=1e-3), axis, use_running)
+
+
+@pytest.mark.pairs_at_most("what a layout does to x and residual does not depend on what is done with them")
 @pytest.mark.exhaustive("test_the_layer_has_them_in_every_mode")
 @every_layout
 @every_residual
 @every_activation
 @pytest.mark.parametrize("parameters", [True, False])
-def test_inference_equals_the_definition(dtype, layout, of_residual, activation, parameters, rng):
-    x, _, residual, axis = case(rng, layout, dtype, of_residual)
+def test_inference_equals_the_definition(layout, of_residual, activation, parameters, rng):
+    x, _, residual, axis = case(rng, layout, "float32", of_residual)
     state = random_state(rng, features(x, axis), use_gamma=parameters, use_beta=parameters)
     plain = reference.inference(x, state.running_mean, state.running_var, state.gamma, state.beta, state.eps, axis)
     y = inference(x, state, axis=axis, residual=residual, activation=activation)
@@ -315,9 +338,9 @@ def test_any_number_of_threads_gives_the_same_bits(of_residual, use_running, sha
 # ---- together with the other options
 
 
-@pytest.mark.values_at_most
+@pytest.mark.values_at_most("test_counted has every form; test_a_step_equals_the_definition what stands beside")
 @pytest.mark.exhaustive("test_counted, test_a_step_with_relu")
-@every_form
+@pytest.mark.parametrize("form", KINDS)
 @every_residual
 @every_activation
 @pytest.mark.parametrize("use_running", [False, True])

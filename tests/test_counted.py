@@ -10,7 +10,7 @@ import reference
 from common import random_state, refuse, same_bits, sample, snapshot
 from ranks import run, work_of
 from test_functional import LAYOUTS, every_layout, features
-from tolerance import assert_close, assert_gradient_close, assert_stat_close, dtype_of
+from tolerance import OTHER_DTYPES, assert_close, assert_gradient_close, assert_stat_close, dtype_of
 
 import nbnorm
 from nbnorm import batch_norm_training as training
@@ -71,6 +71,8 @@ FORMS = {
     },
 }  # fmt: skip
 every_form = pytest.mark.parametrize("form", FORMS)
+# Kernels are compiled for each of these; within a kind forms differ in strides, which are found before.
+KINDS = ["where, all of x", "weights, all of x", "weights, first axis", "missing", "all"]
 
 
 def spoiled(rng, x, counting, axis):
@@ -150,18 +152,30 @@ def test_a_step_with_each_form_of_work(layout, form, rng):
     check_counted(x, dy, w, random_state(rng, features(x, axis), eps=1e-3, momentum=0.25), counting, axis)
 
 
-@pytest.mark.pairs_at_most
-@pytest.mark.exhaustive("test_a_step_with_each_form_of_work, float32")
+@pytest.mark.pairs_at_most("two parameters find where a mask lies, the layout and the form; the mode has the same")
+@pytest.mark.exhaustive("test_a_step_with_each_form_of_work")
 @every_layout
 @every_form
 @pytest.mark.parametrize("use_running", [False, True])
-def test_a_step_equals_the_definition(dtype, layout, form, use_running, rng):
-    x, dy, w, counting, axis = case(rng, layout, form, dtype)
+def test_a_step_equals_the_definition(layout, form, use_running, rng):
+    x, dy, w, counting, axis = case(rng, layout, form, "float32")
     state = random_state(rng, features(x, axis), eps=1e-3, momentum=0.25)
     check_counted(x, dy, w, state, counting, axis, use_running)
 
 
-@pytest.mark.values_at_most
+@pytest.mark.pairs_at_most("float32 in every layout and form; only what loads and stores knows the dtype")
+@pytest.mark.exhaustive("test_a_step_with_each_form_of_work, float32")
+@pytest.mark.parametrize("memory", OTHER_DTYPES)
+@pytest.mark.parametrize("layout", ["NCHW", "rows"])
+@pytest.mark.parametrize("form", ["where, all of x", "all"])
+@pytest.mark.parametrize("use_running", [False, True])
+def test_a_step_of_other_dtypes(memory, layout, form, use_running, rng):
+    x, dy, w, counting, axis = case(rng, layout, form, memory)
+    state = random_state(rng, features(x, axis), eps=1e-3, momentum=0.25)
+    check_counted(x, dy, w, state, counting, axis, use_running)
+
+
+@pytest.mark.values_at_most("pairs of layouts and forms: test_a_step_equals_the_definition")
 @pytest.mark.exhaustive("test_merged_pieces_equal_the_whole, float32")
 @every_layout
 @every_form
@@ -181,13 +195,17 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.pairs_at_most("one way of cutting for every form")
 @pytest.mark.exhaustive("test_a_mask_of_rows_equals_the_rows has small shapes")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@every_form
+@pytest.mark.parametrize("form", [form for form in FORMS if "where" in form or form == "all"])
 @pytest.mark.parametrize("order", ["channels first", "channels last"])
 def test_every_shape(shape, form, order, rng):
-    """Every way in which work is cut: fused, split, tables, blocks, the last row of them."""
+    """Every way in which work is cut: fused, split, tables, blocks, the last row of them.
+
+    With a mask, alone and beside weights; without one the same kernels are compiled once more for each kind of weights,
+    seconds each, and cut in the same way: test_a_step_equals_the_definition has those.
+    """
     v = sample(rng, shape)
     x, axis = (v, 1) if order == "channels first" else (np.ascontiguousarray(np.moveaxis(v, 1, -1)), -1)
     counting = FORMS[form](rng, x, axis)
@@ -282,7 +300,7 @@ def test_shards_with_masks_of_their_own(rng):
     check_shards("float32", "where, all of x", (9, 3, 7), "local", False, rng)
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.values_at_most("test_parallel_sync has the exchange, test_a_step_equals_the_definition the forms")
 @pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
 @every_form
 @pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)

@@ -42,6 +42,7 @@ DTYPES = [
     "float32",
     pytest.param("float64", marks=needs_wide),
 ]
+OTHER_DTYPES = [dtype for dtype in DTYPES if dtype != "float32"]
 
 
 def float32_by_default(instead, dtypes=DTYPES):

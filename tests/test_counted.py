@@ -73,6 +73,7 @@ FORMS = {
 every_form = pytest.mark.parametrize("form", FORMS)
 # Kernels are compiled for each of these; within a kind forms differ in strides, which are found before.
 KINDS = ["where, all of x", "weights, all of x", "weights, first axis", "missing", "all"]
+every_mask = pytest.mark.parametrize("form", [form for form in FORMS if "where" in form or form == "all"])
 
 
 def spoiled(rng, x, counting, axis):
@@ -198,7 +199,7 @@ SHAPES = [
 @pytest.mark.pairs_at_most("one way of cutting for every form")
 @pytest.mark.exhaustive("test_a_mask_of_rows_equals_the_rows has small shapes")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("form", [form for form in FORMS if "where" in form or form == "all"])
+@every_mask
 @pytest.mark.parametrize("order", ["channels first", "channels last"])
 def test_every_shape(shape, form, order, rng):
     """Every way in which work is cut: fused, split, tables, blocks, the last row of them.

@@ -11,9 +11,9 @@ import ranks
 import reference
 from common import random_state, same_bits, sample
 from derivatives import assert_derivatives, check_derivatives, exact_derivatives, sizes
-from test_counted import FORMS, SHAPE, cut, every_form, spoiled
+from test_counted import FORMS, SHAPE, cut, every_form, every_mask, spoiled
 from test_functional import LAYOUTS, every_layout, features
-from tolerance import assert_gradient_close, needs_wide
+from tolerance import OTHER_DTYPES, assert_gradient_close, needs_wide
 
 import nbnorm
 
@@ -214,21 +214,31 @@ def test_each_form_of_work(layout, form, rng):
     check_form(rng, layout, form, "float32", False)
 
 
-@pytest.mark.values_at_most
-@pytest.mark.exhaustive("test_each_form_of_work, float32")
+@pytest.mark.values_at_most("pairs of layouts and forms: test_counted.py")
+@pytest.mark.exhaustive("test_each_form_of_work")
 @every_layout
 @every_form
 @frozen_or_not
-def test_both_equal_the_oracle(dtype, layout, form, use_running, rng):
-    check_form(rng, layout, form, dtype, use_running)
+def test_both_equal_the_oracle(layout, form, use_running, rng):
+    check_form(rng, layout, form, "float32", use_running)
 
 
-@pytest.mark.values_at_most
+@pytest.mark.values_at_most("float32 in every layout; only what loads and stores knows the dtype")
+@pytest.mark.exhaustive("test_each_form_of_work, float32")
+@pytest.mark.parametrize("memory", OTHER_DTYPES)
+@pytest.mark.parametrize("layout", ["NCHW", "rows"])
+@pytest.mark.parametrize("form", ["where, all of x", "all"])
+@frozen_or_not
+def test_other_dtypes(memory, layout, form, use_running, rng):
+    check_form(rng, layout, form, memory, use_running)
+
+
+@pytest.mark.values_at_most("one way of cutting for every form; without a mask: test_both_equal_the_oracle")
 @pytest.mark.exhaustive("test_each_form_of_work has small shapes")
 @pytest.mark.parametrize(
     "shape", [(700, 3), (300, 96), (65, 2_500), (8, 64, 7, 7), (33, 4, 13, 13), (3, 2, 63), (1, 2, 40_000)], ids=str
 )
-@every_form
+@every_mask
 def test_every_shape(shape, form, rng):
     """Every way in which work is cut."""
     x, dy, ddx = (sample(rng, shape) for _ in range(3))
@@ -299,7 +309,7 @@ def test_one_shard_may_have_no_mask(rng):
     check_shards(rng, "where, all of x", (9, 3, 70), False, without=(2,))
 
 
-@pytest.mark.values_at_most
+@pytest.mark.values_at_most("test_derivatives_sync.py has the exchange, test_both_equal_the_oracle the forms")
 @pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
 @every_form
 @pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)

@@ -4,7 +4,8 @@
   not act together: what three of them do at once, two of them do already.
 - `each_value`: fewer, in which every value of every parameter occurs. For a path that other tests take in pairs.
 - `values_at_most`, `pairs_at_most`: as `each_value` and `each_pair`, with `--exhaustive` too. For products of thousands
-  of cases whose parameters other tests take in full, without what is new here.
+  of cases whose parameters other tests take in full, without what is new here; the marker's argument says where, or why
+  the parameters do not act together.
 - `exhaustive`: none; the marker's argument says what takes its place. Also of one case: `pytest.param(…, marks=…)`.
 - `float32_by_default`: of the four dtypes float32 (conftest.py); the marker's argument says where the others are.
 

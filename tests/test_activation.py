@@ -172,7 +172,7 @@ def test_inference_equals_the_definition(layout, of_residual, activation, parame
     assert same_bits(y, again)
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.pairs_at_most("how work is cut does not depend on what is done with it")
 @pytest.mark.exhaustive("test_a_step_with_relu has small shapes")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_residual
@@ -315,6 +315,7 @@ def test_a_slope_of_0_is_relu_to_the_bit(dtype, rng):
             assert all(same_bits(a, b) for a, b in zip(results[0], others, strict=True))
 
 
+@pytest.mark.values_at_most("test_every_shape has the values of the parallel twins, whose bits test_threads compares")
 @pytest.mark.exhaustive("test_threads, without an activation")
 @every_residual
 @pytest.mark.parametrize("use_running", [False, True])
@@ -378,7 +379,7 @@ def test_with_masks(form, of_residual, activation, use_running, shape, rng):
         assert (error <= ulp(getattr(exact, name), 24, -149) + limit).all()
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.pairs_at_most("test_parallel_sync has the exchange, test_a_step_equals_the_definition what stands beside")
 @pytest.mark.exhaustive("tests/cuda has a part of it")
 @every_residual
 @pytest.mark.parametrize("masked", [False, True])

@@ -37,7 +37,7 @@ def step_by_step(x, dy, state, axis, n, masks=None, **options):
     return y, dx, steps
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.pairs_at_most("each ghost batch is a step, which test_functional.py has in every case")
 @every_layout
 @pytest.mark.parametrize("parameters", [{}, {"dtype": "float64"}, {"use_gamma": False}, {"use_beta": False}], ids=str)
 @pytest.mark.parametrize("momentum", [0.25, None])

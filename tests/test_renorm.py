@@ -29,7 +29,7 @@ def assert_dx_close(dx, exact, dy, x, r, state, axis):
         assert_close(dx, exact, axis)
 
 
-@pytest.mark.pairs_at_most
+@pytest.mark.pairs_at_most("r and d change constants of a channel; what is done with these: test_functional.py")
 @every_layout
 @every_affine
 @pytest.mark.parametrize("limits", LIMITS)

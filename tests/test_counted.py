@@ -164,7 +164,7 @@ def test_a_step_equals_the_definition(layout, form, use_running, rng):
     check_counted(x, dy, w, state, counting, axis, use_running)
 
 
-@pytest.mark.pairs_at_most("float32 in every layout and form; only what loads and stores knows the dtype")
+@pytest.mark.values_at_most("float32 in every layout and form; only what loads and stores knows the dtype")
 @pytest.mark.exhaustive("test_a_step_with_each_form_of_work, float32")
 @pytest.mark.parametrize("memory", OTHER_DTYPES)
 @pytest.mark.parametrize("layout", ["NCHW", "rows"])

@@ -303,7 +303,7 @@ def test_shards_with_masks_of_their_own(rng):
 
 @pytest.mark.values_at_most("test_parallel_sync has the exchange, test_a_step_equals_the_definition the forms")
 @pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
-@every_form
+@pytest.mark.parametrize("form", KINDS)
 @pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)
 @pytest.mark.parametrize("param_grads", ["local", "global"])
 @pytest.mark.parametrize("use_running", [False, True])

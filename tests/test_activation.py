@@ -141,7 +141,7 @@ def test_a_step_equals_the_definition(layout, of_residual, activation, parameter
     check(x, dy, residual, activation, state, axis, use_running, out)
 
 
-@pytest.mark.pairs_at_most("float32 in every layout; only what loads and stores knows the dtype")
+@pytest.mark.values_at_most("float32 in every layout; only what loads and stores knows the dtype")
 @pytest.mark.exhaustive("test_a_step_with_relu, float32")
 @pytest.mark.parametrize("memory", OTHER_DTYPES)
 @pytest.mark.parametrize("layout", ["NCHW", "rows"])
@@ -258,6 +258,7 @@ def test_zero_is_not_positive(shape, use_running, rng):
         assert np.array_equal(found.dresidual[:, 2:], dy[:, 2:])
 
 
+@pytest.mark.values_at_most("the gate is one code for every dtype, shape and residual")
 @pytest.mark.exhaustive("tests/cuda has it, and test_gradients without an activation")
 @every_residual
 @pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3, 5), (40, 3)], ids=str)

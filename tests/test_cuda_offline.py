@@ -27,9 +27,8 @@ every_architecture = pytest.mark.parametrize(
     ids=[f"sm_{major}{minor}" for major, minor in ARCHITECTURES],
 )
 # Hundreds of combinations, seconds each: for who changes a kernel, NBNORM_EVERY_COMBINATION=1 and --exhaustive.
-some_combinations = (
-    pytest.mark.each_value if os.environ.get("NBNORM_EVERY_COMBINATION") == "1" else pytest.mark.values_at_most
-)
+EVERY_COMBINATION = os.environ.get("NBNORM_EVERY_COMBINATION") == "1"
+some_combinations = pytest.mark.each_value if EVERY_COMBINATION else pytest.mark.values_at_most
 another = pytest.mark.exhaustive("one of each kind")
 DTYPES = {"float32": 4, "uint16": 8, "int16": 8, "float64": 2}  # values of a 16-byte pack
 F64 = "float64"
@@ -252,7 +251,7 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
 @some_combinations
 @every_architecture
 @pytest.mark.parametrize("memory", DTYPES)
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", list(COUNTED)[:: 1 if EVERY_COMBINATION else 3])  # of each kernel one kind or two
 def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memory, cc):
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 

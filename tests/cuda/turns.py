@@ -2,7 +2,8 @@
 
 The simulator's own all run at once beside a loop that never sleeps, and two thirds of the time go into switching
 between them. A barrier that is missing shows here too, since of two orders one is the wrong one. What needs a switch in
-the midst of a turn to go wrong, such as a sum that two threads write, shows with --exhaustive, which keeps the others.
+the midst of a turn to go wrong, such as a sum that two threads write, shows with --exhaustive, which runs a part of the
+tests with the others too (tests/test_cuda_simulator.py).
 """
 
 from __future__ import annotations

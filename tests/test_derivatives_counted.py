@@ -11,7 +11,7 @@ import ranks
 import reference
 from common import random_state, same_bits, sample
 from derivatives import assert_derivatives, check_derivatives, exact_derivatives, sizes
-from test_counted import FORMS, SHAPE, cut, every_form, every_mask, spoiled
+from test_counted import FORMS, KINDS, SHAPE, cut, every_form, every_mask, spoiled
 from test_functional import LAYOUTS, every_layout, features
 from tolerance import OTHER_DTYPES, assert_gradient_close, needs_wide
 
@@ -311,7 +311,7 @@ def test_one_shard_may_have_no_mask(rng):
 
 @pytest.mark.values_at_most("test_derivatives_sync.py has the exchange, test_both_equal_the_oracle the forms")
 @pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
-@every_form
+@pytest.mark.parametrize("form", KINDS)
 @pytest.mark.parametrize("shape", [(9, 3, 70), (9, 3, 7), (9, 5)], ids=str)
 @frozen_or_not
 @pytest.mark.parametrize("memory", ["float32", pytest.param("float64", marks=needs_wide)])

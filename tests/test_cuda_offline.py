@@ -197,16 +197,13 @@ def signature(name, memory):
 
 
 def lanes_of(name, memory):
-    """Values of a pack: of 16 bytes, but for columns of three arrays or with a gate (plan.cut_of_two), for masks
-    (plan.cut_counted) and for both (plan.cut_gated); one where counts are added up one by
-    one."""
+    """Values of a pack: of 16 bytes, but for columns of two arrays or three (plan.cut_of_two), for masks
+    (plan.cut_counted) and for both (plan.cut_gated); one where counts are added up one by one."""
     if name.startswith("counted"):
         return 1
     if "columns" in name and "gated and counted uint8, float64" in name:
         return 1
-    if "gated and counted" in name or name.endswith("of three counted"):
-        return min(DTYPES[memory], 2)
-    if "columns" in name and "uint8, float64" in name:
+    if "gated and counted" in name or "of three counted" in name or ("columns" in name and "uint8, float64" in name):
         return min(DTYPES[memory], 2)
     few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
     few = few or name.startswith(("apply.gradient_columns", "apply.apply_columns of two"))

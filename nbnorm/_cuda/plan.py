@@ -87,12 +87,6 @@ def cut_counted(shape: tuple[int, int, int], itemsize: int, weights_itemsize: in
     return found if found.segments else cut(shape, max(itemsize, 4, weights_itemsize))
 
 
-def cut_of_three_counted(shape: tuple[int, int, int], itemsize: int) -> Cut:
-    """Where that meets three arrays: of columns at most 2 to a pack."""
-    found = cut_counted(shape, itemsize)
-    return found if found.segments else cut_gated(shape, itemsize)
-
-
 def cut_gated(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:
     """Where that meets an activation, or three arrays: at most 2 to a pack; of columns with float64 weights beside a
     mask 1."""

@@ -102,6 +102,8 @@ def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, ac
             keep_seen(counters, parts, 2 * K * P, c == 0)
         j += T
     cuda.syncthreads()
+    if w is not None:  # registers hold no packs while values that count are looked for
+        begun = first_rows(x, dy, None, slope, w, b, p, t, KV, rows, across, down, per, False)
     beside, below = t % across, t // across
     s, q, count = row_sums(
         begun, x, dy, slope, w, beside * L, places, k_table, h_table, scales, shifts, tile, down

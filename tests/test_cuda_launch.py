@@ -117,7 +117,7 @@ def test_one_launch_has_room_for_a_channel_or_is_not_used(
     size = values * np.dtype(type_name).itemsize
     rooms = {"fused_segments": size, "fused_gradient_segments": 2 * size}
     assert [one.room for one in started] == [rooms.get(one.kernel, 0) for one in started]
-    assert allowed == [name for name in (*forward, *backward) if name in rooms and shared == 227]
+    assert allowed == [name for name in (*forward, *backward) if rooms.get(name, 0) > 44_032]
 
 
 @pytest.mark.parametrize("shape", [(500, 16), (8, 3, 10_000)], ids=str)

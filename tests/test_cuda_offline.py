@@ -30,6 +30,7 @@ every_architecture = pytest.mark.parametrize(
 EVERY_COMBINATION = os.environ.get("NBNORM_EVERY_COMBINATION") == "1"
 some_combinations = pytest.mark.each_value if EVERY_COMBINATION else pytest.mark.values_at_most
 another = pytest.mark.exhaustive("one of each kind")
+HALF = ", half packs"
 DTYPES = {"float32": 4, "uint16": 8, "int16": 8, "float64": 2}  # values of a 16-byte pack
 F64 = "float64"
 
@@ -189,11 +190,11 @@ def compile_for(request):
 
 def signature(name, memory):
     """Module, function, kinds and numbers of a kernel for values of this dtype in memory."""
-    arrays, numbers = {**KERNELS, **COUNTED, **OTHERS}[name]
+    arrays, numbers = {**KERNELS, **COUNTED, **OTHERS}[name.removesuffix(HALF)]
     pack = memory, lanes_of(name, memory)
     packs = {"X": pack, "tangent": Tangent(pack), "both": Both(pack, pack)}
     kinds = tuple(packs.get(kind, kind) if isinstance(kind, str) else kind for kind in arrays)
-    return (*name.split()[0].split("."), kinds, tuple(numbers))
+    return (*name.removesuffix(HALF).split()[0].split("."), kinds, tuple(numbers))
 
 
 def lanes_of(name, memory):
@@ -201,6 +202,8 @@ def lanes_of(name, memory):
     (plan.cut_counted) and for both (plan.cut_gated); one where counts are added up one by one."""
     if name.startswith("counted"):
         return 1
+    if name.endswith(HALF):
+        return DTYPES[memory] // 2
     if "columns" in name and "gated and counted uint8, float64" in name:
         return 1
     if "gated and counted" in name or "of three counted" in name or ("columns" in name and "uint8, float64" in name):
@@ -261,6 +264,11 @@ def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memo
             "reduce.reduce_columns of two gated and counted uint8, float64, counted", "float32", (7, 5), marks=another
         ),
         ("apply.normalize_columns beside", "int16", (12, 0)),
+        # Packs of 8 bytes, four of each of two arrays at once, as 14x14 images have them.
+        ("fused.fused_gradient_segments, half packs", "uint16", HOPPER),
+        pytest.param("fused.fused_gradient_segments gated, half packs", "uint16", (10, 0), marks=another),
+        pytest.param("apply.gradient_segments, half packs", "int16", (7, 5), marks=another),
+        pytest.param("reduce.reduce_segments of two, half packs", "uint16", (8, 0), marks=another),
     ],
 )
 def test_what_once_spilled(compile_for, name, memory, cc):
@@ -269,7 +277,7 @@ def test_what_once_spilled(compile_for, name, memory, cc):
 
 def check_packs(ptx, name, memory):
     """16 bytes at a time, as many as there are registers for."""
-    arrays = {**KERNELS, **COUNTED}[name][0]
+    arrays = {**KERNELS, **COUNTED}[name.removesuffix(HALF)][0]
     packs = arrays.count("X") + arrays.count("tangent") + 2 * arrays.count("both")
     written = 0 if name.startswith("reduce") else min(packs, 1)
     loads, stores = wide(ptx, "ld.global"), wide(ptx, "st.global")
@@ -280,7 +288,8 @@ def check_packs(ptx, name, memory):
         wanted = of_stores = 0
     assert loads >= wanted
     assert stores >= of_stores * written
-    if name.startswith("fused"):  # what is read, but for a residual, is kept on the chip, and the map reads it there
+    # What fused reads, but for a residual, is kept on the chip, and the map reads it there.
+    if name.startswith("fused") and not name.endswith(HALF):
         kept = wide(ptx, "st.shared")
         assert (6 if "gradient" in name else 7) <= kept
         assert wide(ptx, "ld.shared") >= 4

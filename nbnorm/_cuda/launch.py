@@ -18,7 +18,7 @@ import numba
 from numba import cuda as numba_cuda
 
 from nbnorm._counted import Both, Counted, Tangent, each
-from nbnorm._cuda.plan import LARGE_ROOM
+from nbnorm._cuda.plan import LARGE_ROOM, ROOM
 from nbnorm._kernel_cache import only_own_entries
 
 _settings: Any = numba.config
@@ -75,11 +75,12 @@ class Kernel:
             self.dispatcher[grid, block, 0, room](*_simulated(kinds, values))
             return
         cupy_cuda = sys.modules["cupy"].cuda
-        key = kinds, cupy_cuda.runtime.getDevice()
+        more = room > ROOM  # than a block has that does not ask
+        key = kinds, cupy_cuda.runtime.getDevice(), more
         start = self.ready.get(key)
         if start is None:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
-            if room and roomy():
+            if more:
                 _allow_room(compiled)
             start = _starter(compiled)
             if any(isinstance(value, tuple) for value in values):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
-THREADS = 256  # of a block, at most; a power of two
+THREADS = 256  # of a block, at most; a power of two, and whole warps
 BLOCKS = 264  # at once on the GPU that this is tuned for: two on each of 132 multiprocessors (H100, H200)
 BEGIN = 3_000  # packs that a block could read in the time that it takes to begin and to end
 STEPS = 4  # packs a thread should meet at least: as many as it has on their way
@@ -101,7 +101,7 @@ def _segments(N: int, C: int, S: int, itemsize: int) -> Cut:
         lanes //= 2  # half a pack beside the packs of each segment, value by value, takes longer
     SV = S // lanes if S % lanes == 0 else (S - lanes + 1) // lanes
     packs = N * SV
-    threads = min(THREADS, WARP)
+    threads = WARP
     while threads < THREADS and threads * STEPS < packs:
         threads *= 2
     parts = _parts(C, packs, max(1, packs // (threads * STEPS)))
@@ -121,9 +121,8 @@ def _columns(N: int, C: int, S: int, itemsize: int) -> Cut:
     def side_by_side(wide: int) -> int:
         return whole * max(1, min(wide * lanes // (whole * base), N // (16 * whole)))
 
-    widest = min(WARP, THREADS)
-    wide = min(widest, COLUMNS // lanes)
-    while wide < widest and N // side_by_side(wide) < THREADS // wide * 2 * STEPS:
+    wide = min(WARP, COLUMNS // lanes)
+    while wide < WARP and N // side_by_side(wide) < THREADS // wide * 2 * STEPS:
         wide *= 2
     tile = side_by_side(wide)
     K, rows = base * tile, N // tile
@@ -148,7 +147,7 @@ def _parts(groups: int, packs: int, most: int) -> int:
 
 def _finalize_threads(pairs: int) -> int:
     """A thread should meet few of a channel's pairs; THREADS is a power of two."""
-    threads = min(THREADS, WARP)
+    threads = WARP
     while threads < THREADS and threads < pairs:
         threads *= 2
     return threads

@@ -82,8 +82,8 @@ def map_one(x, dy, other, slope, w, y, at, n, c, s, k, scale, shift, a, h, b, o)
 
 
 @routine
-def segment_image(x, dy, other, slope, w, packs, n, c, at, C, S, k, scale, shift, a, h, b, o):
-    """`image` of the pack at `at` in segment n of channel c."""
+def map_pack(y, x, dy, other, slope, w, packs, n, c, at, C, S, k, scale, shift, a, h, b, o):
+    """Store the image of what lies at `at`, in segment n of channel c."""
     v = values(x)
     g = let_through(v, values(dy), slope, k, b, o)
     if w is None:
@@ -91,7 +91,7 @@ def segment_image(x, dy, other, slope, w, packs, n, c, at, C, S, k, scale, shift
     else:
         m = times_in_segment(w, v, packs, n, c, at * lanes(packs) - (n * C + c) * S)
         result = counted_image(v, leading(g), of_ddx(g), values(other), m, k, scale, shift, a, h, b, o)
-    return result
+    store(y, at, result)
 
 
 @routine
@@ -109,45 +109,17 @@ def map_segments(
             next_v = four_packs(x, next_at, x_room, j, -T, T, left)
             next_g = four_packs(dy, next_at, dy_room, j, -T, T, left)
             next_z = four_packs(other, next_at, None, j, -T, T, left)
-            store(
-                y,
-                at[0],
-                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
-            )
-            store(
-                y,
-                at[1],
-                segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o),
-            )
-            store(
-                y,
-                at[2],
-                segment_image(v[2], g[2], z[2], slope, w, x, n[2], c, at[2], C, S, k, scale, shift, a, h, b, o),
-            )
-            store(
-                y,
-                at[3],
-                segment_image(v[3], g[3], z[3], slope, w, x, n[3], c, at[3], C, S, k, scale, shift, a, h, b, o),
-            )
+            map_pack(y, v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
+            map_pack(y, v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o)
+            map_pack(y, v[2], g[2], z[2], slope, w, x, n[2], c, at[2], C, S, k, scale, shift, a, h, b, o)
+            map_pack(y, v[3], g[3], z[3], slope, w, x, n[3], c, at[3], C, S, k, scale, shift, a, h, b, o)
             at, n, v, g, z = next_at, next_n, next_v, next_g, next_z
         if left > 0:
-            store(
-                y,
-                at[0],
-                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
-            )
+            map_pack(y, v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
         if left > T:
-            store(
-                y,
-                at[1],
-                segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o),
-            )
+            map_pack(y, v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o)
         if left > 2 * T:
-            store(
-                y,
-                at[2],
-                segment_image(v[2], g[2], z[2], slope, w, x, n[2], c, at[2], C, S, k, scale, shift, a, h, b, o),
-            )
+            map_pack(y, v[2], g[2], z[2], slope, w, x, n[2], c, at[2], C, S, k, scale, shift, a, h, b, o)
     else:
         while left > T:
             left = int32(left - 2 * T)
@@ -156,23 +128,11 @@ def map_segments(
             next_v = two_packs(x, next_at, x_room, j, -T, T, left)
             next_g = two_packs(dy, next_at, dy_room, j, -T, T, left)
             next_z = two_packs(other, next_at, None, j, -T, T, left)
-            store(
-                y,
-                at[0],
-                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
-            )
-            store(
-                y,
-                at[1],
-                segment_image(v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o),
-            )
+            map_pack(y, v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
+            map_pack(y, v[1], g[1], z[1], slope, w, x, n[1], c, at[1], C, S, k, scale, shift, a, h, b, o)
             at, n, v, g, z = next_at, next_n, next_v, next_g, next_z
         if left > 0:
-            store(
-                y,
-                at[0],
-                segment_image(v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o),
-            )
+            map_pack(y, v[0], g[0], z[0], slope, w, x, n[0], c, at[0], C, S, k, scale, shift, a, h, b, o)
     rest = S - SV * lanes(x)
     if rest > 0:
         n_of, r, dn, dr = first_rest(p * T + t, rest, P * T)
@@ -188,8 +148,8 @@ def map_segments(
 
 
 @routine
-def row_image(x, dy, other, slope, w, packs, n, j, places, k, scale, shift, a, h, b, o):
-    """`image` of the pack in column j of a block and in the row that begins with sample n."""
+def map_row(y, at, x, dy, other, slope, w, packs, n, j, places, k, scale, shift, a, h, b, o):
+    """Store the image of what lies at `at`, in column j of a block and in the row that begins with sample n."""
     v = values(x)
     g = let_through(v, values(dy), slope, k, b, o)
     if w is None:
@@ -197,7 +157,7 @@ def row_image(x, dy, other, slope, w, packs, n, j, places, k, scale, shift, a, h
     else:
         m = times_in_row(w, v, packs, n, j, places)
         result = counted_image(v, leading(g), of_ddx(g), values(other), m, k, scale, shift, a, h, b, o)
-    return result
+    store(y, at, result)
 
 
 @routine
@@ -227,37 +187,23 @@ def map_columns(begun, x, dy, other, slope, w, y, tables, places, g, p, t, T, N,
                 at += 4 * step
                 next_v, next_q = four_rows(x, at, step, left, down), four_rows(dy, at, step, left, down)
                 next_z = four_rows(other, at, step, left, down)
-                store(y, to, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
-                store(
-                    y,
-                    to + step,
-                    row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o),
+                map_row(y, to, v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o)
+                map_row(y, to + step, v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o)
+                map_row(
+                    y, to + 2 * step, v[2], q[2], z[2], slope, w, x, n + 2 * dn, i, places, k, scale, shift, a, h, b, o
                 )
-                store(
-                    y,
-                    to + 2 * step,
-                    row_image(v[2], q[2], z[2], slope, w, x, n + 2 * dn, i, places, k, scale, shift, a, h, b, o),
-                )
-                store(
-                    y,
-                    to + 3 * step,
-                    row_image(v[3], q[3], z[3], slope, w, x, n + 3 * dn, i, places, k, scale, shift, a, h, b, o),
+                map_row(
+                    y, to + 3 * step, v[3], q[3], z[3], slope, w, x, n + 3 * dn, i, places, k, scale, shift, a, h, b, o
                 )
                 v, q, z = next_v, next_q, next_z
                 n += 4 * dn
             if left > 0:
-                store(y, at, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
+                map_row(y, at, v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o)
             if left > down:
-                store(
-                    y,
-                    at + step,
-                    row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o),
-                )
+                map_row(y, at + step, v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o)
             if left > 2 * down:
-                store(
-                    y,
-                    at + 2 * step,
-                    row_image(v[2], q[2], z[2], slope, w, x, n + 2 * dn, i, places, k, scale, shift, a, h, b, o),
+                map_row(
+                    y, at + 2 * step, v[2], q[2], z[2], slope, w, x, n + 2 * dn, i, places, k, scale, shift, a, h, b, o
                 )
         else:
             while left > down:
@@ -266,16 +212,12 @@ def map_columns(begun, x, dy, other, slope, w, y, tables, places, g, p, t, T, N,
                 at += 2 * step
                 next_v, next_q = two_rows(x, at, step, left, down), two_rows(dy, at, step, left, down)
                 next_z = two_rows(other, at, step, left, down)
-                store(y, to, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
-                store(
-                    y,
-                    to + step,
-                    row_image(v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o),
-                )
+                map_row(y, to, v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o)
+                map_row(y, to + step, v[1], q[1], z[1], slope, w, x, n + dn, i, places, k, scale, shift, a, h, b, o)
                 v, q, z = next_v, next_q, next_z
                 n += 2 * dn
             if left > 0:
-                store(y, at, row_image(v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o))
+                map_row(y, at, v[0], q[0], z[0], slope, w, x, n, i, places, k, scale, shift, a, h, b, o)
     rest = N % tile * C * S if p == P - 1 else 0  # of the row that is not whole
     j, end = first + t, min(K, first + width, rest)
     while j < end:  # a range would divide by its step

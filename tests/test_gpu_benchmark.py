@@ -101,7 +101,7 @@ def test_a_visit_goes_on_after_a_failure_and_when_the_time_is_up(tmp_path):
     lines = [
         gpu_visit.run(part, tmp_path, environment, dry_run=False)
         for part in (
-            part("slow", 1, [*python, "import time; print('begun', flush=True); time.sleep(60)"]),
+            part("slow", 8, [*python, "import time; print('begun', flush=True); time.sleep(60)"]),
             part("wrong", 60, [*python, "import sys; sys.exit(3)"]),
             part("missing", 60, [str(tmp_path / "no such program")]),
             part("right", 60, [*python, "print('done')"]),

@@ -98,10 +98,13 @@ def test_asv_counts_the_bytes():
 def test_a_visit_goes_on_after_a_failure_and_when_the_time_is_up(tmp_path):
     part, environment = gpu_visit.Part, dict(os.environ)
     python = [sys.executable, "-c"]
+    # Where the tests run in the background of a shell, Python would ignore the signal.
+    slow = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); print('begun', flush=True); "
+    slow += "time.sleep(60)"
     lines = [
         gpu_visit.run(part, tmp_path, environment, dry_run=False)
         for part in (
-            part("slow", 8, [*python, "import time; print('begun', flush=True); time.sleep(60)"]),
+            part("slow", 4, [*python, slow]),
             part("wrong", 60, [*python, "import sys; sys.exit(3)"]),
             part("missing", 60, [str(tmp_path / "no such program")]),
             part("right", 60, [*python, "print('done')"]),

@@ -294,7 +294,7 @@ def check_packs(ptx, name, memory):
         assert (6 if "gradient" in name else 7) <= kept
         assert wide(ptx, "ld.shared") >= 4
         if memory == "uint16":  # and not rounded for it
-            assert ptx.count("cvt.rn.f16.f32") == 8 * stores
+            assert ptx.count("cvt.rn.f16.f32") + 2 * ptx.count("cvt.rn.f16x2.f32") == 8 * stores
 
 
 @pytest.mark.parametrize(

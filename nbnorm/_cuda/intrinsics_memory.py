@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from nbnorm._cuda.intrinsics import Raw, Vector, access, intrinsic, overload
+from nbnorm._cuda.intrinsics import Raw, Vector, access, intrinsic, routine
 from nbnorm._cuda.launch import cuda, types
 from nbnorm._cuda.plan import ACCESS
 from nbnorm._floats import DOUBLE, FLOAT, I16, I32, MEMORY, narrow, widen
@@ -235,14 +235,10 @@ def room(typingctx, packs, first):
     return packs(packs, types.int64), emit
 
 
+@routine
 def from_further(value, delta):
     """`value` of the thread `delta` further on in the warp, where there is one."""
-    raise NotImplementedError
-
-
-@overload(from_further, inline="always")
-def _(value, delta):
-    return lambda value, delta: cuda.shfl_down_sync(0xFFFFFFFF, value, delta)
+    return cuda.shfl_down_sync(0xFFFFFFFF, value, delta)
 
 
 @intrinsic

@@ -18,10 +18,11 @@ import numpy as np
 from numba import prange
 
 from nbnorm._cpu.counted import counted_image, lanes_that_count
+from nbnorm._cpu.deal import even, none_taken, portion_from_the_end, share
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
-from nbnorm._cpu.reduce import chunk_bounds, let_through, share, spread
+from nbnorm._cpu.reduce import chunk_bounds, let_through, spread
 from nbnorm._cpu.vector import FEW, LANES, activated, deviation, function, larger, minus, once, routine, smaller
 from nbnorm._cpu.vector_mask import cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import (
@@ -46,6 +47,7 @@ from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
 NONE, NEAR, START, WHOLE, ALL = np.intp(0), np.intp(512), np.intp(0), np.intp(FEW), np.intp(LANES)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 GROUP = 65_536  # values that are walked forwards before going back
+MANY = 256  # rows that share tables
 ABREAST = 4  # rows that share what is loaded of the tables
 
 
@@ -176,12 +178,12 @@ def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, s
 
 
 @function
-def segments(worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
+def segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
     """What one worker does."""
     pieces = (S + CHUNK - 1) // CHUNK
     group = GROUP // larger(1, smaller(S, CHUNK))
-    first, last = share(worker, workers, N * C * pieces)
-    while last > first:
+    done, first, last = portion_from_the_end(taken, 0, worker, workers, N * C * pieces)
+    while first < last:
         start = larger(first, last - group)
         # Counted on from here: a division for each segment would take as long as a vector.
         b, p = start // pieces, start % pieces
@@ -196,14 +198,17 @@ def segments(worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S,
             if p == pieces:
                 b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
         last = start
+        if first == last:
+            done, first, last = portion_from_the_end(taken, done, worker, workers, N * C * pieces)
     if streaming:
         fence()
 
 
 @Kernel
 def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, workers):
+    taken = none_taken(workers)
     for worker in prange(workers):
-        segments(worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming)
+        segments(taken, worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming)
 
 
 @Kernel
@@ -213,8 +218,9 @@ def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C,
     """
     coef = matrix_of_map(x, None, both, 4 * C, 4, C)
     finalize_running(both, gamma, beta, eps, stats, coef)
+    taken = none_taken(workers)
     for worker in prange(workers):
-        segments(worker, workers, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
+        segments(taken, worker, workers, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
 
 
 # ---- columns
@@ -308,12 +314,14 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
 
 
 @once
-def columns(worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, abreast, streaming):
+def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, abreast, streaming):
     """What one worker does."""
     size = N * C * S
-    rows, parts = (size + K - 1) // K, (K + MAP_WIDTH - 1) // MAP_WIDTH
-    pieces = 1 if parts >= 4 * workers else smaller(rows, workers)  # tables are built once a piece
-    first, last = share(worker, workers, parts * pieces)
+    wide = even(K, MAP_WIDTH)
+    rows, parts = (size + K - 1) // K, (K + wide - 1) // wide
+    # Tables are built for a part of a piece, so it has many rows.
+    pieces = 1 if parts >= 4 * workers else smaller(rows, larger(workers, smaller(rows // MANY, size // GROUP)))
+    done, first, last = portion_from_the_end(taken, 0, worker, workers, parts * pieces)
     k, width = tables[worker], smaller(K, MAP_WIDTH) + 3 * LANES
     scale, shift, a, h = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
     b, o = a, h
@@ -322,10 +330,11 @@ def columns(worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N
             b, o = k[5 * width :], k[6 * width :]
         if slope is not None:
             b, o = k[5 * width :], k[6 * width :]
-    for task in range(last - 1, first - 1, -1):
-        r0, r1 = share(task % pieces, pieces, rows)
-        j = task // pieces * MAP_WIDTH
-        j1 = smaller(K, j + MAP_WIDTH)
+    while first < last:
+        task = last - 1
+        r0, r1 = share(task // parts, pieces, rows)
+        j = task % parts * wide
+        j1 = smaller(K, j + wide)
         n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
         if not is_single(coef):
             spread(k, origins, j, n, C, S)
@@ -343,6 +352,9 @@ def columns(worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N
                 spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
         its = rows_of(w, K // (C * S))
         block(x, dy, other, slope, its, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming)
+        last -= 1
+        if first == last:
+            done, first, last = portion_from_the_end(taken, done, worker, workers, parts * pieces)
     if streaming:
         fence()
 
@@ -352,9 +364,10 @@ def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, ab
     """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch,
     7 where b and o have tables.
     """
+    taken = none_taken(workers)
     for worker in prange(workers):
         columns(
-            worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, abreast,
+            taken, worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, abreast,
             streaming,
         )  # fmt: skip
 
@@ -367,5 +380,25 @@ def running_columns(
     coef = matrix_of_map(x, None, both, 4 * C, 4, C)
     tables = matrix_of_map(x, None, both, 8 * C, workers, 5 * width)
     finalize_running(both, gamma, beta, eps, stats, coef)
+    taken = none_taken(workers)
     for worker in prange(workers):
-        columns(worker, workers, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, abreast, streaming)
+        columns(
+            taken,
+            worker,
+            workers,
+            x,
+            None,
+            residual,
+            slope,
+            None,
+            y,
+            both,
+            coef,
+            tables,
+            N,
+            C,
+            S,
+            K,
+            abreast,
+            streaming,
+        )

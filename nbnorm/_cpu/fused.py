@@ -11,6 +11,7 @@ from numba import prange
 from numba.extending import overload
 
 from nbnorm._cpu.apply import NONE, START, STREAMING, chunk, rows_run, run
+from nbnorm._cpu.deal import none_taken, portion
 from nbnorm._cpu.finalize import (
     ORIGIN_OF_DDX,
     SCALE,
@@ -31,7 +32,6 @@ from nbnorm._cpu.reduce import (
     column_sums,
     keep_sums,
     origins,
-    share,
     signs_of,
     spread,
 )
@@ -67,29 +67,32 @@ def fused_segments(
     """scratch has sums (3, C) and coef (4, C), with dy (6, C)."""
     rows = 4 if dy is None else 6
     sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, rows, C)
+    taken = none_taken(workers)
     for worker in prange(workers):
         its = cursor(w)
         of_map, of_dy = for_map(dy, its), for_map(dy, slope)
-        first, last = share(worker, workers, C)
         k = stats[ORIGIN]  # here, since a view counts references
-        read_parameters(gamma, beta, first, last, stats, sums)
-        for c in range(first, last):
-            origins(x, dy, of_dy, its, True, stats, sums, c, c + 1, N, C, S)
-            s, q, n = 0.0, 0.0, 0.0
-            scale, shift = signs_of(of_dy, stats, c)
-            for t in range(chunks):
-                ds, dq, dn = chunk_sums(
-                    x, dy, of_dy, its, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c], scale, shift
-                )  # fmt: skip
-                s += ds
-                q += dq
-                n += dn
-            keep_sums(dy, w, c, s, q, n, stats, sums)
-            signs_for_map(dy, slope, stats, c, coef)
-            finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
-            for t in range(chunks - 1, -1, -1):
-                chunk(x, dy, other, slope, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)
-        write_gradients(dgamma, dbeta, first, last, sums)
+        done, first, last = portion(taken, 0, worker, workers, C)
+        while first < last:
+            read_parameters(gamma, beta, first, last, stats, sums)
+            for c in range(first, last):
+                origins(x, dy, of_dy, its, True, stats, sums, c, c + 1, N, C, S)
+                s, q, n = 0.0, 0.0, 0.0
+                scale, shift = signs_of(of_dy, stats, c)
+                for t in range(chunks):
+                    ds, dq, dn = chunk_sums(
+                        x, dy, of_dy, its, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c], scale, shift
+                    )  # fmt: skip
+                    s += ds
+                    q += dq
+                    n += dn
+                keep_sums(dy, w, c, s, q, n, stats, sums)
+                signs_for_map(dy, slope, stats, c, coef)
+                finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
+                for t in range(chunks - 1, -1, -1):
+                    chunk(x, dy, other, slope, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)
+            write_gradients(dgamma, dbeta, first, last, sums)
+            done, first, last = portion(taken, done, worker, workers, C)
         if streaming:
             fence()
 
@@ -107,9 +110,9 @@ def fused_columns(
     edge = (3 + rows) * C + until_line(scratch, (3 + rows) * C)
     K = C * S
     blocks = (C + channels - 1) // channels
+    taken = none_taken(workers)
     for worker in prange(workers):
         its, of_dy = cursor(w), for_map(dy, slope)
-        first, last = share(worker, workers, blocks)
         acc = scratch[edge + worker * room :]
         k = acc[2 * terms * width :]
         tables = like(coef, acc[(2 * terms + 1) * width :])
@@ -118,8 +121,9 @@ def fused_columns(
         if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
             if slope is not None:
                 of_scale, of_shift = tables[4 * width :], tables[5 * width :]
-        for b in range(first, last):
-            c0, c1 = b * channels, smaller(C, (b + 1) * channels)
+        done, first, last = portion(taken, 0, worker, workers, blocks)
+        while first < last:
+            c0, c1 = first * channels, smaller(C, (first + 1) * channels)
             cols = (c1 - c0) * S
             reach = cols + LANES if cols == K else cols  # rows_run goes on from the last column to the first
             origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
@@ -160,5 +164,8 @@ def fused_columns(
                 rows_run(
                     x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k, h, of_shift, a, of_scale, scale, shift, START
                 )  # fmt: skip
+            first += 1
+            if first == last:
+                done, first, last = portion(taken, done, worker, workers, blocks)
         if streaming:
             fence()

@@ -10,9 +10,10 @@ from __future__ import annotations
 from numba import prange
 
 from nbnorm._cpu.apply import chunk
+from nbnorm._cpu.deal import none_taken, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import chunk_sums, origin, share
+from nbnorm._cpu.reduce import chunk_sums, origin
 from nbnorm._cpu.vector_memory import fence
 from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM, centred_product
 
@@ -23,29 +24,37 @@ def fused_double_segments(
 ):  # fmt: skip
     """of_dy (4, C) and of_x (6, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
     of_ddx = sums[DDX:]
+    taken = none_taken(workers)
     for w in prange(workers):
-        first, last = share(w, workers, C)
         origins = stats[ORIGIN]  # here, since a view counts references
-        for c in range(first, last):
-            k, d, h, o = (
-                stats[ORIGIN, c],
-                stats[DEVIATION, c],
-                origin(dy, x, None, None, c, N, C, S),
-                origin(ddx, x, None, None, c, N, C, S),
-            )
-            s, q, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
-            for j in range(chunks):
-                its_s, its_q, _ = chunk_sums(x, dy, None, None, c, j, per, piece, N, C, S, k, h, k, h)
-                its_t, its_r, _ = chunk_sums(x, ddx, None, None, c, j, per, piece, N, C, S, k, o, k, o)
-                _, its_cross, _ = chunk_sums(dy, ddx, None, None, c, j, per, piece, N, C, S, h, o, h, o)
-                s, q, t, r, cross = s + its_s, q + its_q, t + its_t, r + its_r, cross + its_cross
-            sums[SUM, c], sums[PRODUCT, c], sums[DY_ORIGIN, c], sums[OFFSET, c] = s, centred_product(s, q, d), h, 0.0
-            of_ddx[SUM, c], of_ddx[PRODUCT, c], of_ddx[DY_ORIGIN, c] = t, centred_product(t, r, d), o
-            sums[CROSS, c] = cross
-            tangent_channel(c, stats, of_ddx, directions, float(N * S), of_dy)
-            second_channel(c, stats, sums, directions, dgamma, float(N * S), of_x)
-            for j in range(chunks - 1, -1, -1):
-                chunk(x, ddx, None, None, None, ddy, c, j, per, piece, N, C, S, origins, of_dy, streaming)
-                chunk(x, dy, ddx, None, None, dx, c, j, per, piece, N, C, S, origins, of_x, streaming)
+        done, first, last = portion(taken, 0, w, workers, C)
+        while first < last:
+            for c in range(first, last):
+                k, d, h, o = (
+                    stats[ORIGIN, c],
+                    stats[DEVIATION, c],
+                    origin(dy, x, None, None, c, N, C, S),
+                    origin(ddx, x, None, None, c, N, C, S),
+                )
+                s, q, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
+                for j in range(chunks):
+                    its_s, its_q, _ = chunk_sums(x, dy, None, None, c, j, per, piece, N, C, S, k, h, k, h)
+                    its_t, its_r, _ = chunk_sums(x, ddx, None, None, c, j, per, piece, N, C, S, k, o, k, o)
+                    _, its_cross, _ = chunk_sums(dy, ddx, None, None, c, j, per, piece, N, C, S, h, o, h, o)
+                    s, q, t, r, cross = s + its_s, q + its_q, t + its_t, r + its_r, cross + its_cross
+                sums[SUM, c], sums[PRODUCT, c], sums[DY_ORIGIN, c], sums[OFFSET, c] = (
+                    s,
+                    centred_product(s, q, d),
+                    h,
+                    0.0,
+                )
+                of_ddx[SUM, c], of_ddx[PRODUCT, c], of_ddx[DY_ORIGIN, c] = t, centred_product(t, r, d), o
+                sums[CROSS, c] = cross
+                tangent_channel(c, stats, of_ddx, directions, float(N * S), of_dy)
+                second_channel(c, stats, sums, directions, dgamma, float(N * S), of_x)
+                for j in range(chunks - 1, -1, -1):
+                    chunk(x, ddx, None, None, None, ddy, c, j, per, piece, N, C, S, origins, of_dy, streaming)
+                    chunk(x, dy, ddx, None, None, dx, c, j, per, piece, N, C, S, origins, of_x, streaming)
+            done, first, last = portion(taken, done, w, workers, C)
         if streaming:
             fence()

@@ -16,6 +16,7 @@ import numpy as np
 from numba import prange
 
 from nbnorm._cpu.counted import add_counted, found, lanes_that_count, per_time
+from nbnorm._cpu.deal import even, none_taken, portion
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
@@ -52,13 +53,6 @@ from nbnorm._formulas import (
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
 ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, ALL = np.intp(8), np.intp(4), np.intp(1), np.intp(LANES)
-
-
-@routine
-def share(w, workers, tasks):
-    """First and last task of worker w. prange counts in uint64, which would turn index sums into floats."""
-    w = np.intp(w)
-    return w * tasks // workers, (w + 1) * tasks // workers
 
 
 @routine
@@ -255,15 +249,19 @@ def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
 def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
     """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is; parts (C * chunks, 3) scratch."""
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
+    taken = none_taken(workers)
     for worker in prange(workers):
-        first, last = share(worker, workers, C * chunks)
         its = cursor(w)
-        for j in range(first, last):
+        done, j, last = portion(taken, 0, worker, workers, C * chunks)
+        while j < last:
             c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
             scale, shift = signs_of(slope, stats, c)
             parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(
                 x, dy, slope, its, c, j % chunks, per, piece, N, C, S, k, h, scale, shift
             )  # fmt: skip
+            j += 1
+            if j == last:
+                done, j, last = portion(taken, done, worker, workers, C * chunks)
     for c in range(C):
         s, q, count = 0.0, 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
@@ -388,18 +386,21 @@ def reduce_columns(
     """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
+    wide = even(width, PANEL)
+    tasks = (width + wide - 1) // wide * blocks
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
+    taken = none_taken(workers)
     for worker in prange(workers):
         its = rows_of(cursor(w), tile)
-        first, last = share(worker, workers, (width + PANEL - 1) // PANEL * blocks)
         k, h, filled = tables[worker, 0], tables[worker, 1], -1
         scale, shift = k, h
         if slope is not None:
             scale, shift = tables[worker, 2], tables[worker, 3]
-        for task in range(first, last):
-            panel, b = task // blocks, task % blocks
-            j = panel * PANEL
-            n, cols = smaller(block, rows - b * block), smaller(PANEL, K - j)
+        done, first, last = portion(taken, 0, worker, workers, tasks)
+        while first < last:
+            panel, b = first // blocks, first % blocks
+            j = panel * wide
+            n, cols = smaller(block, rows - b * block), smaller(wide, K - j)
             if filled != panel:
                 spread(k, stats[ORIGIN], j, cols, C, S)
                 if dy is not None:
@@ -417,6 +418,9 @@ def reduce_columns(
             if rest > j and b == blocks - 1:
                 i, n = rows * K + j, smaller(cols, rest - j)
                 column_sums(x, dy, slope, of_rest, i, ONE_ROW, K, n, k, h, scale, shift, acc, at, width)
+            first += 1
+            if first == last:
+                done, first, last = portion(taken, done, worker, workers, tasks)
     for b in range(1, blocks):
         add_sums(x, dy, w, acc, b * terms * width, width)
     channels_totals(x, dy, w, acc, width, 0, C, S, tile, stats, sums)

@@ -52,6 +52,15 @@ def _narrow(values: Vector, dtype: np.dtype) -> NDArray:
 smaller, larger = min, max
 
 
+def none_taken(workers: int) -> list[int]:
+    return [0] * workers
+
+
+def take(taken: list[int], owner: int) -> int:
+    taken[owner] += 1
+    return taken[owner] - 1
+
+
 def zeros() -> Vector:
     return np.zeros(LANES)
 

@@ -1,0 +1,87 @@
+"""Deal: which worker computes what.
+
+Each has a share of the tasks, the same one in every call and stage, whose data it finds in its own cache. It takes the
+share in portions, each half of what is left, and when nothing is left portions of the workers behind it: a thread that
+has to be woken, or loses its processor for a moment, does not keep the others waiting. No bit depends on who does what.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from nbnorm._cpu.vector import LANES, function, routine, smaller
+from nbnorm._cpu.vector_memory import I8, I64, LINE
+
+PORTIONS = 6  # of a share; the last two are 1/32
+HELPED = 4  # workers whose shares one looks at, itself included: where there are many, most have nothing left
+
+
+@routine
+def share(w, workers, tasks):
+    """First and last task of worker w. prange counts in uint64, which would turn index sums into floats."""
+    w = np.intp(w)
+    return w * tasks // workers, (w + 1) * tasks // workers
+
+
+@routine
+def even(columns, most):
+    """The width of parts, `most` at most, of so many columns: whole vectors, the last part not much narrower."""
+    parts = (columns + most - 1) // most
+    return (columns + parts * LANES - 1) // (parts * LANES) * LANES
+
+
+@intrinsic
+def none_taken(typingctx, workers):
+    """Counters of the portions that were taken of each share: the address of a cache line for each, on the stack of the
+    kernel."""
+
+    def emit(ctx, builder, sig, args):
+        size = builder.mul(args[0], I64(LINE))
+        memory = builder.alloca(I8, size)
+        memory.align = LINE
+        cgutils.memset(builder, memory, size, 0)
+        return builder.ptrtoint(memory, I64)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def take(typingctx, taken, owner):
+    """How many portions of the owner's share were taken; one more now."""
+
+    def emit(ctx, builder, sig, args):
+        place = builder.add(args[0], builder.mul(args[1], I64(LINE)))
+        return builder.atomic_rmw("add", builder.inttoptr(place, I64.as_pointer()), I64(1), "monotonic")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+if config.DISABLE_JIT:
+    from nbnorm._cpu.vector_python import none_taken, take  # type: ignore[assignment]  # noqa: F401
+
+
+@function
+def portion(taken, helped, worker, workers, tasks):
+    """How many shares are done, and first and last task of the next portion; equal when all are done."""
+    worker, portions = np.intp(worker), 1 if workers == 1 else PORTIONS
+    while helped < smaller(workers, HELPED):
+        owner = (worker + helped) % workers
+        first, last = share(owner, workers, tasks)
+        n = take(taken, owner)
+        if n < portions:
+            begin = last - ((last - first) >> n)
+            end = last if n == portions - 1 else last - ((last - first) >> (n + 1))
+            if begin < end:
+                return helped, begin, end
+        helped += 1
+    return helped, np.intp(0), np.intp(0)
+
+
+@function
+def portion_from_the_end(taken, helped, worker, workers, tasks):
+    """The same where shares are walked back to front; worker and tasks lie as in `portion`."""
+    helped, first, last = portion(taken, helped, workers - 1 - np.intp(worker), workers, tasks)
+    return helped, tasks - last, tasks - first

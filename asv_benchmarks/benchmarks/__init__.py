@@ -12,8 +12,8 @@ from pathlib import Path
 
 def _hash_of_sources() -> str:
     spec = find_spec("nbnorm")
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("error: nbnorm is not installed for this Python; from its clone: pip install -e .")
     package, digest = Path(spec.origin).parent, hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")

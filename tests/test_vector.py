@@ -1,4 +1,4 @@
-"""_cpu/vector.py: what the kernels' tests do not see."""
+"""_cpu/vector.py and its twin: what the kernels' tests do not see."""
 
 from inspect import isbuiltin, isfunction
 
@@ -6,11 +6,12 @@ import numpy as np
 from numba import config, njit
 from numba.extending import _Intrinsic
 
-from nbnorm._cpu import vector, vector_mask, vector_memory, vector_python
+from nbnorm._cpu import arrays, cursor, deal, vector, vector_mask, vector_memory, vector_python
 from nbnorm._cpu.vector import LANES, minus
 from nbnorm._cpu.vector_memory import load, store
 
 TINY, HUGE = 5e-324, 1.7976931348623157e308
+TWINS = (vector, arrays, vector_memory, vector_mask, cursor, deal)  # of vector_python
 VALUES = [0.0, -0.0, 1.0, -1.0, 1 / 3, TINY, -TINY, 2.0**-1022, HUGE, -HUGE, np.inf, -np.inf, np.nan]
 
 
@@ -50,13 +51,8 @@ def test_the_twin_in_python_has_nothing_else():
         if isbuiltin(value) or (isfunction(value) and value.__module__ == vector_python.__name__)
     }
     assert {"load", "fold", "lanes"} <= functions
-    intrinsics = {
-        name
-        for name, value in (vars(vector) | vars(vector_memory) | vars(vector_mask)).items()
-        if isinstance(value, _Intrinsic) and not name.startswith("_")
-    }
-    assert {
-        name for name in functions if not any(hasattr(module, name) for module in (vector, vector_memory, vector_mask))
-    } == set()
+    names = {name: value for module in TWINS for name, value in vars(module).items()}
+    intrinsics = {n for n, value in names.items() if isinstance(value, _Intrinsic) and not n.startswith("_")}
+    assert functions - set(names) == set()
     assert config.DISABLE_JIT or {"load", "fold", "lanes"} <= intrinsics
     assert intrinsics <= functions

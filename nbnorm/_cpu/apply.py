@@ -17,24 +17,22 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from nbnorm._cpu.arrays import leading, matrix_of_map, of_ddx
 from nbnorm._cpu.counted import counted_image, lanes_that_count
+from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import even, none_taken, portion_from_the_end, share
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.reduce import chunk_bounds, let_through, spread
 from nbnorm._cpu.vector import FEW, LANES, activated, deviation, function, larger, minus, once, routine, smaller
-from nbnorm._cpu.vector_mask import cursor, rows_of, shifted
 from nbnorm._cpu.vector_memory import (
     LINE,
     fence,
     is_single,
     lanes,
-    leading,
     load_as,
     load_part_as,
-    matrix_of_map,
-    of_ddx,
     prefetch,
     store,
     store_part,

@@ -5,26 +5,12 @@
 
 from __future__ import annotations
 
+from nbnorm._cpu.arrays import element
+from nbnorm._cpu.cursor import counts, cursor, factors, holds, omits, present, shifted
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.sums import add, add_values
 from nbnorm._cpu.vector import function, routine
-from nbnorm._cpu.vector_mask import (
-    below,
-    counts,
-    cursor,
-    either,
-    factors,
-    finite,
-    holds,
-    joined,
-    kept,
-    often,
-    omits,
-    positive,
-    present,
-    shifted,
-)
-from nbnorm._cpu.vector_memory import element
+from nbnorm._cpu.vector_mask import below, either, finite, joined, kept, often, positive
 from nbnorm._formulas import affine, affine_of_two, fma, next_place
 
 TRIES = 64  # places where a value that counts is looked for, before every place is

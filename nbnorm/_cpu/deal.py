@@ -12,8 +12,9 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nbnorm._cpu.arrays import I64
 from nbnorm._cpu.vector import LANES, function, routine, smaller
-from nbnorm._cpu.vector_memory import I8, I64, LINE
+from nbnorm._cpu.vector_memory import I8, LINE
 
 PORTIONS = 6  # of a share; the last two are 1/32
 HELPED = 4  # workers whose shares one looks at, itself included: where there are many, most have nothing left

@@ -14,9 +14,10 @@ import numpy as np
 from numba import float64, types
 from numba.extending import overload
 
+from nbnorm._cpu.arrays import double, set_double
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import INLINED, function, once, routine
-from nbnorm._cpu.vector_memory import double, is_single, set_double
+from nbnorm._cpu.vector_memory import is_single
 from nbnorm._formulas import (
     COUNT,
     DEVIATION,

@@ -11,6 +11,8 @@ from numba import prange
 from numba.extending import overload
 
 from nbnorm._cpu.apply import NONE, START, STREAMING, chunk, rows_run, run
+from nbnorm._cpu.arrays import matrix, matrix_of_map
+from nbnorm._cpu.cursor import cursor, for_map, shifted
 from nbnorm._cpu.deal import none_taken, portion
 from nbnorm._cpu.finalize import (
     ORIGIN_OF_DDX,
@@ -25,19 +27,9 @@ from nbnorm._cpu.finalize import (
     write_gradients,
 )
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import (
-    add_sums,
-    channels_totals,
-    chunk_sums,
-    column_sums,
-    keep_sums,
-    origins,
-    signs_of,
-    spread,
-)
+from nbnorm._cpu.reduce import add_sums, channels_totals, chunk_sums, column_sums, keep_sums, origins, signs_of, spread
 from nbnorm._cpu.vector import INLINED, LANES, routine, smaller, zeros
-from nbnorm._cpu.vector_mask import cursor, for_map, shifted
-from nbnorm._cpu.vector_memory import fence, is_single, matrix, matrix_of_map, store, until_line
+from nbnorm._cpu.vector_memory import fence, is_single, store, until_line
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 

@@ -15,26 +15,16 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from nbnorm._cpu.arrays import element, is_tangent, leading, of_ddx, of_dy
 from nbnorm._cpu.counted import add_counted, found, lanes_that_count, per_time
+from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import even, none_taken, portion
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
 from nbnorm._cpu.vector import FEW, LANES, function, gated, keep, larger, minus, once, routine, smaller, zeros
-from nbnorm._cpu.vector_mask import below, cursor, rows_of, shifted
-from nbnorm._cpu.vector_memory import (
-    element,
-    is_tangent,
-    lanes,
-    leading,
-    load,
-    load_part,
-    load_part_as,
-    of_ddx,
-    of_dy,
-    prefetch,
-    store,
-)
+from nbnorm._cpu.vector_mask import below
+from nbnorm._cpu.vector_memory import lanes, load, load_part, load_part_as, prefetch, store
 from nbnorm._formulas import (
     COUNT,
     DY_ORIGIN,

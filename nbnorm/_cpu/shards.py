@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._counted import Counted, Gradient
+from nbnorm._cpu.arrays import OF_MAP
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
-from nbnorm._cpu.stages import OF_MAP, _apply, _apply_frozen, _of_gradient, _parameter, _reduce
+from nbnorm._cpu.stages import _apply, _apply_frozen, _of_gradient, _parameter, _reduce
 from nbnorm._formulas import COUNT, DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray

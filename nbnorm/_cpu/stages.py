@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nbnorm._counted import Counted, Gradient, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments, running_columns, running_segments
+from nbnorm._cpu.arrays import OF_MAP
 from nbnorm._cpu.counted import first_short
 from nbnorm._cpu.finalize import (
     ORIGIN_OF_DDX,
@@ -36,8 +37,6 @@ from nbnorm._running import Running
 
 Array = NDArray
 Shape = tuple[int, int, int]
-# What y is computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
-OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
 
 ABSENT = np.empty(0, np.float32)
 EVERY = Counted(

@@ -14,8 +14,9 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, overload
 
+from nbnorm._cpu.arrays import I64, address_of
 from nbnorm._cpu.vector import INLINED, LANES, first, fold, once, vector, zeros
-from nbnorm._cpu.vector_memory import I64, _address, _masked, load, load_part, store
+from nbnorm._cpu.vector_memory import load, load_part, masked, store
 from nbnorm._floats import DOUBLE, I32, number
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
 
@@ -44,7 +45,7 @@ def _in_place(function, kind):
         @lower_builtin(function, types.VarArg(types.Any))
         def _(ctx, builder, sig, args):
             others = [
-                _address(ctx, builder, kind, value, I64(0), DOUBLE)
+                address_of(ctx, builder, kind, value, I64(0), DOUBLE)
                 if isinstance(kind, types.Array)
                 else ctx.cast(builder, value, kind, types.int64)
                 for kind, value in zip(sig.args[3:], args[3:], strict=True)
@@ -171,7 +172,7 @@ def load_sums_part(x, dy, w, memory, at, width, n):
 def _(builder, terms, memory, at, width, n):
     kind, mask = vector.lanes, first(builder, n, LANES)
     return [
-        _masked(builder, "load", kind, kind, [place, I32(8), mask, number(kind, 0.0)])
+        masked(builder, "load", kind, kind, [place, I32(8), mask, number(kind, 0.0)])
         for place in _rows(builder, terms, memory, at, width, kind)
     ]
 

@@ -15,151 +15,18 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nbnorm._counted import Both, Tangent
 from nbnorm._cpu import vector_python
+from nbnorm._cpu.arrays import I64, address_of, nothing, of_each
 from nbnorm._cpu.vector import FEW, LANES, X86, Vector, first, lanes_from, resized, single, splat, vector
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
 
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
-I8, I64 = ir.IntType(8), ir.IntType(64)
-
-
-def _address(ctx, builder, array_type, array, index, kind):
-    data = ctx.make_array(array_type)(ctx, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+I8 = ir.IntType(8)
 
 
 def _memory(array_type, width=LANES):
     """LLVM type of `width` elements, and the size of one in bytes."""
     return ir.VectorType(MEMORY[array_type.dtype.name], width), array_type.dtype.bitwidth // 8
-
-
-def _of_each(arrays, place, typed):
-    """Typing and code for a named tuple of arrays, argument `place`, from what `typed` gives for one of them."""
-    found = [typed(array) for array in arrays.types]
-    signatures, emitters = zip(*found, strict=True)
-    results = [one.return_type for one in signatures]
-    result = types.BaseTuple.from_types(results, arrays.instance_class) if results[0] != types.void else types.void
-    kinds = list(signatures[0].args)
-    kinds[place] = arrays
-
-    def emit(ctx, builder, sig, args):
-        values, own = [], list(args)
-        for i, (one, emitter) in enumerate(zip(signatures, emitters, strict=True)):
-            own[place] = builder.extract_value(args[place], i)
-            values.append(emitter(ctx, builder, one, own))
-        return ctx.get_dummy_value() if result == types.void else ctx.make_tuple(builder, result, values)
-
-    return result(*kinds), emit
-
-
-def _field(given, index):
-    """Typing and code for a field of a named tuple; without an index None."""
-    if index is None:
-        return types.none(given), lambda ctx, builder, sig, args: ctx.get_dummy_value()
-    return given.types[index](given), lambda ctx, builder, sig, args: builder.extract_value(args[0], index)
-
-
-def _itself(given):
-    return given(given), lambda ctx, builder, sig, args: args[0]
-
-
-@intrinsic
-def leading(typingctx, dy):
-    """A vector itself; of a Tangent or a Both of vectors the first."""
-    return _field(dy, 0) if isinstance(dy, types.BaseNamedTuple) else _itself(dy)
-
-
-@intrinsic
-def of_dy(typingctx, dy):
-    """A vector itself; of a Both its dy, of a Tangent None."""
-    if not isinstance(dy, types.BaseNamedTuple):
-        return _itself(dy)
-    return _field(dy, {Tangent: None, Both: 0}[dy.instance_class])
-
-
-@intrinsic
-def of_ddx(typingctx, dy):
-    """The ddx of a Tangent or a Both; else None."""
-    return _field(dy, len(dy) - 1 if isinstance(dy, types.BaseNamedTuple) else None)
-
-
-@intrinsic
-def is_tangent(typingctx, dy):
-    """Whether dy is a Tangent: a constant for LLVM."""
-    answer = getattr(dy, "instance_class", None) is Tangent
-    return types.boolean(dy), lambda ctx, builder, sig, args: ctx.get_constant(types.boolean, answer)
-
-
-@intrinsic
-def element(typingctx, array, i):
-    """array[i] as a float64; of a Tangent or a Both that of the first array."""
-    arrays = array.types if isinstance(array, types.BaseNamedTuple) else [array]
-    dtype = arrays[0].dtype.name
-
-    def emit(ctx, builder, sig, args):
-        data = args[0] if arrays[0] is array else builder.extract_value(args[0], 0)
-        return widen(builder, builder.load(_address(ctx, builder, arrays[0], data, args[1], MEMORY[dtype])), dtype)
-
-    return types.float64(array, types.int64), emit
-
-
-@intrinsic
-def matrix(typingctx, memory, at, rows, columns):
-    """memory[at : at + rows * columns] as an array of two dimensions. It owns nothing and costs nothing, unlike
-    `reshape`, which takes a tenth of a second to compile."""
-    return _matrix(memory.dtype, memory)
-
-
-@intrinsic
-def matrix_of_map(typingctx, x, dy, memory, at, rows, columns):
-    """The same for numbers of what y of x is computed in, in memory of float64 numbers: float32 for 16-bit x."""
-    single = dy is types.none and x.dtype.bitwidth == 16
-    return _matrix(types.float32 if single else types.float64, memory, x, dy)
-
-
-def _matrix(dtype, memory, *others):
-    """`others` are arguments before the memory."""
-    kind = types.Array(dtype, 2, "C")
-
-    def emit(ctx, builder, sig, args):
-        args = args[len(others) :]
-        flat, result = ctx.make_array(memory)(ctx, builder, args[0]), ctx.make_array(kind)(ctx, builder)
-        size, (rows, columns) = I64(dtype.bitwidth // 8), args[2:]
-        result.data = builder.bitcast(builder.gep(flat.data, [args[1]]), result.data.type)
-        result.nitems, result.itemsize = builder.mul(rows, columns), size
-        result.shape = cgutils.pack_array(builder, [rows, columns])
-        result.strides = cgutils.pack_array(builder, [builder.mul(columns, size), size])
-        for owner in ("meminfo", "parent"):
-            setattr(result, owner, ir.Constant(getattr(flat, owner).type, None))
-        return result._getvalue()
-
-    return kind(*others, memory, types.intp, types.intp, types.intp), emit
-
-
-@intrinsic
-def double(typingctx, array, i):
-    """The float64 number whose halves are array[2*i] and array[2*i + 1]."""
-
-    def emit(ctx, builder, sig, args):
-        return builder.load(_double(ctx, builder, sig, args))
-
-    return types.float64(array, types.uintp), emit
-
-
-@intrinsic
-def set_double(typingctx, array, i, number):
-    """Write it."""
-
-    def emit(ctx, builder, sig, args):
-        builder.store(args[2], _double(ctx, builder, sig, args))
-        return ctx.get_dummy_value()
-
-    return types.void(array, types.uintp, types.float64), emit
-
-
-def _double(ctx, builder, sig, args):
-    return builder.gep(_address(ctx, builder, sig.args[0], args[0], I64(0), DOUBLE), [args[1]])
 
 
 def _is_single(k):
@@ -169,13 +36,13 @@ def _is_single(k):
 def _load(array, result, *others):
     """Typing and code of a load into a vector of this kind; `others` are arguments before the array."""
     if array is types.none:
-        return types.none(*others, array, types.int64), lambda ctx, builder, sig, args: ctx.get_dummy_value()
+        return nothing(types.none(*others, array, types.int64))
     if isinstance(array, types.BaseNamedTuple):
-        return _of_each(array, len(others), lambda one: _load(one, result, *others))
+        return of_each(array, len(others), lambda one: _load(one, result, *others))
 
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array)
-        pointer = _address(ctx, builder, array, args[-2], args[-1], kind)
+        pointer = address_of(ctx, builder, array, args[-2], args[-1], kind)
         return widen(builder, builder.load(pointer, align=size), array.dtype.name, result.lanes.element)
 
     return result(*others, array, types.int64), emit
@@ -193,7 +60,7 @@ def load_as(typingctx, k, array, i):
     return _load(array, single if _is_single(k) else vector, k)
 
 
-def _masked(builder, verb, kind, result, arguments):
+def masked(builder, verb, kind, result, arguments):
     element = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16", I8: "i8"}[kind.element]
     name = f"llvm.masked.{verb}.v{kind.count}{element}.p0"
     function_type = ir.FunctionType(result, [a.type for a in arguments])
@@ -202,17 +69,16 @@ def _masked(builder, verb, kind, result, arguments):
 
 def _load_part(array, width, result, *others):
     if array is types.none:
-        signature = types.none(*others, array, types.int64, types.int64, width)
-        return signature, lambda ctx, builder, sig, args: ctx.get_dummy_value()
+        return nothing(types.none(*others, array, types.int64, types.int64, width))
     if isinstance(array, types.BaseNamedTuple):
-        return _of_each(array, len(others), lambda one: _load_part(one, width, result, *others))
+        return of_each(array, len(others), lambda one: _load_part(one, width, result, *others))
 
     def emit(ctx, builder, sig, args):
         raw_array, i, n, _ = args[-4:]
         kind, size = _memory(array, width.literal_value)
-        pointer = _address(ctx, builder, array, raw_array, i, kind)
+        pointer = address_of(ctx, builder, array, raw_array, i, kind)
         arguments = [pointer, I32(size), first(builder, n, width.literal_value), number(kind, 0)]
-        raw = _masked(builder, "load", kind, kind, arguments)
+        raw = masked(builder, "load", kind, kind, arguments)
         return resized(builder, widen(builder, raw, array.dtype.name, result.lanes.element), LANES)
 
     return result(*others, array, types.int64, types.int64, width), emit
@@ -249,7 +115,7 @@ def store(typingctx, array, i, v):
         # float32 in parts that come out of a conversion as they are: a whole would be shuffled together first.
         width = FEW if array.dtype.name == "float32" else LANES
         kind, size = _memory(array, width)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], kind)
         for part in range(LANES // width):
             raw = _narrow(builder, lanes_from(builder, args[2], part * width, width), array.dtype.name)
             builder.store(raw, builder.gep(pointer, [I32(part)]), align=size)
@@ -264,10 +130,10 @@ def store_part(typingctx, array, i, n, v, width):
 
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array, width.literal_value)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], kind)
         raw = _narrow(builder, resized(builder, args[3], width.literal_value), array.dtype.name)
         mask = first(builder, args[2], width.literal_value)
-        _masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), mask])
+        masked(builder, "store", kind, ir.VoidType(), [raw, pointer, I32(size), mask])
         return ctx.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, v, width), emit
@@ -279,7 +145,7 @@ def stream(typingctx, array, i, v):
 
     def emit(ctx, builder, sig, args):
         kind, _ = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], kind)
         instruction = builder.store(_narrow(builder, args[2], array.dtype.name), pointer, align=LINE)
         instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return ctx.get_dummy_value()
@@ -295,13 +161,13 @@ def prefetch(typingctx, array, i):
 
 def _prefetch(array):
     if isinstance(array, types.BaseNamedTuple):
-        return _of_each(array, 0, _prefetch)
+        return of_each(array, 0, _prefetch)
     if array is types.none:
-        return types.void(array, types.int64), lambda ctx, builder, sig, args: ctx.get_dummy_value()
+        return nothing(types.void(array, types.int64))
 
     def emit(ctx, builder, sig, args):
         _, size = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], I8)
+        pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], I8)
         name, function_type = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, function_type, name)
         for start in range(0, LANES * size, LINE):
@@ -331,7 +197,7 @@ def until_line(typingctx, array, i):
 
     def emit(ctx, builder, sig, args):
         kind, size = _memory(array)
-        pointer = _address(ctx, builder, sig.args[0], args[0], args[1], kind)
+        pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], kind)
         address = builder.ptrtoint(pointer, I64)
         return builder.udiv(builder.and_(builder.neg(address), I64(LINE - 1)), I64(size))
 
@@ -362,23 +228,14 @@ def is_single(typingctx, k):
 
 if config.DISABLE_JIT:
     from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
-        double,
-        element,
         fence,
         is_single,
-        is_tangent,
         lanes,
-        leading,
         load,
         load_as,
         load_part,
         load_part_as,
-        matrix,
-        matrix_of_map,
-        of_ddx,
-        of_dy,
         prefetch,
-        set_double,
         store,
         store_part,
         stream,

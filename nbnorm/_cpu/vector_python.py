@@ -1,4 +1,4 @@
-"""The vector value in NumPy, for NUMBA_DISABLE_JIT=1: vector.py and vector_memory.py, to be stepped through.
+"""The vector value in NumPy, for NUMBA_DISABLE_JIT=1, to be stepped through: what other files have as LLVM code.
 
 A vector is a float64 (or float32) array of LANES. Names, arguments and results are theirs, but fused
 products round twice. Every access checks that it stays inside its array and, where it must, that it is aligned.
@@ -16,6 +16,8 @@ from nbnorm._cpu.plan import LANES
 
 FEW = 8
 LINE = 64
+# What y is computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
+OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
 Vector = NDArray[np.float64] | NDArray[np.float32]
 
 
@@ -49,16 +51,10 @@ def _narrow(values: Vector, dtype: np.dtype) -> NDArray:
     return (np.where(np.isnan(single), np.uint32(0x7FC00000), rounded) >> 16).astype(np.uint16).view(np.int16)
 
 
+# ---- vector.py
+
+
 smaller, larger = min, max
-
-
-def none_taken(workers: int) -> list[int]:
-    return [0] * workers
-
-
-def take(taken: list[int], owner: int) -> int:
-    taken[owner] += 1
-    return taken[owner] - 1
 
 
 def zeros() -> Vector:
@@ -96,16 +92,31 @@ def keep(v: Vector, n: int, width: int) -> Vector:
     return np.concatenate([v[:n], np.zeros(LANES - n)])
 
 
+# ---- arrays.py
+
+
+def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
+    return memory[at : at + rows * columns].reshape(rows, columns)
+
+
+def matrix_of_map(x: NDArray, dy: Any, memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
+    return matrix(memory[at:].view(OF_MAP[x.itemsize] if dy is None else np.float64), 0, rows, columns)
+
+
 def element(array: NDArray | Tangent | Both, i: int) -> float:
     return _widen(_inside(leading(array), i, 1))[0]
 
 
+def double(array: NDArray, i: int) -> float:
+    return _inside(array, 2 * i, 2).view(np.float64)[0]
+
+
+def set_double(array: NDArray, i: int, number: float) -> None:
+    _inside(array, 2 * i, 2).view(np.float64)[0] = number
+
+
 def leading(dy: Any) -> Any:
     return dy[0] if isinstance(dy, Tangent | Both) else dy
-
-
-def is_tangent(dy: Any) -> bool:
-    return isinstance(dy, Tangent)
 
 
 def of_dy(dy: Any) -> Any:
@@ -116,21 +127,11 @@ def of_ddx(dy: Any) -> Any:
     return dy.ddx if isinstance(dy, Tangent | Both) else None
 
 
-def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
-    return memory[at : at + rows * columns].reshape(rows, columns)
+def is_tangent(dy: Any) -> bool:
+    return isinstance(dy, Tangent)
 
 
-def matrix_of_map(x: NDArray, dy: Any, memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
-    numbers = memory[at:].view(np.float32 if dy is None and x.itemsize == 2 else np.float64)
-    return matrix(numbers, 0, rows, columns)
-
-
-def double(array: NDArray, i: int) -> float:
-    return _inside(array, 2 * i, 2).view(np.float64)[0]
-
-
-def set_double(array: NDArray, i: int, number: float) -> None:
-    _inside(array, 2 * i, 2).view(np.float64)[0] = number
+# ---- vector_memory.py
 
 
 def load(array: Any, i: int) -> Any:
@@ -192,7 +193,7 @@ def lanes(values: NDArray | float, i: int) -> Vector:
     return np.full(LANES, values) if np.ndim(values) == 0 else _inside(values, i, LANES)  # type: ignore[arg-type]
 
 
-# ---- masks (vector_mask.py), bool arrays
+# ---- vector_mask.py, bool arrays
 
 
 Mask = NDArray[np.bool_]
@@ -204,10 +205,6 @@ def below(n: int) -> Mask:
 
 def finite(v: Vector) -> Mask:
     return np.isfinite(v)
-
-
-def present(v: Vector, w: Counted) -> Mask:
-    return ~(np.isnan(v) & w.omit)
 
 
 def positive(v: Vector | None) -> Mask | None:
@@ -228,6 +225,9 @@ def kept(m: Mask, v: Vector) -> Vector:
 
 def often(m: Mask, factor: Vector | None) -> Vector:
     return np.where(m, 1.0 if factor is None else factor, 0.0)
+
+
+# ---- cursor.py
 
 
 def cursor(w: Counted | None) -> Counted | None:
@@ -253,6 +253,10 @@ def omits(w: Counted) -> bool:
     return w.omit
 
 
+def present(v: Vector, w: Counted) -> Mask:
+    return ~(np.isnan(v) & w.omit)
+
+
 def counts(w: Counted) -> float:
     held, weight = (_apart(w.where, w.where_0, 0, 1), _apart(w.weights, w.weights_0, 0, 1))
     return float(held is None or held[0] != 0) * (1.0 if weight is None else weight[0])
@@ -273,3 +277,15 @@ def factors(w: Counted, n: int) -> Vector | None:
 def holds(w: Counted, n: int) -> Mask | None:
     found = _apart(w.where, w.where_0, w.where_s, n)
     return None if found is None else found != 0
+
+
+# ---- deal.py
+
+
+def none_taken(workers: int) -> list[int]:
+    return [0] * workers
+
+
+def take(taken: list[int], owner: int) -> int:
+    taken[owner] += 1
+    return taken[owner] - 1

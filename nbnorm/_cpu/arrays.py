@@ -1,0 +1,181 @@
+"""Arrays: what kernels make of them without a copy, single numbers, and the fields of named tuples of arrays.
+
+A Tangent or a Both (_counted.py) may lie in the place of dy, of arrays or of the vectors that were loaded from them.
+Indices count elements of a contiguous 1-d array; nothing here checks a bound.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import config, from_dtype, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from nbnorm._counted import Both, Tangent
+from nbnorm._cpu import vector_python
+from nbnorm._floats import DOUBLE, MEMORY, widen
+
+OF_MAP = vector_python.OF_MAP
+I64 = ir.IntType(64)
+
+
+def address_of(ctx, builder, array_type, array, index, kind):
+    """Of array[index], for a load or a store of this LLVM type."""
+    data = ctx.make_array(array_type)(ctx, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+
+def nothing(signature):
+    """Typing and code of what returns None."""
+    return signature, lambda ctx, builder, sig, args: ctx.get_dummy_value()
+
+
+# ---- matrices
+
+
+@intrinsic
+def matrix(typingctx, memory, at, rows, columns):
+    """memory[at : at + rows * columns] as an array of two dimensions. It owns nothing and costs nothing, unlike
+    `reshape`, which takes a tenth of a second to compile."""
+    return _matrix(memory.dtype, memory)
+
+
+@intrinsic
+def matrix_of_map(typingctx, x, dy, memory, at, rows, columns):
+    """The same for numbers of what y of x is computed in, or float64 where there is a dy, in memory of float64 ones."""
+    dtype = from_dtype(OF_MAP[x.dtype.bitwidth // 8]) if dy is types.none else types.float64
+    return _matrix(dtype, memory, x, dy)
+
+
+def _matrix(dtype, memory, *others):
+    """`others` are arguments before the memory."""
+    kind = types.Array(dtype, 2, "C")
+
+    def emit(ctx, builder, sig, args):
+        args = args[len(others) :]
+        flat, result = ctx.make_array(memory)(ctx, builder, args[0]), ctx.make_array(kind)(ctx, builder)
+        size, (rows, columns) = I64(dtype.bitwidth // 8), args[2:]
+        result.data = builder.bitcast(builder.gep(flat.data, [args[1]]), result.data.type)
+        result.nitems, result.itemsize = builder.mul(rows, columns), size
+        result.shape = cgutils.pack_array(builder, [rows, columns])
+        result.strides = cgutils.pack_array(builder, [builder.mul(columns, size), size])
+        for owner in ("meminfo", "parent"):
+            setattr(result, owner, ir.Constant(getattr(flat, owner).type, None))
+        return result._getvalue()
+
+    return kind(*others, memory, types.intp, types.intp, types.intp), emit
+
+
+# ---- one number
+
+
+@intrinsic
+def element(typingctx, array, i):
+    """array[i] as a float64; of a Tangent or a Both that of the first array."""
+    arrays = array.types if isinstance(array, types.BaseNamedTuple) else [array]
+    dtype = arrays[0].dtype.name
+
+    def emit(ctx, builder, sig, args):
+        data = args[0] if arrays[0] is array else builder.extract_value(args[0], 0)
+        return widen(builder, builder.load(address_of(ctx, builder, arrays[0], data, args[1], MEMORY[dtype])), dtype)
+
+    return types.float64(array, types.int64), emit
+
+
+@intrinsic
+def double(typingctx, array, i):
+    """The float64 number whose halves are array[2*i] and array[2*i + 1]."""
+
+    def emit(ctx, builder, sig, args):
+        return builder.load(_double(ctx, builder, sig, args))
+
+    return types.float64(array, types.uintp), emit
+
+
+@intrinsic
+def set_double(typingctx, array, i, number):
+    """Write it."""
+
+    def emit(ctx, builder, sig, args):
+        builder.store(args[2], _double(ctx, builder, sig, args))
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.uintp, types.float64), emit
+
+
+def _double(ctx, builder, sig, args):
+    return builder.gep(address_of(ctx, builder, sig.args[0], args[0], I64(0), DOUBLE), [args[1]])
+
+
+# ---- named tuples
+
+
+@intrinsic
+def leading(typingctx, dy):
+    """A vector itself; of a Tangent or a Both of vectors the first."""
+    return _field(dy, 0) if isinstance(dy, types.BaseNamedTuple) else _itself(dy)
+
+
+@intrinsic
+def of_dy(typingctx, dy):
+    """A vector itself; of a Both its dy, of a Tangent None."""
+    if not isinstance(dy, types.BaseNamedTuple):
+        return _itself(dy)
+    return _field(dy, {Tangent: None, Both: 0}[dy.instance_class])
+
+
+@intrinsic
+def of_ddx(typingctx, dy):
+    """The ddx of a Tangent or a Both; else None."""
+    return _field(dy, len(dy) - 1 if isinstance(dy, types.BaseNamedTuple) else None)
+
+
+@intrinsic
+def is_tangent(typingctx, dy):
+    """Whether dy is a Tangent: a constant for LLVM."""
+    answer = getattr(dy, "instance_class", None) is Tangent
+    return types.boolean(dy), lambda ctx, builder, sig, args: ctx.get_constant(types.boolean, answer)
+
+
+def _field(given, index):
+    """Typing and code for a field of a named tuple; without an index None."""
+    if index is None:
+        return nothing(types.none(given))
+    return given.types[index](given), lambda ctx, builder, sig, args: builder.extract_value(args[0], index)
+
+
+def _itself(given):
+    return given(given), lambda ctx, builder, sig, args: args[0]
+
+
+def of_each(arrays, place, typed):
+    """Typing and code for a named tuple of arrays, argument `place`, from what `typed` gives for one of them."""
+    found = [typed(array) for array in arrays.types]
+    signatures, emitters = zip(*found, strict=True)
+    results = [one.return_type for one in signatures]
+    result = types.BaseTuple.from_types(results, arrays.instance_class) if results[0] != types.void else types.void
+    kinds = list(signatures[0].args)
+    kinds[place] = arrays
+
+    def emit(ctx, builder, sig, args):
+        values, own = [], list(args)
+        for i, (one, emitter) in enumerate(zip(signatures, emitters, strict=True)):
+            own[place] = builder.extract_value(args[place], i)
+            values.append(emitter(ctx, builder, one, own))
+        return ctx.get_dummy_value() if result == types.void else ctx.make_tuple(builder, result, values)
+
+    return result(*kinds), emit
+
+
+if config.DISABLE_JIT:
+    from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+        double,
+        element,
+        is_tangent,
+        leading,
+        matrix,
+        matrix_of_map,
+        of_ddx,
+        of_dy,
+        set_double,
+    )

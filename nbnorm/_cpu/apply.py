@@ -1,12 +1,7 @@
-"""Apply: the affine map of each channel (docs/math.md, Eq. 7, 13, 19, 29, 34 and 35).
+"""Apply: the affine map of each channel (maps.py), over segments and over columns as in reduce.py.
 
-y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with `other`, ddx, too
-dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, in float64; with coefficients in float32
-y = scale*(a*x + h) + shift, in float32. One read of each input, one write. Walked back to front: what reduce read last
-is still in cache (a block of columns in the fused driver is there as a whole).
-
-With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
-y, whose sign says how much of dy is let through.
+Walked back to front: what reduce read last is still in cache (a block of columns in the fused driver is there as a
+whole).
 
 `streaming` stores go past the caches and need whole lines of y, so runs start and end on line boundaries; others are
 faster there, so rows of columns do where that costs nothing.
@@ -17,121 +12,21 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.arrays import leading, matrix_of_map, of_ddx
-from nbnorm._cpu.counted import counted_image, lanes_that_count
+from nbnorm._cpu.arrays import matrix_of_map
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
-from nbnorm._cpu.deal import even, none_taken, portion_from_the_end, share
+from nbnorm._cpu.deal import chunk_bounds, even, none_taken, portion_from_the_end, share
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
+from nbnorm._cpu.maps import ALL, NONE, START, STREAMING, few, image, rows_run, run
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
-from nbnorm._cpu.reduce import chunk_bounds, let_through, spread
-from nbnorm._cpu.vector import FEW, LANES, activated, deviation, function, larger, minus, once, routine, smaller
-from nbnorm._cpu.vector_memory import (
-    LINE,
-    fence,
-    is_single,
-    lanes,
-    load_as,
-    load_part_as,
-    prefetch,
-    store,
-    store_part,
-    stream,
-    until_line,
-)
-from nbnorm._formulas import ORIGIN, affine, affine_of_three, affine_of_two
+from nbnorm._cpu.tables import spread
+from nbnorm._cpu.vector import FEW, LANES, function, larger, once, routine, smaller
+from nbnorm._cpu.vector_memory import LINE, fence, is_single, load_as, store, until_line
+from nbnorm._formulas import ORIGIN
 
-# Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
-NONE, NEAR, START, WHOLE, ALL = np.intp(0), np.intp(512), np.intp(0), np.intp(FEW), np.intp(LANES)
-STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
+NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
 GROUP = 65_536  # values that are walked forwards before going back
 MANY = 256  # rows that share tables
-ABREAST = 4  # rows that share what is loaded of the tables
-
-
-@routine
-def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
-    """The map of vectors x, dy and other (or None), at the cursor, of which n lanes are there.
-
-    Coefficients are numbers, vectors, or tables read at t.
-    """
-    u, scale, shift = deviation(x, lanes(k, t), lanes(h, t), lanes(a, t)), lanes(scale, t), lanes(shift, t)
-    g = dy
-    if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-        if slope is not None:
-            g = let_through(dy, u, slope, lanes(b, t), lanes(o, t))
-    if w is not None:
-        m, factor = lanes_that_count(w, x, n)
-        return counted_image(
-            x, leading(g), of_ddx(g), other, u, m, factor, lanes(h, t), lanes(o, t), lanes(a, t), lanes(b, t), scale,
-            shift,
-        )  # fmt: skip
-    if dy is None:
-        return beside(affine(u, scale, shift), other, slope)
-    v, a = minus(leading(g), lanes(h, t)), lanes(a, t)
-    if other is None:
-        return affine_of_two(v, a, u, scale, shift)
-    return affine_of_three(minus(other, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)
-
-
-@routine
-def beside(z, residual, slope):
-    """Eq. 34."""
-    if residual is not None:
-        z = z + residual
-    if slope is not None:
-        z = activated(z, slope)
-    return z
-
-
-@routine
-def part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, t):
-    """y[i : i + n], n <= LANES."""
-    u, v = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
-    z = load_part_as(scale, other, i, n, LANES)
-    store_part(y, i, n, image(u, v, z, slope, w, n, k, h, o, a, b, scale, shift, t), LANES)
-
-
-@routine
-def few(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift):
-    """y[i : i + n], n <= FEW."""
-    u, v = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
-    z = load_part_as(scale, other, i, n, FEW)
-    store_part(y, i, n, image(u, v, z, slope, w, n, k, h, o, a, b, scale, shift, START), FEW)
-
-
-@routine
-def run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
-    """y[i:end], which is at the cursor; coefficients are numbers, or tables read from position t on.
-
-    Streaming from memory, it asks for what lies `ahead` values further on; 0 where the CPU sees that coming.
-    """
-    if streaming:
-        n = smaller(end - i, until_line(y, i))
-        if n > 0:
-            part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, t)
-            i += n
-            t += n
-            w = shifted(w, 0, 0, n)
-        while i + LANES <= end:
-            if ahead > 0:
-                prefetch(x, i + ahead)
-                prefetch(dy, i + ahead)
-                prefetch(other, i + ahead)
-            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
-            stream(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, t))
-            i += LANES
-            t += LANES
-            w = shifted(w, 0, 0, LANES)
-    else:
-        while i + LANES <= end:
-            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
-            store(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, t))
-            i += LANES
-            t += LANES
-            w = shifted(w, 0, 0, LANES)
-    if i < end:
-        part(x, dy, other, slope, w, y, i, end - i, k, h, o, a, b, scale, shift, t)
 
 
 # ---- segments
@@ -222,54 +117,6 @@ def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C,
 
 
 # ---- columns
-
-
-@once
-def rows_image(x, dy, other, slope, w, y, i, rows, stride, k, h, o, a, b, scale, shift):
-    for r in range(rows):
-        at = i + r * stride
-        u, v, z = load_as(scale, x, at), load_as(scale, dy, at), load_as(scale, other, at)
-        store(y, at, image(u, v, z, slope, shifted(w, r, 0, 0), ALL, k, h, o, a, b, scale, shift, START))
-
-
-@function
-def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
-    """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows.
-
-    Rows without a gap that are whole vectors wide may begin behind their first values, so that stores fill lines (half
-    lines take twice as long): the tables repeat their first LANES columns behind the last. For the cursor a row is a
-    sample.
-    """
-    end = i + (rows - 1) * stride + cols
-    if w is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-        if cols == stride and cols % LANES == 0 and rows > ABREAST:
-            head = until_line(y, i)
-            if head > 0:
-                part(x, dy, other, slope, w, y, i, head, k, h, o, a, b, scale, shift, t)
-                i += head
-                t += head
-    while i + (ABREAST - 1) * stride + cols <= end:
-        j = 0
-        while j < cols:
-            kv, hv, ov = lanes(k, t + j), lanes(h, t + j), lanes(o, t + j)
-            av, bv = lanes(a, t + j), lanes(b, t + j)
-            scale_v, shift_v = lanes(scale, t + j), lanes(shift, t + j)
-            its = shifted(w, 0, 0, j)
-            if j + LANES <= cols:
-                rows_image(x, dy, other, slope, its, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
-            else:
-                for r in range(ABREAST):
-                    at, n = i + r * stride + j, cols - j
-                    of_row = shifted(its, r, 0, 0)
-                    part(x, dy, other, slope, of_row, y, at, n, kv, hv, ov, av, bv, scale_v, shift_v, START)
-            j += LANES
-        i += ABREAST * stride
-        w = shifted(w, ABREAST, 0, 0)
-    while i < end:
-        stop = smaller(i + cols, end)
-        run(x, dy, other, slope, w, y, i, stop, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
-        i += stride
-        w = shifted(w, 1, 0, 0)
 
 
 @once

@@ -1,8 +1,9 @@
-"""Deal: which worker computes what.
+"""Deal: how work is cut where kernels do it, and which worker computes what.
 
-Each has a share of the tasks, the same one in every call and stage, whose data it finds in its own cache. It takes the
-share in portions, each half of what is left, and when nothing is left portions of the workers behind it: a thread that
-has to be woken, or loses its processor for a moment, does not keep the others waiting. No bit depends on who does what.
+Each worker has a share of the tasks, the same one in every call and stage, whose data it finds in its own cache. It
+takes the share in portions, each half of what is left, and when nothing is left portions of the workers behind it: a
+thread that has to be woken, or loses its processor for a moment, does not keep the others waiting. No bit depends on
+who does what.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ def even(columns, most):
     """The width of parts, `most` at most, of so many columns: whole vectors, the last part not much narrower."""
     parts = (columns + most - 1) // most
     return (columns + parts * LANES - 1) // (parts * LANES) * LANES
+
+
+@routine
+def chunk_bounds(t, per, piece, N, S):
+    """Segments n0:n1 and values i0:i1 of each that make up chunk t of a channel."""
+    pieces = (S + piece - 1) // piece
+    n0, i0 = t // pieces * per, t % pieces * piece
+    return n0, smaller(N, n0 + per), i0, smaller(S, i0 + piece)
 
 
 @intrinsic

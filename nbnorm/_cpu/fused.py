@@ -6,20 +6,16 @@ instead of twice. Forward with dy None, backward with an array.
 
 from __future__ import annotations
 
-import numpy as np
 from numba import prange
-from numba.extending import overload
 
-from nbnorm._cpu.apply import NONE, START, STREAMING, chunk, rows_run, run
+from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.cursor import cursor, for_map, shifted
 from nbnorm._cpu.deal import none_taken, portion
 from nbnorm._cpu.finalize import (
-    ORIGIN_OF_DDX,
     SCALE,
     SHIFT,
     A,
-    B,
     H,
     finalize_channel,
     finalize_channels,
@@ -27,28 +23,14 @@ from nbnorm._cpu.finalize import (
     write_gradients,
 )
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import add_sums, channels_totals, chunk_sums, column_sums, keep_sums, origins, signs_of, spread
-from nbnorm._cpu.vector import INLINED, LANES, routine, smaller, zeros
+from nbnorm._cpu.maps import NONE, START, STREAMING, rows_run, run, signs_for_map
+from nbnorm._cpu.origins import origins, signs_of
+from nbnorm._cpu.reduce import channels_totals, chunk_sums, column_sums, keep_sums
+from nbnorm._cpu.sums import add_sums
+from nbnorm._cpu.tables import like, spread
+from nbnorm._cpu.vector import LANES, smaller, zeros
 from nbnorm._cpu.vector_memory import fence, is_single, store, until_line
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
-
-
-def like(coef, table):
-    """A table of float64 numbers as one of what coef has: with an overload, as `view` takes a third of a second."""
-    return table.view(coef.dtype)
-
-
-@overload(like, jit_options=INLINED)
-def _(coef, table):
-    return (lambda coef, table: table) if coef.dtype == table.dtype else (lambda coef, table: table.view(np.float32))
-
-
-@routine
-def signs_for_map(dy, slope, stats, c, coef):
-    """Scale and shift of y, where the map backwards asks for its sign."""
-    if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-        if slope is not None:
-            coef[B, c], coef[ORIGIN_OF_DDX, c] = stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c]
 
 
 @Kernel
@@ -79,7 +61,9 @@ def fused_segments(
                     q += dq
                     n += dn
                 keep_sums(dy, w, c, s, q, n, stats, sums)
-                signs_for_map(dy, slope, stats, c, coef)
+                if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+                    if slope is not None:
+                        signs_for_map(stats, c, coef)
                 finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
                 for t in range(chunks - 1, -1, -1):
                     chunk(x, dy, other, slope, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)

@@ -13,7 +13,8 @@ from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.deal import none_taken, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.reduce import chunk_sums, origin
+from nbnorm._cpu.origins import origin
+from nbnorm._cpu.reduce import chunk_sums
 from nbnorm._cpu.vector_memory import fence
 from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM, centred_product
 

@@ -15,126 +15,24 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.arrays import element, is_tangent, leading, of_ddx, of_dy
-from nbnorm._cpu.counted import add_counted, found, lanes_that_count, per_time
+from nbnorm._cpu.arrays import leading, of_ddx, of_dy
+from nbnorm._cpu.counted import add_counted, lanes_that_count
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
-from nbnorm._cpu.deal import even, none_taken, portion
+from nbnorm._cpu.deal import chunk_bounds, even, none_taken, portion
 from nbnorm._cpu.launch import Kernel
+from nbnorm._cpu.origins import let_through, origins, signs_of
 from nbnorm._cpu.plan import AHEAD, PANEL
-from nbnorm._cpu.sums import add, column_totals, join, load_sums, load_sums_part, no_sums, store_sums, totals
-from nbnorm._cpu.vector import FEW, LANES, function, gated, keep, larger, minus, once, routine, smaller, zeros
+from nbnorm._cpu.sums import add, add_sums, channel_totals, column_totals, load_sums, no_sums, store_sums, totals
+from nbnorm._cpu.tables import spread
+from nbnorm._cpu.vector import FEW, LANES, function, keep, larger, minus, once, routine, smaller, zeros
 from nbnorm._cpu.vector_mask import below
-from nbnorm._cpu.vector_memory import lanes, load, load_part, load_part_as, prefetch, store
-from nbnorm._formulas import (
-    COUNT,
-    DY_ORIGIN,
-    ORIGIN,
-    PRODUCT,
-    SIGN_SCALE,
-    SIGN_SHIFT,
-    SUM,
-    affine,
-    gate,
-    ninther,
-    sample_index,
-)
+from nbnorm._cpu.vector_memory import lanes, load, load_part, prefetch, store
+from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN_SHIFT, SUM
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
 ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, ALL = np.intp(8), np.intp(4), np.intp(1), np.intp(LANES)
-
-
-@routine
-def sample(array, x, w, stats, c, part, N, C, S):
-    """Of x, or of dy for each time it counts by the `stats` (Eq. 23), a value that counts; 0 when none does."""
-    if w is not None:
-        i = found(x, w, c, part, N, C, S)
-        if i < 0:
-            return 0.0
-        if stats is None:
-            return element(array, i)
-        if is_tangent(array):  # whose sum is weighted as that of x
-            return element(array, i)
-        return per_time(element(array, i), w, x, i, c, stats[COUNT, c] / (N * S), C, S)
-    return element(array, sample_index(c, part, N, C, S))
-
-
-@routine
-def origin(array, x, w, stats, c, N, C, S):
-    """k, or h, from nine values."""
-    return ninther(
-        sample(array, x, w, stats, c, np.intp(0), N, C, S), sample(array, x, w, stats, c, np.intp(1), N, C, S),
-        sample(array, x, w, stats, c, np.intp(2), N, C, S), sample(array, x, w, stats, c, np.intp(3), N, C, S),
-        sample(array, x, w, stats, c, np.intp(4), N, C, S), sample(array, x, w, stats, c, np.intp(5), N, C, S),
-        sample(array, x, w, stats, c, np.intp(6), N, C, S), sample(array, x, w, stats, c, np.intp(7), N, C, S),
-        sample(array, x, w, stats, c, np.intp(8), N, C, S),
-    )  # fmt: skip
-
-
-@routine
-def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
-    """Of what is let through of dy."""
-    i = sample_index(c, part, N, C, S)
-    if w is not None:
-        i = found(x, w, c, part, N, C, S)
-        if i < 0:
-            return 0.0
-    z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
-    g = gate(element(dy, i), z, slope)
-    if w is not None:
-        g = per_time(g, w, x, i, c, stats[COUNT, c] / (N * S), C, S)
-    return g
-
-
-@function
-def gated_origin(dy, x, slope, w, stats, c, N, C, S):
-    """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back."""
-    return ninther(
-        gated_sample(dy, x, slope, w, stats, c, np.intp(0), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(1), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(2), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(3), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(4), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(5), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(6), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(7), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(8), N, C, S),
-    )
-
-
-@routine
-def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
-    """The origin of x in stats or, when the sums are to be `centred`, of dy in sums, for channels first:last.
-
-    Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
-    """
-    for c in range(first, last):
-        if dy is None:
-            stats[ORIGIN, np.uintp(c)] = origin(x, x, w, None, c, N, C, S)
-        elif centred:
-            if slope is None:
-                if w is None:
-                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, None, c, N, C, S)
-                else:
-                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, stats, c, N, C, S)
-            else:
-                sums[DY_ORIGIN, np.uintp(c)] = gated_origin(dy, x, slope, w, stats, c, N, C, S)
-
-
-@routine
-def let_through(dy, u, slope, scale, shift):
-    """Eq. 35: scale and shift are those of y."""
-    return gated(dy, affine(u, scale, shift), slope)
-
-
-@routine
-def signs_of(slope, stats, c):
-    """Scale and shift of y in channel c, where its sign is asked for."""
-    scale, shift = 0.0, 0.0
-    if slope is not None:
-        scale, shift = stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c]
-    return scale, shift
 
 
 @routine
@@ -210,14 +108,6 @@ def span_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
     return sums
 
 
-@routine
-def chunk_bounds(t, per, piece, N, S):
-    """Segments n0:n1 and values i0:i1 of each that make up chunk t of a channel."""
-    pieces = (S + piece - 1) // piece
-    n0, i0 = t // pieces * per, t % pieces * piece
-    return n0, smaller(N, n0 + per), i0, smaller(S, i0 + piece)
-
-
 @function
 def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
     """Three numbers: s, q and the count, 0 where it is known."""
@@ -265,34 +155,6 @@ def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, 
 
 
 @function
-def spread(table, values, j, n, C, S):
-    """table[:n] = what belongs to columns j : j + n, a value of each column's channel; columns repeat for ever.
-
-    Whole vectors are stored, so the table has LANES more places.
-    """
-    c, i = j // S % C, 0
-    if S == 1:
-        first = n if C >= LANES else smaller(n, (LANES + C - 1) // C * C)  # whole periods of at least a vector
-        while i < first:
-            m = smaller(smaller(first - i, C - c), LANES)
-            store(table, i, load_part_as(values, values, c, m, LANES))
-            i += m
-            c = c + m if c + m < C else 0
-        while i < n:
-            store(table, i, lanes(table, i - first))
-            i += LANES
-        return
-    end = S - j % S  # of this channel's columns, counted from j
-    while i < n:
-        value = lanes(values[c], 0)
-        while i < smaller(end, n):  # what is stored beyond `end` the next channel overwrites
-            store(table, i, value)
-            i += LANES
-        i, end = end, end + S
-        c = c + 1 if c + 1 < C else 0
-
-
-@function
 def column_sums(x, dy, slope, w, i, rows, stride, cols, k, h, scale, shift, acc, at, width):
     """Add `rows` rows of `cols` columns from x[i] into the sums at acc[at:]; k and h have the columns' origins,
     scale and shift, where there is a slope, those of y.
@@ -327,27 +189,6 @@ def column_sums(x, dy, slope, w, i, rows, stride, cols, k, h, scale, shift, acc,
                 x, dy, slope, its, start + j, n, stride, cols - j, kv, hv, of_scale, of_shift, sums
             )  # fmt: skip
             store_sums(acc, at + j, width, sums)
-
-
-@function
-def add_sums(x, dy, w, acc, at, width):
-    """acc[:] += acc[at:], the sums of `width` columns."""
-    for j in range(0, width, LANES):
-        sums = join(load_sums(x, dy, w, acc, j, width), load_sums(x, dy, w, acc, at + j, width))
-        store_sums(acc, j, width, sums)
-
-
-@once
-def channel_totals(x, dy, w, acc, width, c, C, S, tile):
-    """s, q and the count of all columns of channel c, S neighbours in each of `tile` copies."""
-    sums = no_sums(x, dy, w)
-    for t in range(tile):
-        j, end = (t * C + c) * S, (t * C + c + 1) * S
-        while j < end:
-            n = smaller(LANES, end - j)
-            sums = join(sums, load_sums_part(x, dy, w, acc, j, width, n))
-            j += LANES
-    return totals(sums)
 
 
 @once

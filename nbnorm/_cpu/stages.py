@@ -16,7 +16,6 @@ from nbnorm._cpu.apply import apply_columns, apply_segments, running_columns, ru
 from nbnorm._cpu.arrays import OF_MAP
 from nbnorm._cpu.counted import first_short
 from nbnorm._cpu.finalize import (
-    ORIGIN_OF_DDX,
     POOLED,
     SCALE,
     SHIFT,
@@ -30,9 +29,11 @@ from nbnorm._cpu.finalize import (
     finalize_given,
 )
 from nbnorm._cpu.fused import fused_columns, fused_segments
+from nbnorm._cpu.maps import signs_for_map
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
+from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import GAMMA, INV_STD, SIGN_SCALE, SIGN_SHIFT
+from nbnorm._formulas import GAMMA, INV_STD, SIGN_SCALE
 from nbnorm._running import Running
 
 Array = NDArray
@@ -157,11 +158,6 @@ def _parameter(values: Array | None) -> Array:
     return values if values.ndim == 1 else values.reshape(-1)
 
 
-def _terms(x: Array, dy: Gradient | None, w: Counted | None) -> int:
-    """Numbers that reduce keeps of each column: two sums, for float64 data what they lose, and an unknown count."""
-    return (4 if x.itemsize == 8 else 2) + (w is not None and dy is None)
-
-
 def _count(shape: Shape, w: Counted | None) -> float | None:
     """Values per channel; None when they are counted."""
     return _values(shape) if w is None else None
@@ -200,7 +196,7 @@ def _fused_or_split(
         blocks = plan.blocks(N, C, S, throughout(w, C, S), workers)
         if blocks is not None:
             channels, width, rows = blocks
-            terms = _terms(x, dy, w)
+            terms = terms_of(x, dy, w)
             room = (2 * terms + (5 if dy is None or slope is None else 7)) * width
             fused_columns(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
@@ -220,7 +216,7 @@ def _of_gradient(stats: Array, slope: float | None) -> Array:
     if slope is None:
         return np.empty((4, stats.shape[1]))
     coef = np.zeros((6, stats.shape[1]))
-    coef[B], coef[ORIGIN_OF_DDX] = stats[SIGN_SCALE], stats[SIGN_SHIFT]
+    signs_for_map(stats, ..., coef)
     return coef
 
 
@@ -236,7 +232,7 @@ def _reduce(
         reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, *cut, workers)
     else:
         cols = plan.columns(N, C, S, throughout(w, C, S))
-        terms = _terms(x, dy, w)
+        terms = terms_of(x, dy, w)
         acc, tables = np.empty(cols.blocks * terms * cols.width), 2 if slope is None else 4
         reduce_columns(
             x, dy, slope, w, centred, stats, sums, acc, np.empty((workers, tables, plan.PANEL + plan.LANES)), N, C, S,
@@ -264,7 +260,7 @@ def _apply(
     x: Array, dy: Gradient | None, other: Array | None, slope: float | None, w: Counted | None, y: Array, shape: Shape,
     stats: Array, coef: Array,
 ) -> None:  # fmt: skip
-    """The map of each channel, as apply.py has it; w is only asked for backwards."""
+    """The map of each channel, as maps.py has it; w is only asked for backwards."""
     N, C, S = shape
     tensors, w = sum(array is not None for array in (x, dy, other, y)), w if dy is not None else None
     runs = in_rows(w, S), throughout(w, C, S)

@@ -4,7 +4,7 @@ A pair (s, q) for narrow types, whose values and products leave float64 bits to 
 (s, q, s_lost, q_lost): what the additions lose is kept beside them (docs/math.md, Eq. 15). One more counts, in a pass
 over x of which not every value does.
 
-Each function stands twice: in plain Python, to be read, and as what Numba compiles for any length.
+Each function of one vector a sum stands twice: in plain Python, to be read, and as what Numba compiles for any length.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, overload
 
 from nbnorm._cpu.arrays import I64, address_of
-from nbnorm._cpu.vector import INLINED, LANES, first, fold, once, vector, zeros
+from nbnorm._cpu.vector import INLINED, LANES, first, fold, function, once, smaller, vector, zeros
 from nbnorm._cpu.vector_memory import load, load_part, masked, store
 from nbnorm._floats import DOUBLE, I32, number
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
 
 
-def terms(x, dy, w):
+def terms_of(x, dy, w):
     """How many sums a pass over x, and dy or None, has, with values that count by w or None."""
     return (4 if x.itemsize == 8 else 2) + (w is not None and dy is None)
 
 
-def _terms(x, dy, w):
+def _terms_of(x, dy, w):
+    """The same of their types."""
     return (4 if x.dtype == types.float64 else 2) + (w is not types.none and dy is types.none)
 
 
-def _in_place(function, kind):
-    """Let Numba put what this decorates where `function` is called, of whose arguments the first three are x, dy and w,
+def _in_place(plain, kind):
+    """Let Numba put what this decorates where `plain` is called, of whose arguments the first three are x, dy and w,
     the others integers: an overload, a function of its own, would take longer to compile."""
 
-    @infer_global(function)
+    @infer_global(plain)
     class _(AbstractTemplate):
-        key = function
+        key = plain
 
         def generic(self, args, kws):
-            return signature(kind(_terms(*args[:3])), *args)
+            return signature(kind(_terms_of(*args[:3])), *args)
 
     def register(emit):
-        @lower_builtin(function, types.VarArg(types.Any))
+        @lower_builtin(plain, types.VarArg(types.Any))
         def _(ctx, builder, sig, args):
             others = [
                 address_of(ctx, builder, kind, value, I64(0), DOUBLE)
@@ -50,7 +51,7 @@ def _in_place(function, kind):
                 else ctx.cast(builder, value, kind, types.int64)
                 for kind, value in zip(sig.args[3:], args[3:], strict=True)
             ]
-            return ctx.make_tuple(builder, sig.return_type, emit(builder, _terms(*sig.args[:3]), *others))
+            return ctx.make_tuple(builder, sig.return_type, emit(builder, _terms_of(*sig.args[:3]), *others))
 
     return register
 
@@ -65,7 +66,7 @@ def _numbers(terms):
 
 def no_sums(x, dy, w):
     """Where sums begin."""
-    return (zeros(),) * terms(x, dy, w)
+    return (zeros(),) * terms_of(x, dy, w)
 
 
 @_in_place(no_sums, _vectors)
@@ -141,7 +142,7 @@ def _(sums):
 
 def column_totals(x, dy, w, memory, at, width):
     """The numbers of one column, which `store_sums` left in memory; as `totals` with zeros in the other lanes."""
-    s, q, *others = (memory[at + r * width] for r in range(terms(x, dy, w)))
+    s, q, *others = (memory[at + r * width] for r in range(terms_of(x, dy, w)))
     count = others.pop() if len(others) % 2 else 0.0
     return (s + others[0], q + others[1], count) if others else (s, q, count)
 
@@ -155,7 +156,7 @@ def _(builder, terms, memory, at, width):
 
 def load_sums(x, dy, w, memory, at, width):
     """The sums that `store_sums` left in memory."""
-    return tuple(load(memory, at + r * width) for r in range(terms(x, dy, w)))
+    return tuple(load(memory, at + r * width) for r in range(terms_of(x, dy, w)))
 
 
 @_in_place(load_sums, _vectors)
@@ -165,7 +166,7 @@ def _(builder, terms, memory, at, width):
 
 def load_sums_part(x, dy, w, memory, at, width, n):
     """The same of the first n lanes, 0 in the others."""
-    return tuple(load_part(memory, at + r * width, n, LANES) for r in range(terms(x, dy, w)))
+    return tuple(load_part(memory, at + r * width, n, LANES) for r in range(terms_of(x, dy, w)))
 
 
 @_in_place(load_sums_part, _vectors)
@@ -185,5 +186,30 @@ def _rows(builder, terms, memory, at, width, kind):
 
 @once
 def store_sums(memory, at, width, sums):
+    """A row of memory for each."""
     for r in range(len(sums)):
         store(memory, at + r * width, sums[r])
+
+
+# ---- of many columns
+
+
+@function
+def add_sums(x, dy, w, acc, at, width):
+    """acc[:] += acc[at:], the sums of `width` columns."""
+    for j in range(0, width, LANES):
+        sums = join(load_sums(x, dy, w, acc, j, width), load_sums(x, dy, w, acc, at + j, width))
+        store_sums(acc, j, width, sums)
+
+
+@once
+def channel_totals(x, dy, w, acc, width, c, C, S, tile):
+    """s, q and the count of all columns of channel c, S neighbours in each of `tile` copies."""
+    sums = no_sums(x, dy, w)
+    for t in range(tile):
+        j, end = (t * C + c) * S, (t * C + c + 1) * S
+        while j < end:
+            n = smaller(LANES, end - j)
+            sums = join(sums, load_sums_part(x, dy, w, acc, j, width, n))
+            j += LANES
+    return totals(sums)

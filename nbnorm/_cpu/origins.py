@@ -1,0 +1,106 @@
+"""Origins: the numbers near the values of a channel from which its sums are counted (docs/math.md, Eq. 2 and 10).
+
+k is found in the forward pass, and taken from it in the backward pass; h belongs to dy, of which only counts what an
+activation lets through.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbnorm._cpu.arrays import element, is_tangent
+from nbnorm._cpu.counted import found, per_time
+from nbnorm._cpu.vector import function, gated, routine
+from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, ninther, sample_index
+
+
+@routine
+def sample(array, x, w, stats, c, part, N, C, S):
+    """Of x, or of dy for each time it counts by the `stats` (Eq. 23), a value that counts; 0 when none does."""
+    if w is not None:
+        i = found(x, w, c, part, N, C, S)
+        if i < 0:
+            return 0.0
+        if stats is None:
+            return element(array, i)
+        if is_tangent(array):  # whose sum is weighted as that of x
+            return element(array, i)
+        return per_time(element(array, i), w, x, i, c, stats[COUNT, c] / (N * S), C, S)
+    return element(array, sample_index(c, part, N, C, S))
+
+
+@routine
+def origin(array, x, w, stats, c, N, C, S):
+    """k, or h, from nine values."""
+    return ninther(
+        sample(array, x, w, stats, c, np.intp(0), N, C, S), sample(array, x, w, stats, c, np.intp(1), N, C, S),
+        sample(array, x, w, stats, c, np.intp(2), N, C, S), sample(array, x, w, stats, c, np.intp(3), N, C, S),
+        sample(array, x, w, stats, c, np.intp(4), N, C, S), sample(array, x, w, stats, c, np.intp(5), N, C, S),
+        sample(array, x, w, stats, c, np.intp(6), N, C, S), sample(array, x, w, stats, c, np.intp(7), N, C, S),
+        sample(array, x, w, stats, c, np.intp(8), N, C, S),
+    )  # fmt: skip
+
+
+@routine
+def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
+    """Of what is let through of dy."""
+    i = sample_index(c, part, N, C, S)
+    if w is not None:
+        i = found(x, w, c, part, N, C, S)
+        if i < 0:
+            return 0.0
+    z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
+    g = gate(element(dy, i), z, slope)
+    if w is not None:
+        g = per_time(g, w, x, i, c, stats[COUNT, c] / (N * S), C, S)
+    return g
+
+
+@function
+def gated_origin(dy, x, slope, w, stats, c, N, C, S):
+    """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back."""
+    return ninther(
+        gated_sample(dy, x, slope, w, stats, c, np.intp(0), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(1), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(2), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(3), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(4), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(5), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(6), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(7), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(8), N, C, S),
+    )
+
+
+@routine
+def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
+    """The origin of x in stats or, when the sums are to be `centred`, of dy in sums, for channels first:last.
+
+    Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
+    """
+    for c in range(first, last):
+        if dy is None:
+            stats[ORIGIN, np.uintp(c)] = origin(x, x, w, None, c, N, C, S)
+        elif centred:
+            if slope is None:
+                if w is None:
+                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, None, c, N, C, S)
+                else:
+                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, stats, c, N, C, S)
+            else:
+                sums[DY_ORIGIN, np.uintp(c)] = gated_origin(dy, x, slope, w, stats, c, N, C, S)
+
+
+@routine
+def signs_of(slope, stats, c):
+    """Scale and shift of y in channel c, where its sign is asked for."""
+    scale, shift = 0.0, 0.0
+    if slope is not None:
+        scale, shift = stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c]
+    return scale, shift
+
+
+@routine
+def let_through(dy, u, slope, scale, shift):
+    """Eq. 35: scale and shift are those of y."""
+    return gated(dy, affine(u, scale, shift), slope)

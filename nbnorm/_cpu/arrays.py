@@ -15,7 +15,7 @@ from nbnorm._counted import Both, Tangent
 from nbnorm._cpu import vector_python
 from nbnorm._floats import DOUBLE, MEMORY, widen
 
-OF_MAP = vector_python.OF_MAP
+OF_MAP = vector_python.OF_MAP  # what y is computed in
 I64 = ir.IntType(64)
 
 

@@ -14,10 +14,10 @@ from numba import prange
 
 from nbnorm._cpu.arrays import matrix_of_map
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
-from nbnorm._cpu.deal import chunk_bounds, even, none_taken, portion_from_the_end, share
+from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion_from_the_end, share
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.maps import ALL, NONE, START, STREAMING, few, image, rows_run, run
+from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
 from nbnorm._cpu.tables import spread
 from nbnorm._cpu.vector import FEW, LANES, function, larger, once, routine, smaller
@@ -75,7 +75,7 @@ def segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N
     """What one worker does."""
     pieces = (S + CHUNK - 1) // CHUNK
     group = GROUP // larger(1, smaller(S, CHUNK))
-    done, first, last = portion_from_the_end(taken, 0, worker, workers, N * C * pieces)
+    done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, N * C * pieces)
     while first < last:
         start = larger(first, last - group)
         # Counted on from here: a division for each segment would take as long as a vector.
@@ -148,7 +148,8 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
             if abreast:
                 full = smaller(r1, size // K) - r  # the last row of all may be shorter
                 its = shifted(w, r, 0, j)
-                rows_run(x, dy, other, slope, its, y, r * K + j, full, K, stop - j, k, h, o, a, b, scale, shift, j - j0)
+                i, cols, t = r * K + j, stop - j, j - j0
+                rows_run(x, dy, other, slope, its, y, i, full, K, cols, k, h, o, a, b, scale, shift, t, ORDINARY)
                 m += full
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)
@@ -166,7 +167,7 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
     rows, parts = (size + K - 1) // K, (K + wide - 1) // wide
     # Tables are built for a part of a piece, so it has many rows.
     pieces = 1 if parts >= 4 * workers else smaller(rows, larger(workers, smaller(rows // MANY, size // GROUP)))
-    done, first, last = portion_from_the_end(taken, 0, worker, workers, parts * pieces)
+    done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, parts * pieces)
     k, width = tables[worker], smaller(K, MAP_WIDTH) + 3 * LANES
     scale, shift, a, h = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
     b, o = a, h

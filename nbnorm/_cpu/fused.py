@@ -11,7 +11,7 @@ from numba import prange
 from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.cursor import cursor, for_map, shifted
-from nbnorm._cpu.deal import none_taken, portion
+from nbnorm._cpu.deal import NONE_DONE, none_taken, portion
 from nbnorm._cpu.finalize import (
     SCALE,
     SHIFT,
@@ -23,7 +23,7 @@ from nbnorm._cpu.finalize import (
     write_gradients,
 )
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.maps import NONE, START, STREAMING, rows_run, run, signs_for_map
+from nbnorm._cpu.maps import START, rows_run, signs_for_map
 from nbnorm._cpu.origins import origins, signs_of
 from nbnorm._cpu.reduce import channels_totals, chunk_sums, column_sums, keep_sums
 from nbnorm._cpu.sums import add_sums
@@ -46,7 +46,7 @@ def fused_segments(
         its = cursor(w)
         of_map, of_dy = for_map(dy, its), for_map(dy, slope)
         k = stats[ORIGIN]  # here, since a view counts references
-        done, first, last = portion(taken, 0, worker, workers, C)
+        done, first, last = portion(taken, NONE_DONE, worker, workers, C)
         while first < last:
             read_parameters(gamma, beta, first, last, stats, sums)
             for c in range(first, last):
@@ -97,7 +97,7 @@ def fused_columns(
         if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
             if slope is not None:
                 of_scale, of_shift = tables[4 * width :], tables[5 * width :]
-        done, first, last = portion(taken, 0, worker, workers, blocks)
+        done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
         while first < last:
             c0, c1 = first * channels, smaller(C, (first + 1) * channels)
             cols = (c1 - c0) * S
@@ -129,17 +129,10 @@ def fused_columns(
             if dy is None and is_single(coef):
                 spread(h, coef[H], c0 * S, reach, C, S)
             of_map = for_map(dy, shifted(its, 0, 0, c0 * S))
-            if streaming:
-                for n in range(N - 1, -1, -1):
-                    i, of_row = n * K + c0 * S, shifted(of_map, n, 0, 0)
-                    run(
-                        x, dy, other, slope, of_row, y, i, i + cols, k, h, of_shift, a, of_scale, scale, shift, START,
-                        STREAMING, NONE,
-                    )  # fmt: skip
-            else:
-                rows_run(
-                    x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k, h, of_shift, a, of_scale, scale, shift, START
-                )  # fmt: skip
+            rows_run(
+                x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k, h, of_shift, a, of_scale, scale, shift, START,
+                streaming,
+            )  # fmt: skip
             first += 1
             if first == last:
                 done, first, last = portion(taken, done, worker, workers, blocks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import prange
 
 from nbnorm._cpu.apply import chunk
-from nbnorm._cpu.deal import none_taken, portion
+from nbnorm._cpu.deal import NONE_DONE, none_taken, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import origin
@@ -28,7 +28,7 @@ def fused_double_segments(
     taken = none_taken(workers)
     for w in prange(workers):
         origins = stats[ORIGIN]  # here, since a view counts references
-        done, first, last = portion(taken, 0, w, workers, C)
+        done, first, last = portion(taken, NONE_DONE, w, workers, C)
         while first < last:
             for c in range(first, last):
                 k, d, h, o = (

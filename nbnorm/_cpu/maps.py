@@ -131,8 +131,9 @@ def rows_image(x, dy, other, slope, w, y, i, rows, stride, k, h, o, a, b, scale,
 
 
 @function
-def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t):
-    """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows.
+def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t, streaming):
+    """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows where
+    y is not streamed.
 
     Rows without a gap that are whole vectors wide may begin behind their first values, so that stores fill lines (half
     lines take twice as long): the tables repeat their first LANES columns behind the last. For the cursor a row is a
@@ -146,7 +147,7 @@ def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, sc
                 part(x, dy, other, slope, w, y, i, head, k, h, o, a, b, scale, shift, t)
                 i += head
                 t += head
-    while i + (ABREAST - 1) * stride + cols <= end:
+    while not streaming and i + (ABREAST - 1) * stride + cols <= end:
         j = 0
         while j < cols:
             kv, hv, ov = lanes(k, t + j), lanes(h, t + j), lanes(o, t + j)
@@ -165,6 +166,6 @@ def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, sc
         w = shifted(w, ABREAST, 0, 0)
     while i < end:
         stop = smaller(i + cols, end)
-        run(x, dy, other, slope, w, y, i, stop, k, h, o, a, b, scale, shift, t, ORDINARY, NONE)
+        run(x, dy, other, slope, w, y, i, stop, k, h, o, a, b, scale, shift, t, streaming, NONE)
         i += stride
         w = shifted(w, 1, 0, 0)

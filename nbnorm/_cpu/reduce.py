@@ -18,7 +18,7 @@ from numba import prange
 from nbnorm._cpu.arrays import leading, of_ddx, of_dy
 from nbnorm._cpu.counted import add_counted, lanes_that_count
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
-from nbnorm._cpu.deal import chunk_bounds, even, none_taken, portion
+from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import let_through, origins, signs_of
 from nbnorm._cpu.plan import AHEAD, PANEL
@@ -132,7 +132,7 @@ def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, 
     taken = none_taken(workers)
     for worker in prange(workers):
         its = cursor(w)
-        done, j, last = portion(taken, 0, worker, workers, C * chunks)
+        done, j, last = portion(taken, NONE_DONE, worker, workers, C * chunks)
         while j < last:
             c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
             scale, shift = signs_of(slope, stats, c)
@@ -227,7 +227,7 @@ def reduce_columns(
         scale, shift = k, h
         if slope is not None:
             scale, shift = tables[worker, 2], tables[worker, 3]
-        done, first, last = portion(taken, 0, worker, workers, tasks)
+        done, first, last = portion(taken, NONE_DONE, worker, workers, tasks)
         while first < last:
             panel, b = first // blocks, first % blocks
             j = panel * wide

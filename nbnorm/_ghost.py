@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _enough, _options
 from nbnorm._inputs import check_place, checked, checked_residual
 from nbnorm._layout import Axis, groups, layout_of
 from nbnorm._which import counted
@@ -24,11 +24,11 @@ def in_ghost_batches(
     """One `step` after the other, when all is known to go well with every one of them; arguments as it takes them."""
     kernels, x, axes, of_whole = checked(x, state, axis)
     whole = counted(kernels, of_whole, x, where, weights, nan)
-    _arguments.activation(activation)
+    _options.activation(activation)
     residual = None if residual is None else checked_residual(kernels, residual, x)
     if out is not None:
         check_place(kernels, out, x, residual, where, weights)
-    parts = groups(x.shape, axes, _arguments.ghost(ghost))
+    parts = groups(x.shape, axes, _options.ghost(ghost))
     update = state._running if update_running else None
     least = 0.0 if whole is None or update is None else update.least(state.momentum, weights is not None)
     with kernels.on_device_of(x):
@@ -39,14 +39,14 @@ def in_ghost_batches(
         ]
         if whole is None:
             count = math.prod(n for i, n in enumerate(x[parts[-1]].shape) if i not in axes)
-            _arguments.enough_in_groups(ghost, len(parts), count, x.shape)
+            _enough.in_groups(ghost, len(parts), count, x.shape)
         else:
             for part, of_where, of_weights in zip(parts, *cut, strict=True):
                 layout = layout_of(x[part], axes)
                 w = counted(kernels, layout, x[part], of_where, of_weights, nan)
                 assert w is not None
                 short = kernels.short_channel(kernels.read(layout, x[part]), layout.shape, w, least)
-                _arguments.enough_counted(short, least, False, state.shape)
+                _enough.counted(short, least, False, state.shape)
         y = xp.empty_like(x) if out is None else out
         saved = [
             step(

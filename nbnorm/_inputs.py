@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nbnorm import _arguments
 from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis, Layout, layout_of_strides
+from nbnorm._outputs import check_output
 from nbnorm.state import BatchNormState
 
 
@@ -51,4 +52,4 @@ def check_place(
 ) -> None:  # fmt: skip
     """`out` can take y."""
     inputs = (("x", x), ("residual", residual), ("where", where), ("weights", weights))
-    _arguments.output(kernels, out, x, inputs, allowed)
+    check_output(kernels, out, x, inputs, allowed)

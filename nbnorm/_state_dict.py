@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _content, _device
+from nbnorm import _arguments, _content, _device, _options
 from nbnorm._content import COUNTERS, NAMES, SKIPPED_BATCHES, Content, shape_of
 from nbnorm._foreign import to_numpy
 
@@ -81,7 +81,7 @@ def _features(
 ) -> int | tuple[int, ...]:
     """num_features, which the arrays say unless the caller does."""
     if num_features is not None:
-        return _arguments.num_features(num_features)
+        return _options.num_features(num_features)
     shape = next(iter(arrays.values())).shape
     if len(shape) != 1:
         raise ValueError(

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _options
 from nbnorm._counted import Counted, compact, placed
 from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Layout
@@ -25,7 +25,7 @@ def counted(
     """
     if where is None and weights is None and type(nan) is str and nan == "propagate":
         return None
-    _arguments.missing(nan)
+    _options.missing(nan)
     for name, array in (("where", where), ("weights", weights)):
         if array is not None:
             found = kernels_for(name, array).device(array)

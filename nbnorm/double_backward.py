@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _shards
+from nbnorm import _arguments, _options, _shards
 from nbnorm._directions import failed, like_parameters, like_x, refuse_what_is_not_built
 from nbnorm._formulas import DDX
 from nbnorm.saved import Saved
@@ -99,7 +99,7 @@ def batch_norm_double_backward(
     peers = saved.sync if not frozen or param_grads != "local" else None
     try:
         refuse_what_is_not_built(saved)
-        _arguments.param_grads(param_grads)
+        _options.param_grads(param_grads)
         dy = like_x("dy", dy, saved)
         if ddx is not None:
             ddx = like_x("ddx", ddx, saved)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _device, _npz, _safetensors
+from nbnorm import _device, _npz, _options, _safetensors
 from nbnorm._content import COUNTERS, NAMES, SKIPPED_BATCHES, shape_of
 from nbnorm._foreign import counts_of_values
 from nbnorm._npz import Specs
@@ -133,8 +133,8 @@ def _arguments_of(about: str | bytes) -> dict[str, Any]:
     if not all(isinstance(found[flag], bool) for flag in flags) or found["dtype"] not in ("float32", "float64"):
         raise ValueError("describes a state that cannot be")
     features = found["num_features"]
-    found["num_features"] = _arguments.num_features(tuple(features) if isinstance(features, list) else features)
-    found["eps"], found["momentum"] = _arguments.eps(found["eps"]), _arguments.momentum(found["momentum"])
+    found["num_features"] = _options.num_features(tuple(features) if isinstance(features, list) else features)
+    found["eps"], found["momentum"] = _options.eps(found["eps"]), _options.momentum(found["momentum"])
     return found
 
 

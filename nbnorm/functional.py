@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _shards
+from nbnorm import _arguments, _enough, _options, _shards
 from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA, M2
 from nbnorm._ghost import in_ghost_batches
 from nbnorm._inputs import check_place, checked, checked_residual
@@ -137,12 +137,12 @@ def batch_norm_training(
     array([0.2, 2. ])
     """
     if sync is not None:
-        _arguments.messenger(sync)
+        _options.messenger(sync)
     peers = sync if update_running or not use_running else None
     try:
         if ghost is not None:
-            _arguments.own_statistics("ghost", use_running)
-            _arguments.unsharded(sync)
+            _options.own_statistics("ghost", use_running)
+            _options.unsharded(sync)
             return in_ghost_batches(
                 batch_norm_training, x, state, axis, ghost, update_running, where, weights, nan, residual, activation,
                 renorm, out,
@@ -153,15 +153,15 @@ def batch_norm_training(
         update, momentum = state._running if update_running else None, state.momentum
         needs_variance = not use_running or (update is not None and momentum is not None)
         if needs_variance and N * S < 2 and peers is None and w is None:
-            _arguments.enough_values(N * S, use_running, x.shape)
-        slope = None if activation is None else _arguments.activation(activation)
+            _enough.values(N * S, use_running, x.shape)
+        slope = None if activation is None else _options.activation(activation)
         residual = None if residual is None else checked_residual(kernels, residual, x)
         if out is not None:
             check_place(kernels, out, x, residual, where, weights)
         running = state._demand_running() if use_running else None
         if renorm is not None:
             _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
-            _arguments.own_statistics("renorm", use_running)
+            _options.own_statistics("renorm", use_running)
             state._demand_running()
         if momentum is None and update is not None:
             update.demand_count()
@@ -177,7 +177,7 @@ def batch_norm_training(
             least = 0.0 if w is None or update is None else update.least(momentum, weights is not None)
             if w is not None and peers is None and (not use_running or update is not None):
                 short = kernels.short_channel(flat, layout.shape, w, least)
-                _arguments.enough_counted(short, least, use_running, state.shape)
+                _enough.counted(short, least, use_running, state.shape)
             saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels, sync)
             if slope is not None or residual is not None:
                 saved._slope, saved._with_residual = slope, residual is not None
@@ -200,11 +200,11 @@ def batch_norm_training(
         if peers is not None:
             gathered, counts, count = _shards.gather_statistics(xp, peers, batch, N * S, w is not None)
             if needs_variance and count is not None:
-                _arguments.enough_values(int(count), use_running, None)
+                _enough.values(int(count), use_running, None)
             if count is None and (not use_running or update is not None):
                 least = 0.0 if update is None or momentum is None else 1.0  # the same on every rank
                 short = np.flatnonzero(counts.sum(0) <= least)
-                _arguments.enough_counted(int(short[0]) if short.size else None, least, use_running, state.shape)
+                _enough.counted(int(short[0]) if short.size else None, least, use_running, state.shape)
             if not use_running:
                 saved._counts, saved._own, batch = counts, batch, stats
             kernels.merge_statistics(counts, gathered, batch)
@@ -290,7 +290,7 @@ def batch_norm_inference(
            [0.]])
     """
     kernels, x, _, layout = checked(x, state, axis)
-    slope = None if activation is None else _arguments.activation(activation)
+    slope = None if activation is None else _options.activation(activation)
     residual = None if residual is None else checked_residual(kernels, residual, x)
     if out is not None:
         check_place(kernels, out, x, residual, allowed=("x", "residual"))
@@ -318,7 +318,7 @@ def saved_of_inference(state: BatchNormState, x: NDArray, axis: Axis, activation
         none = flat[:0]
         kernels.running_forward(none, none, (0, C, S), state.gamma, state.beta, state.eps, running, stats)
         saved = Saved(x, flat, layout, axis, True, state, stats, kernels, None)
-        saved._slope = _arguments.activation(activation)
+        saved._slope = _options.activation(activation)
         if saved._slope is not None:
             kernels.keep_signs(stats, state.gamma, state.beta, state.eps, 1.0)
         return saved

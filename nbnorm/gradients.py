@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _shards
+from nbnorm import _arguments, _options, _shards
 from nbnorm._directions import like_x
 from nbnorm._dispatch import kernels_for
+from nbnorm._outputs import check_output
 from nbnorm.saved import Saved
 
 
@@ -100,14 +101,14 @@ def batch_norm_backward(
     if not isinstance(saved, Saved):
         _arguments.instance("saved", saved, Saved, "what batch_norm_training returned with y")
     if saved.groups:
-        _arguments.param_grads(param_grads)
+        _options.param_grads(param_grads)
         return _of_ghost_batches(dy, saved, out, dresidual_out)
     x, layout, stats, flat = saved.x, saved._layout, saved._stats, saved._flat
     N, C, S = layout.shape
     peers = saved.sync if not saved.use_running or param_grads != "local" else None
     try:
         if param_grads != "local":
-            _arguments.param_grads(param_grads)
+            _options.param_grads(param_grads)
         kernels = kernels_for("dy", dy)
         if (found := kernels.device(dy)) != (there := saved._kernels.device(x)):
             _arguments.same_device("dy", dy, found, there, "x of the forward pass", "an array there, as it gave y")
@@ -187,17 +188,17 @@ def _check_outputs(
 ) -> None:  # fmt: skip
     """Where the results may go."""
     if not saved._with_residual:
-        _arguments.without_residual(dresidual_out)
+        _options.without_residual(dresidual_out)
     if out is None and dresidual_out is None:
         return
     inputs: tuple[tuple[str, NDArray | None], ...] = (
         ("dy", dy), ("x", saved.x), ("y", saved.y), ("where", saved._where), ("weights", saved._weights)
     )  # fmt: skip
     if out is not None:
-        _arguments.output(kernels, out, saved.x, inputs, allowed=("dy", "x", "y"))
+        check_output(kernels, out, saved.x, inputs, allowed=("dy", "x", "y"))
         inputs = (("out", out), *inputs)
     if dresidual_out is not None:
-        _arguments.output(kernels, dresidual_out, saved.x, inputs, ("dy",), "dresidual_out")
+        check_output(kernels, dresidual_out, saved.x, inputs, ("dy",), "dresidual_out")
 
 
 def _copy(kernels: ModuleType, array: NDArray, to: NDArray) -> None:

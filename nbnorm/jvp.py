@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from nbnorm import _arguments, _shards
 from nbnorm._directions import failed, like_parameters, like_x, refuse_what_is_not_built
+from nbnorm._outputs import check_output
 from nbnorm.saved import Saved
 
 
@@ -79,7 +80,7 @@ def batch_norm_jvp(
         if dx is not None:
             dx = like_x("dx", dx, saved)
         if out is not None:
-            _arguments.output(kernels, out, x, (("dx", dx), ("x", x)), allowed=("dx", "x"))
+            check_output(kernels, out, x, (("dx", dx), ("x", x)), allowed=("dx", "x"))
         with kernels.on_device_of(x):
             if dx is None and (peers is not None or saved._w is not None):
                 # Another rank may have one, on which this one depends; or values may be missing.

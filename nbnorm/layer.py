@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nbnorm import _arguments, _device, _names, files
+from nbnorm import _arguments, _device, _names, _options, files
 from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
 from nbnorm._reuse import Reuse, is_large
@@ -122,9 +122,9 @@ class BatchNorm:
         device: str = "cpu",
     ) -> None:
         self.axis = axis
-        _arguments.activation(activation)
+        _options.activation(activation)
         self.activation = activation
-        self.ghost = None if ghost is None else _arguments.ghost(ghost)
+        self.ghost = None if ghost is None else _options.ghost(ghost)
         if renorm is not None:
             _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
             self.renorm = renorm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbnorm import _arguments
+from nbnorm import _options
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,6 @@ class Renorm:
     dmax: float
 
     def __post_init__(self) -> None:
-        _arguments.renorm_limits(self.rmax, self.dmax)
+        _options.renorm_limits(self.rmax, self.dmax)
         for name in ("rmax", "dmax"):  # a kernel would be compiled for each type of number
             object.__setattr__(self, name, float(getattr(self, name)))

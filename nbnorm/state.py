@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nbnorm import _arguments, _content, _conventions, _device, _names, _snapshot, _state_dict, _update, files
+from nbnorm import _arguments, _content, _conventions, _device, _names, _options, _snapshot, _state_dict, _update, files
 from nbnorm._attributes import counted, parameter, samples, statistic
 from nbnorm._batch_stats import BatchStats
 from nbnorm._running import BATCHES, SKIPPED, Running
@@ -108,12 +108,12 @@ class BatchNormState:
         dtype: DTypeLike = "float32",
         device: str = "cpu",
     ) -> None:
-        self._num_features = _arguments.num_features(num_features)
-        self._dtype = _arguments.parameter_dtype(dtype)
+        self._num_features = _options.num_features(num_features)
+        self._dtype = _options.parameter_dtype(dtype)
         self._device = _device.resolve(device)
         self.eps = eps
         self.momentum = momentum
-        _arguments.warn_of_momentum(self._momentum)
+        _options.warn_of_momentum(self._momentum)
         shape, xp = self.shape, self._xp
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
@@ -216,7 +216,7 @@ class BatchNormState:
 
     @eps.setter
     def eps(self, value: float) -> None:
-        self._eps = _arguments.eps(value)
+        self._eps = _options.eps(value)
 
     @property
     def momentum(self) -> float | None:
@@ -224,7 +224,7 @@ class BatchNormState:
 
     @momentum.setter
     def momentum(self, value: float | None) -> None:
-        self._momentum = _arguments.momentum(value)
+        self._momentum = _options.momentum(value)
 
     gamma, beta = parameter("gamma"), parameter("beta")
     running_mean, running_var = statistic("running_mean"), statistic("running_var")
@@ -405,7 +405,7 @@ class BatchNormState:
         >>> nbnorm.BatchNormState.from_state_dict(arrays, "bn.").gamma is None
         True
         """
-        _arguments.warn_of_momentum(momentum)
+        _options.warn_of_momentum(momentum)
         found = _state_dict.content(state_dict, prefix, num_features, eps=eps, momentum=momentum, unbiased=unbiased)
         state = _content.made(cls, found, num_samples)
         if momentum is None and state._running is not None:

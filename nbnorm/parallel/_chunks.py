@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _device
+from nbnorm import _device, _enough
 from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import COUNT, DEVIATION, DY_ORIGIN, M2, OFFSET, ORIGIN, PRODUCT, SUM
 from nbnorm._layout import layout_of
@@ -48,7 +48,7 @@ def enough(found: Moments, first: Axes, shape: Axes) -> Moments:
     empty = np.argwhere(_device.host(found.count) <= 0.0)
     if len(empty):
         index = tuple(int(i) + start for i, start in zip(empty[0], first, strict=True))
-        _arguments.enough_counted(int(np.ravel_multi_index(index, shape)), 0.0, False, shape)
+        _enough.counted(int(np.ravel_multi_index(index, shape)), 0.0, False, shape)
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from dask import delayed
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _enough, _options
 from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
 from nbnorm._moments import Moments
@@ -122,10 +122,10 @@ def batch_norm_training(
     """
     axes = _graph.checked(x, axis, state)
     where, weights = _graph.cut_like(x, "where", where), _graph.cut_like(x, "weights", weights)
-    _arguments.missing(nan)
+    _options.missing(nan)
     count = None if where is not None or weights is not None or nan == "omit" else float(_graph.values(x, axes))
     if count is not None:
-        _arguments.enough_values(int(count), False, x.shape)
+        _enough.values(int(count), False, x.shape)
     whole, own = _graph.moments_of_blocks(x, axes, _chunks.counted_moments, where, weights, (nan,))
     if count is None:
         for index in np.ndindex(whole.shape):

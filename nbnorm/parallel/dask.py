@@ -13,7 +13,7 @@ from distributed import WorkerPlugin
 from numpy.typing import NDArray
 
 import nbnorm
-from nbnorm import _arguments, _device
+from nbnorm import _device, _options
 from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
 from nbnorm.parallel import _graph
@@ -73,7 +73,7 @@ def batch_stats(
     """
     axes = _graph.checked(x, axis)
     counting = [_graph.cut_like(x, name, array) for name, array in (("where", where), ("weights", weights))]
-    _arguments.missing(nan)
+    _options.missing(nan)
     found = _graph.lazy_moments(x, axes, counted_moments, *counting, nan)
     counted = where is not None or weights is not None or nan == "omit"
     count = found.count if counted else np.array(float(_graph.values(x, axes)))
@@ -123,7 +123,7 @@ def batch_norm_inference(
     running = state._demand_running()
     with running.lock:  # the statistics of one moment
         mean, var = running.mean.copy(), running.var.copy()
-    _arguments.activation(activation)
+    _options.activation(activation)
     residual = None if residual is None else _graph.like_x("residual", residual, x, "x")
     of_channels = [_graph.of_channels(array, x, axes) for array in (mean, var, state.gamma, state.beta)]
     return _graph.by_chunk(

@@ -27,6 +27,7 @@ from nbnorm._cuda.memory import (
     xp,
 )
 from nbnorm._cuda.renorm import renormalize, renormalized_gradients
+from nbnorm._cuda.running import commit, running_backward, running_forward
 from nbnorm._cuda.shards import (
     apply_gradients,
     gradient_sums,
@@ -39,11 +40,8 @@ from nbnorm._cuda.shards import (
 from nbnorm._cuda.stages import (
     backward,
     batch_statistics,
-    commit,
     keep_signs,
     residual_gradient,
-    running_backward,
-    running_forward,
     short_channel,
     training_forward,
 )

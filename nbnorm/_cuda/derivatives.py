@@ -20,10 +20,11 @@ from nbnorm._cuda.finalize_derivatives import (
     shard_dgamma,
     shard_double_sums,
 )
+from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
+from nbnorm._cuda.passes import apply, at_h, cut_of_gradient, reduce
 from nbnorm._cuda.shards import _by_channel, _number, gradient_sums
-from nbnorm._cuda.stages import F64, _apply, _at_h, _cut_of_gradient, _kind, _reduce
 from nbnorm._formulas import DDX, ORIGIN
 
 Array = Any
@@ -42,9 +43,9 @@ def apply_tangent(
         pointer(stats), pointer(sums), pointer(directions), pointer(coef), C, _number(count),
     )  # fmt: skip
     if x.size:
-        cut = _cut_of_gradient(shape, x.itemsize, w, None)
+        cut = cut_of_gradient(shape, x.itemsize, w, None)
         given = ddx if w is None else Tangent(ddx)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, given, None, None, w, ddy, coef)
+        apply(cut, (in_memory(x.dtype), cut.lanes), x, given, None, None, w, ddy, coef)
 
 
 def tangent_sums(
@@ -64,25 +65,25 @@ def double_sums(
     if not x.size:
         return
     cut = (plan.cut if w is None else plan.cut_gated)(shape, x.itemsize)
-    pack, at_h = (in_memory(x.dtype), cut.lanes), _at_h(cut)
+    pack, behind = (in_memory(x.dtype), cut.lanes), at_h(cut)
     of_dy = of_ddx = of_both = None
     if own is not None:
-        of_dy = _reduce(cut, pack, x, dy, None, w, stats)
+        of_dy = reduce(cut, pack, x, dy, None, w, stats)
         if ddx is not None:
-            of_ddx = _reduce(cut, pack, x, ddx if w is None else Tangent(ddx), None, w, stats)
+            of_ddx = reduce(cut, pack, x, ddx if w is None else Tangent(ddx), None, w, stats)
     if ddx is not None:
         centred = int(own is not None)
         if w is None:  # dy has its origins there
-            origins = kept(xp.zeros(shape[1])) if of_dy is None else of_dy[at_h:]
-            of_both = _reduce(cut, pack, dy, ddx, None, None, origins, centred)
+            origins = kept(xp.zeros(shape[1])) if of_dy is None else of_dy[behind:]
+            of_both = reduce(cut, pack, dy, ddx, None, None, origins, centred)
         else:  # x says which values are there
             origins = kept(stats.copy())
-            origins[ORIGIN] = 0 if of_ddx is None else of_ddx[at_h : at_h + shape[1]]
-            of_both = _reduce(cut, pack, x, Both(dy, ddx), None, w, origins, centred)
+            origins[ORIGIN] = 0 if of_ddx is None else of_ddx[behind : behind + shape[1]]
+            of_both = reduce(cut, pack, x, Both(dy, ddx), None, w, origins, centred)
     shard_double_sums(
-        (shape[1], 1), cut.finalize_threads, (_kind(of_dy), _kind(of_ddx), _kind(of_both), F64, _kind(own), F64),
+        (shape[1], 1), cut.finalize_threads, (kind(of_dy), kind(of_ddx), kind(of_both), F64, kind(own), F64),
         pointer(of_dy), pointer(of_ddx), pointer(of_both), pointer(stats), pointer(own), pointer(sums),
-        shape[1], cut.run, cut.copies, at_h, _number(count),
+        shape[1], cut.run, cut.copies, behind, _number(count),
     )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def shard_gamma(
     """This shard's part of the gradient of gamma."""
     C = sums.shape[1]
     shard_dgamma(
-        *_by_channel(C), (F64, F64, F64, F64, _kind(dgamma)),
+        *_by_channel(C), (F64, F64, F64, F64, kind(dgamma)),
         pointer(own), pointer(own_stats), pointer(sums), pointer(stats), pointer(dgamma),
         C, _number(own_count), _number(count),
     )  # fmt: skip
@@ -115,12 +116,12 @@ def apply_second(
     C = shape[1]
     coef = scratch(ROWS_OF_THREE * C)
     finalize_second(
-        *_by_channel(C), (F64, F64, F64, _kind(dgamma), F64),
+        *_by_channel(C), (F64, F64, F64, kind(dgamma), F64),
         pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, _number(count),
     )  # fmt: skip
     if x.size:
         cut = (plan.cut_of_two if w is None else plan.cut_gated)(shape, x.itemsize)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, w, dx, coef)
+        apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, w, dx, coef)
 
 
 def apply_frozen_second(
@@ -131,17 +132,17 @@ def apply_frozen_second(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_frozen_second(
-        *_by_channel(C), (F64, F64, F64, _kind(dgamma), F64),
+        *_by_channel(C), (F64, F64, F64, kind(dgamma), F64),
         pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, int(w is not None),
     )  # fmt: skip
     if not dy.size:
         return
-    cut = _cut_of_gradient(shape, dy.itemsize, w, None)
+    cut = cut_of_gradient(shape, dy.itemsize, w, None)
     pack = in_memory(dy.dtype), cut.lanes
     if w is None:
-        _apply(cut, pack, dy, None, None, None, None, dx, coef)
+        apply(cut, pack, dy, None, None, None, None, dx, coef)
     else:
-        _apply(cut, pack, x, dy, None, None, w, dx, coef)
+        apply(cut, pack, x, dy, None, None, w, dx, coef)
 
 
 def double_backward(

@@ -19,9 +19,10 @@ from nbnorm._cuda.combine import (
     whole_gradients,
 )
 from nbnorm._cuda.finalize import ROWS, UNKNOWN
+from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
-from nbnorm._cuda.stages import F64, _apply, _at_h, _cut_of_gradient, _kind, _reduce, _signs, cut_of_map
+from nbnorm._cuda.passes import apply, at_h, cut_of_gradient, cut_of_map, reduce, signs_of
 from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 
 Array = Any
@@ -55,12 +56,12 @@ def normalize(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_given(
-        *_by_channel(C), (F64, _kind(gamma), _kind(beta), F64),
+        *_by_channel(C), (F64, kind(gamma), kind(beta), F64),
         pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, _number(count), eps,
     )  # fmt: skip
     if x.size:
         cut = cut_of_map(shape, x.itemsize, residual)
-        _apply(cut, (in_memory(x.dtype), cut.lanes), x, None, residual, slope, None, y, coef)
+        apply(cut, (in_memory(x.dtype), cut.lanes), x, None, residual, slope, None, y, coef)
 
 
 def gradient_sums(
@@ -74,12 +75,12 @@ def gradient_sums(
     if w is not None and own is not None:  # the origin of dy is that of values which count as often as here
         stats = kept(stats.copy())
         stats[COUNT] = own[COUNT]
-    cut = _cut_of_gradient(shape, x.itemsize, w, slope)
-    parts = _reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, slope, w, stats, centred=int(own is not None))
+    cut = cut_of_gradient(shape, x.itemsize, w, slope)
+    parts = reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, slope, w, stats, centred=int(own is not None))
     shard_sums(
-        (shape[1], 1), cut.finalize_threads, (F64, F64, _kind(own), F64),
+        (shape[1], 1), cut.finalize_threads, (F64, F64, kind(own), F64),
         pointer(parts), pointer(stats), pointer(own), pointer(sums),
-        shape[1], cut.run, cut.copies, _at_h(cut), _number(count),
+        shape[1], cut.run, cut.copies, at_h(cut), _number(count),
     )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def parameter_gradients(
     """dgamma and dbeta, where not None, of the shard or the batch whose sums these are and whose stats `own`."""
     C = sums.shape[1]
     whole_gradients(
-        *_by_channel(C), (F64, F64, F64, _kind(dgamma), _kind(dbeta)),
+        *_by_channel(C), (F64, F64, F64, kind(dgamma), kind(dbeta)),
         pointer(sums), pointer(stats), pointer(own), pointer(dgamma), pointer(dbeta), C, _number(count),
     )  # fmt: skip
 
@@ -111,17 +112,17 @@ def apply_gradients(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_sums(
-        *_by_channel(C), (_kind(sums), F64, F64), pointer(sums), pointer(stats), pointer(coef),
+        *_by_channel(C), (kind(sums), F64, F64), pointer(sums), pointer(stats), pointer(coef),
         C, int(w is not None or slope is not None), _number(count),
     )  # fmt: skip
     if not x.size:
         return
-    cut = _cut_of_gradient(shape, x.itemsize, w, slope)
+    cut = cut_of_gradient(shape, x.itemsize, w, slope)
     pack = in_memory(x.dtype), cut.lanes
     if sums is None and w is None and slope is None:
-        _apply(cut, pack, dy, None, None, None, None, dx, coef)
+        apply(cut, pack, dy, None, None, None, None, dx, coef)
     else:
-        _apply(cut, pack, x, dy, None, slope, w, dx, coef, _signs(stats, slope))
+        apply(cut, pack, x, dy, None, slope, w, dx, coef, signs_of(stats, slope))
 
 
 def _number(count: float | None) -> float:

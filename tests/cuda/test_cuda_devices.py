@@ -19,13 +19,14 @@ def devices(cupy, monkeypatch):
     """Two of them, the first one current before and after every test."""
     if cupy.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("ONLY ONE GPU")
-    from nbnorm._cuda import stages
+    from nbnorm._cuda import launch, passes, running, stages
 
-    def pointer(array, real=stages.pointer):
+    def pointer(array, real=launch.pointer):
         assert array is None or array.device.id == cupy.cuda.runtime.getDevice(), "a kernel of another device"
         return real(array)
 
-    monkeypatch.setattr(stages, "pointer", pointer)
+    for module in (stages, running, passes):
+        monkeypatch.setattr(module, "pointer", pointer)
     assert cupy.cuda.runtime.getDevice() == 0
     yield
     assert cupy.cuda.runtime.getDevice() == 0

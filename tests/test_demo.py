@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from nbnorm.demo import networks, report
-from nbnorm.demo.networks import BATCH, CLASSES, FEW, Dense, Digits, Dropout, Network, ReLU, Run, Setting
+from nbnorm.demo import networks, report, training
+from nbnorm.demo.networks import CLASSES, Dense, Dropout, Network, ReLU, Setting
+from nbnorm.demo.training import BATCH, FEW, Digits, Run
 
 RUN = Run([0.5, 0.9], False, np.zeros(1), np.zeros(1), 0.9, 1.0, 1.0, [1.0, 1.0], [1.0, 1.0])
 
@@ -39,7 +40,7 @@ def test_the_norms_are_those_of_the_gradients_by_layer(rng):
 
 def test_shifted_images_have_another_contrast_and_brightness(rng):
     x = rng.normal(size=(BATCH, 64)).astype(np.float32)
-    (factor, offset), *rest = [np.polyfit(x.ravel(), networks._shifted(x, rng).ravel(), 1) for _ in range(50)]
+    (factor, offset), *rest = [np.polyfit(x.ravel(), training._shifted(x, rng).ravel(), 1) for _ in range(50)]
     assert all(0.5 <= f <= 2 and -1 <= o <= 1 for f, o in [(factor, offset), *rest])
     assert np.ptp([f for f, _ in rest]) > 1
     assert np.ptp([o for _, o in rest]) > 1
@@ -58,8 +59,8 @@ def test_shifted_images_have_another_contrast_and_brightness(rng):
 )
 def test_a_run_is_reproduced_and_has_what_the_report_needs(setting, rng):
     data = digits(rng, FEW + BATCH)
-    run, again = (networks.train(setting, data, epochs=1, seed=3) for _ in range(2))
-    assert len(run.accuracy) == (networks.FEW_EPOCHS if setting.few else 1)
+    run, again = (training.train(setting, data, epochs=1, seed=3) for _ in range(2))
+    assert len(run.accuracy) == (training.FEW_EPOCHS if setting.few else 1)
     assert len(run.gradients_before) == len(run.gradients_after) == (6 if setting.network == "multi-layer" else 4)
     assert min(run.gradients_before) > 0
     assert run._replace(before=0, after=0) == again._replace(before=0, after=0)
@@ -68,7 +69,7 @@ def test_a_run_is_reproduced_and_has_what_the_report_needs(setting, rng):
 @pytest.mark.parametrize("network", networks.NETWORKS)
 def test_a_relu_in_the_normalization_and_one_behind_it_are_the_same_network(network, rng):
     data, setting = digits(rng), Setting(network, 0.1, 1.0, normalized=True)
-    within, behind = (networks.train(s, data, epochs=1, seed=3) for s in (setting, setting._replace(fused=False)))
+    within, behind = (training.train(s, data, epochs=1, seed=3) for s in (setting, setting._replace(fused=False)))
     assert (within.before < 0).any()
     np.testing.assert_array_equal(within.before, behind.before)
     np.testing.assert_allclose(within.gradients_before, behind.gradients_before, rtol=1e-5)

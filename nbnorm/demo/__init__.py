@@ -19,8 +19,9 @@ import numpy as np
 
 import nbnorm
 from nbnorm.demo.figure import save_figure
-from nbnorm.demo.networks import BATCH, NETWORKS, Digits, Results, Setting, epoch_seconds, train
+from nbnorm.demo.networks import NETWORKS, Setting
 from nbnorm.demo.report import print_report
+from nbnorm.demo.training import BATCH, Digits, Results, epoch_seconds, train
 
 INIT_RATE = 0.3  # where the initialization is varied: a rate that suits the networks without normalization
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbnorm.demo.networks import DROPOUT, FEW, NETWORKS, Results, Run
+from nbnorm.demo.networks import DROPOUT, NETWORKS
 from nbnorm.demo.report import (
     TARGET,
     Pair,
@@ -19,6 +19,7 @@ from nbnorm.demo.report import (
     rows_by_scale,
     variant,
 )
+from nbnorm.demo.training import FEW, Results, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbnorm.demo.networks import DROPOUT, FEW, NETWORKS, Results, Run, Setting
+from nbnorm.demo.networks import DROPOUT, NETWORKS, Setting
+from nbnorm.demo.training import FEW, Results, Run
 
 TARGET = 0.95
 

@@ -70,22 +70,27 @@ class Saved:
     >>> other.update(saved.stats)
     """
 
-    # What few calls set, so that the others need not.
-    y: NDArray | None = None
-    groups: tuple[Saved, ...] = ()
-    _batch: NDArray | None = None  # statistics of the whole batch, rows as in _stats; None when not computed
-    _count: float | None = 0.0  # its values per channel; None when the batch has those of each channel
-    _w: Counted | None = None  # which values count, and what that refers to
-    _where: NDArray | None = None
-    _weights: NDArray | None = None
-    _nan: str = "propagate"
-    _counts: NDArray[np.float64] | None = None  # of a batch in shards: values per channel of every rank
-    _own: NDArray | None = None  # and the statistics of this shard, when not the running ones were used
-    _renorm: NDArray | None = None  # rows of batch renormalization; `_stats` has r*gamma
-    _slope: float | None = None  # of the activation
-    _with_residual: bool = False
-    _flat_y: NDArray | None = None
-    _parts: tuple[Index, ...] = ()  # where groups are in x
+    # A name that is not here cannot be assigned.
+    __slots__ = ("__weakref__", "_batch", "_count", "_counts", "_dtype", "_flat", "_flat_y", "_kernels", "_layout",
+                 "_nan", "_own", "_parts", "_renorm", "_shape", "_slope", "_stats", "_w", "_weights", "_where",
+                 "_with_beta", "_with_gamma", "_with_residual", "axis", "groups", "sync", "use_running", "x",
+                 "y")  # fmt: skip
+
+    y: NDArray | None
+    groups: tuple[Saved, ...]
+    _batch: NDArray | None  # statistics of the whole batch, rows as in _stats; None when not computed
+    _count: float | None  # its values per channel; None when the batch has those of each channel
+    _w: Counted | None  # which values count, and what that refers to
+    _where: NDArray | None
+    _weights: NDArray | None
+    _nan: str
+    _counts: NDArray[np.float64] | None  # of a batch in shards: values per channel of every rank
+    _own: NDArray | None  # and the statistics of this shard, when not the running ones were used
+    _renorm: NDArray | None  # rows of batch renormalization; `_stats` has r*gamma
+    _slope: float | None  # of the activation
+    _with_residual: bool
+    _flat_y: NDArray | None
+    _parts: tuple[Index, ...]  # where groups are in x
 
     def __init__(
         self, x: NDArray, flat: NDArray, layout: Layout, axis: Axis, use_running: bool, state: BatchNormState,
@@ -93,8 +98,16 @@ class Saved:
     ) -> None:  # fmt: skip
         self.x, self.axis, self.use_running, self.sync = x, axis, use_running, sync
         self._flat, self._layout, self._stats, self._kernels = flat, layout, stats, kernels
-        self._shape, self._dtype = state.shape, state.dtype
-        self._with_gamma, self._with_beta = state.gamma is not None, state.beta is not None
+        self._shape, self._dtype = state.shape, state._dtype
+        self._with_gamma, self._with_beta = state._gamma is not None, state._beta is not None
+        self._plain()
+
+    def _plain(self) -> None:
+        """What few calls set, as the others have it."""
+        self.y = self._batch = self._w = self._where = self._weights = self._counts = self._own = None
+        self._renorm = self._slope = self._flat_y = None
+        self.groups = self._parts = ()
+        self._count, self._nan, self._with_residual = 0.0, "propagate", False
 
     @classmethod
     def of_groups(
@@ -181,8 +194,8 @@ class Saved:
 
     def __getstate__(self) -> dict[str, Any]:
         """x in the order in which it lies in memory, which pickles of arrays forget."""
-        derived = ("_flat", "_flat_y", "_kernels", "_w")
-        own = {name: value for name, value in vars(self).items() if name not in derived}
+        derived = ("__weakref__", "_flat", "_flat_y", "_kernels", "_w")
+        own = {name: getattr(self, name) for name in Saved.__slots__ if name not in derived}
         if self.y is not None:
             own["y"] = self.y.transpose(self._layout.order)
         for name in ("_where", "_weights"):
@@ -197,6 +210,7 @@ class Saved:
             for name in ("x", "y", "_where", "_weights", "_stats", "_batch", "_own", "_renorm"):
                 if own.get(name) is not None:
                     own[name] = _device.library(device).asarray(own[name])
+            self._plain()  # pickles may lack names
             for name, value in own.items():
                 setattr(self, name, value)
             for name in ("x", "y", "_where", "_weights"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -113,6 +114,14 @@ def test_in_shards_they_are_the_whole_batchs(use_running, rng):
         assert_stat_close(saved.var, state.running_var if use_running else m2 / count)
 
 
+@pytest.mark.parametrize("name", ["dresidual", "_slop", "mean"])
+def test_attributes_that_there_are_not_cannot_be_assigned(name, rng):
+    _, saved = training(sample(rng, (6, 3)), random_state(rng, 3))
+    with pytest.raises(AttributeError, match=name):
+        setattr(saved, name, 0.0)
+    assert weakref.ref(saved)() is saved
+
+
 # ---- copies and pickles
 
 
@@ -160,6 +169,21 @@ def test_copies_share_the_messenger_and_pickles_have_what_its_own_gives(rng):
     assert copy.deepcopy(saved).sync is copy.copy(saved).sync is saved.sync
     with pytest.raises(TypeError, match="belongs to its process"):
         pickle.dumps(saved)
+
+
+def test_pickles_without_what_few_calls_set_are_read(rng):
+    """As they were written when it was not stored."""
+    x, dy = sample(rng, (8, 3, 5)), sample(rng, (8, 3, 5))
+    _, saved = training(x, random_state(rng, 3))
+    own = saved.__getstate__()
+    for name in ("_counts", "_nan", "_own", "_parts", "_renorm", "_slope", "_weights", "_where", "_with_residual",
+                 "groups", "y"):  # fmt: skip
+        own.pop(name, None)
+    other = nbnorm.Saved.__new__(nbnorm.Saved)
+    other.__setstate__(own)
+    assert gradients_equal(dy, saved, other)
+    assert (other.y, other.groups) == (None, ())
+    assert same_bits(other.var, saved.var)
 
 
 def test_another_process_runs_the_backward_pass(rng):

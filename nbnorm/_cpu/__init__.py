@@ -1,4 +1,4 @@
-"""The CPU backend: the same names as every other backend. See stages.py and memory.py for what each one does."""
+"""The CPU backend: the names of every backend. See stages.py, running.py and memory.py for what each one does."""
 
 from nbnorm._cpu.derivatives import (
     apply_frozen_second,
@@ -27,6 +27,7 @@ from nbnorm._cpu.memory import (
     xp,
 )
 from nbnorm._cpu.renorm import renormalize, renormalized_gradients
+from nbnorm._cpu.running import commit, running_backward, running_forward
 from nbnorm._cpu.shards import (
     apply_gradients,
     gradient_sums,
@@ -39,11 +40,8 @@ from nbnorm._cpu.shards import (
 from nbnorm._cpu.stages import (
     backward,
     batch_statistics,
-    commit,
     keep_signs,
     residual_gradient,
-    running_backward,
-    running_forward,
     short_channel,
     training_forward,
 )

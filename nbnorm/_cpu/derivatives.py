@@ -22,8 +22,9 @@ from nbnorm._cpu.finalize_derivatives import (
     shard_dgamma,
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
+from nbnorm._cpu.passes import apply, as_parameter, reduce
 from nbnorm._cpu.shards import gradient_sums
-from nbnorm._cpu.stages import _apply, _count, _parameter, _reduce, fits_cache
+from nbnorm._cpu.stages import _count, fits_cache
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT
 
@@ -38,7 +39,7 @@ def apply_tangent(
     """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
     coef = np.empty((4, shape[1]))
     finalize_tangent(stats, sums, directions, count, coef)
-    _apply(x, ddx if w is None else Tangent(ddx), None, None, w, ddy, shape, stats, coef)
+    apply(x, ddx if w is None else Tangent(ddx), None, None, w, ddy, shape, stats, coef)
 
 
 def tangent_sums(
@@ -59,18 +60,18 @@ def double_sums(
         return
     centred, pair = own is not None, np.zeros((3, shape[1]))
     if centred:
-        _reduce(x, dy, None, w, True, shape, stats, sums[:OFFSET])
+        reduce(x, dy, None, w, True, shape, stats, sums[:OFFSET])
         centre_sums(stats, own, count, sums)
         if ddx is not None:
-            _reduce(x, ddx if w is None else Tangent(ddx), None, w, True, shape, stats, sums[DDX:CROSS])
+            reduce(x, ddx if w is None else Tangent(ddx), None, w, True, shape, stats, sums[DDX:CROSS])
             centre_sums(stats, None, count, sums[DDX:])
     if ddx is not None:
         if w is None:
-            _reduce(dy, ddx, None, None, centred, shape, sums[DY_ORIGIN:], pair)
+            reduce(dy, ddx, None, None, centred, shape, sums[DY_ORIGIN:], pair)
         else:  # x says which values are there
             origins = stats.copy()
             origins[ORIGIN] = sums[DDX + DY_ORIGIN]
-            _reduce(x, Both(dy, ddx), None, w, centred, shape, origins, pair)
+            reduce(x, Both(dy, ddx), None, w, centred, shape, origins, pair)
         sums[CROSS] = pair[PRODUCT]
 
 
@@ -83,7 +84,7 @@ def shard_gamma(
     own: Array, own_stats: Array, own_count: float | None, sums: Array, count: float | None, stats: Array, dgamma: Array
 ) -> None:  # fmt: skip
     """This shard's part of the gradient of gamma."""
-    shard_dgamma(own, own_stats, own_count, sums, count, stats, _parameter(dgamma))
+    shard_dgamma(own, own_stats, own_count, sums, count, stats, as_parameter(dgamma))
 
 
 def apply_second(
@@ -92,8 +93,8 @@ def apply_second(
 ) -> None:  # fmt: skip
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
     coef = np.empty((6, shape[1]))
-    finalize_second(stats, sums, directions, _parameter(dgamma), count, coef)
-    _apply(x, dy, ddx, None, w, dx, shape, stats, coef)
+    finalize_second(stats, sums, directions, as_parameter(dgamma), count, coef)
+    apply(x, dy, ddx, None, w, dx, shape, stats, coef)
 
 
 def apply_frozen_second(
@@ -101,13 +102,13 @@ def apply_frozen_second(
     w: Counted | None = None,
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x."""
-    frozen_dgamma(sums, stats, _parameter(dgamma))
+    frozen_dgamma(sums, stats, as_parameter(dgamma))
     coef = np.zeros((4, shape[1]))
     coef[SCALE if w is None else A] = directions[OF_GAMMA] * stats[INV_STD]
     if w is None:
-        _apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+        apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
     else:
-        _apply(x, dy, None, None, w, dx, shape, stats, coef)
+        apply(x, dy, None, None, w, dx, shape, stats, coef)
 
 
 def double_backward(
@@ -120,7 +121,7 @@ def double_backward(
     workers = workers_for(8 * x.size)
     if ddx is not None and w is None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
         fused_double_segments(
-            ddx, dy, x, ddy, dx, stats, sums, np.empty((4, C)), np.empty((6, C)), directions, _parameter(dgamma),
+            ddx, dy, x, ddy, dx, stats, sums, np.empty((4, C)), np.empty((6, C)), directions, as_parameter(dgamma),
             N, C, S, *plan.segments(N, S), plan.streams(5 * x.nbytes), workers,
         )  # fmt: skip
         return

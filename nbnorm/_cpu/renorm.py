@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nbnorm._cpu.finalize import divisor_of, parameter, set_parameter
 from nbnorm._cpu.launch import Compiled
-from nbnorm._cpu.stages import _parameter
+from nbnorm._cpu.passes import as_parameter
 from nbnorm._formulas import (
     CORRECTED_BETA,
     CORRECTED_GAMMA,
@@ -55,9 +55,9 @@ def renormalize(
     """rows (5, C) from the mean and m2 of the batch and from the running statistics."""
     with running.lock:  # the statistics of one moment
         both = running.both.copy()
-    correct(stats, both, _parameter(gamma), _parameter(beta), eps, count, rmax, dmax, rows)
+    correct(stats, both, as_parameter(gamma), as_parameter(beta), eps, count, rmax, dmax, rows)
 
 
 def renormalized_gradients(rows: Array, sums: Array, dgamma: Array | None, dbeta: Array | None) -> None:
     """dgamma and dbeta, where not None, from sums (2, C) of dy times the plain x_hat and of dy."""
-    correct_gradients(rows, sums, _parameter(dgamma), _parameter(dbeta))
+    correct_gradients(rows, sums, as_parameter(dgamma), as_parameter(dbeta))

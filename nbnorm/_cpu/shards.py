@@ -13,7 +13,8 @@ from nbnorm._counted import Counted, Gradient
 from nbnorm._cpu.arrays import OF_MAP
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
-from nbnorm._cpu.stages import _apply, _apply_frozen, _of_gradient, _parameter, _reduce
+from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.running import apply_frozen
 from nbnorm._formulas import COUNT, DEVIATION, M2, OFFSET, ORIGIN
 
 Array = NDArray
@@ -40,8 +41,8 @@ def normalize(
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
     coef = np.empty((4, shape[1]), OF_MAP[x.itemsize])
-    finalize_given(stats, _parameter(gamma), _parameter(beta), eps, count, coef)
-    _apply(x, None, residual, slope, None, y, shape, stats, coef)
+    finalize_given(stats, as_parameter(gamma), as_parameter(beta), eps, count, coef)
+    apply(x, None, residual, slope, None, y, shape, stats, coef)
 
 
 def gradient_sums(
@@ -54,7 +55,7 @@ def gradient_sums(
         if w is not None and own is not None:  # the origin of dy is that of values which count as often as here
             stats = stats.copy()
             stats[COUNT] = own[COUNT]
-        _reduce(x, dy, slope, w, own is not None, shape, stats, sums[:OFFSET])
+        reduce(x, dy, slope, w, own is not None, shape, stats, sums[:OFFSET])
         centre_sums(stats, own, count, sums)
 
 
@@ -67,7 +68,7 @@ def parameter_gradients(
     sums: Array, count: float | None, stats: Array, own: Array, dgamma: Array | None, dbeta: Array | None
 ) -> None:  # fmt: skip
     """dgamma and dbeta, where not None, of the shard or the batch whose sums these are and whose stats `own`."""
-    whole_gradients(sums, stats, own, _parameter(dgamma), _parameter(dbeta), count)
+    whole_gradients(sums, stats, own, as_parameter(dgamma), as_parameter(dbeta), count)
 
 
 def apply_gradients(
@@ -76,8 +77,8 @@ def apply_gradients(
 ) -> None:  # fmt: skip
     """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
     if sums is None:
-        _apply_frozen(dy, x, slope, w, dx, shape, stats)
+        apply_frozen(dy, x, slope, w, dx, shape, stats)
         return
-    coef = _of_gradient(stats, slope)
+    coef = empty_coefficients(stats, slope)
     finalize_sums(sums, stats, coef, count)
-    _apply(x, dy, None, slope, w, dx, shape, stats, coef)
+    apply(x, dy, None, slope, w, dx, shape, stats, coef)

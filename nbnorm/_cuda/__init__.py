@@ -1,4 +1,4 @@
-"""The CUDA backend: the same names as every other backend. See stages.py and memory.py for what each one does."""
+"""The CUDA backend: the names of every backend. See stages.py, running.py and memory.py for what each one does."""
 
 from nbnorm._cuda.derivatives import (
     apply_frozen_second,

@@ -1,4 +1,4 @@
-"""The stages on CuPy arrays: scratch memory, the cut of the work, and the launches.
+"""The stages on CuPy arrays: scratch memory, the cut of the work, and the choice between one launch and several.
 
 Arrays lie in memory as the elements of an (N, C, S) array, `shape`; gamma and beta may be None, stats is (5, C).
 Everything that can fail has been checked by the caller; but for `short_channel` nothing here waits for the GPU.

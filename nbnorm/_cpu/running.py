@@ -1,0 +1,85 @@
+"""The stages of running statistics: a batch is folded into them, normalized with them, and the way back.
+
+Arguments are those of stages.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbnorm._counted import Counted
+from nbnorm._cpu import plan
+from nbnorm._cpu.apply import running_columns, running_segments
+from nbnorm._cpu.finalize import POOLED, SCALE, SHIFT, A, H, commit_finite, commit_pooled, commit_running, finalize
+from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.threads import workers_for
+from nbnorm._formulas import GAMMA, INV_STD
+from nbnorm._running import Running
+
+Array = NDArray
+Shape = tuple[int, int, int]
+
+
+def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:
+    """Fold a batch into the running statistics and count it, in one step that cannot fail."""
+    with running.lock:
+        ddof, both, counters = running.ddof, running.both, running.counters
+        samples = running.samples if count is not None else running.count_each()
+        samples = samples if samples is None else samples.reshape(-1)
+        if running.skip_nonfinite:
+            commit_finite(stats, count, POOLED if momentum is None else momentum, ddof, both, counters, samples)
+        elif momentum is None:
+            commit_pooled(stats, count, ddof, both, counters, samples)
+        else:
+            commit_running(stats, count, momentum, ddof, both, counters, samples)
+
+
+def running_forward(
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, running: Running,
+    stats: Array | None, residual: Array | None = None, slope: float | None = None,
+) -> None:  # fmt: skip
+    """y from x and the running statistics, which also fill stats, unless None, with the variance for m2."""
+    N, C, S = shape
+    gamma, beta = as_parameter(gamma), as_parameter(beta)
+    tensors = 2 if residual is None else 3
+    workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
+    both = np.empty(8 * C + 5 * workers * cut.width)  # statistics, parameters, coefficients, tables of columns
+    with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
+        both[: 2 * C] = running.both
+    if cut.K:
+        running_columns(
+            x, residual, slope, y, both, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.abreast, cut.streaming,
+            workers,
+        )  # fmt: skip
+    else:
+        running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, cut.streaming, workers)
+
+
+def running_backward(
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None,
+    w: Counted | None = None, slope: float | None = None,
+) -> None:  # fmt: skip
+    """As `backward`, for statistics that do not depend on x: dx = gamma * inv_std * dy."""
+    sums = np.zeros((3, shape[1]))
+    reduce(x, dy, slope, w, False, shape, stats, sums)
+    # Before dx, which may lie over dy, is written: then nothing is left that could fail. The count is not needed.
+    count, coef = float(shape[0] * shape[2]), np.empty((4, shape[1]))
+    finalize(dy, stats, sums, None, None, as_parameter(dgamma), as_parameter(dbeta), 0.0, count, coef)
+    apply_frozen(dy, x, slope, w, dx, shape, stats)
+
+
+def apply_frozen(
+    dy: Array, x: Array, slope: float | None, w: Counted | None, dx: Array, shape: Shape, stats: Array
+) -> None:  # fmt: skip
+    """x is read only where some of its values may not be there, or for the sign of y."""
+    a = stats[GAMMA] * stats[INV_STD]
+    if w is None and slope is None:
+        coef = np.zeros((4, shape[1]))
+        coef[SCALE] = a
+        apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+    else:
+        coef = empty_coefficients(stats, slope)
+        coef[A], coef[SCALE], coef[SHIFT], coef[H] = a, 0.0, 0.0, 0.0
+        # The map has no use for x but its sign, and infinity times 0 must not spoil what is let through.
+        apply(x, dy, None, slope, EVERY if w is None else w, dx, shape, stats, coef)

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from nbnorm._cpu.deal import even, none_taken, portion, portion_from_the_end, share
+from nbnorm._cpu.deal import even, none_taken, portion, portion_from_the_end, share, take
 from nbnorm._cpu.vector import LANES
 
 
@@ -36,6 +36,22 @@ def test_every_task_is_given_away_once(rng, workers, backwards):
         order = rng.integers(workers, size=rng.integers(40))  # then each asks until there is nothing in all its shares
         order = np.concatenate([order, np.repeat(rng.permutation(workers), 7 * workers)])
         assert np.array_equal(dealt(order, workers, tasks, backwards).sum(0), np.ones(tasks))
+
+
+@numba.njit(parallel=True)
+def taken_at_once(got):
+    """What all threads get who take of two shares, by turns: of one alone LLVM could count in a register."""
+    taken = none_taken(2)
+    for i in numba.prange(got.size):
+        got[i] = 2 * take(taken, i % 2) + i % 2
+
+
+def test_two_threads_never_take_the_same_portion():
+    """Many times, since on busy cores the threads are rarely there together."""
+    for _ in range(50):
+        got = np.empty(1_000 if numba.config.DISABLE_JIT else 500_000, np.int64)
+        taken_at_once(got)
+        assert np.bincount(got, minlength=got.size).max() == 1
 
 
 @pytest.mark.parametrize("backwards", [False, True])

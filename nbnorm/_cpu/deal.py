@@ -1,9 +1,9 @@
 """Deal: how work is cut where kernels do it, and which worker computes what.
 
-Each worker has a share of the tasks, the same one in every call and stage, whose data it finds in its own cache. It
-takes the share in portions, each half of what is left, and when nothing is left portions of the workers behind it: a
-thread that has to be woken, or loses its processor for a moment, does not keep the others waiting. No bit depends on
-who does what.
+Each worker has a share of the tasks, the same one in every call, whose data its own cache may hold. It takes the share
+in portions, each half of what is left, and when nothing is left portions of the workers behind it: a thread that has to
+be woken does not keep the others waiting, one that loses its processor only with the portion it has. No bit depends on
+who does what, and nothing that one worker writes is read by another before all are done.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ HELPED = 4  # workers whose shares one looks at, itself included: where there ar
 
 @routine
 def share(w, workers, tasks):
-    """First and last task of worker w. prange counts in uint64, which would turn index sums into floats."""
-    w = np.intp(w)
+    """First and last task of worker w."""
     return w * tasks // workers, (w + 1) * tasks // workers
 
 
 @routine
 def even(columns, most):
-    """The width of parts, `most` at most, of so many columns: whole vectors, the last part not much narrower."""
+    """The width of parts, `most` at most, of so many columns: that of equal parts, rounded up to whole vectors."""
     parts = (columns + most - 1) // most
     return (columns + parts * LANES - 1) // (parts * LANES) * LANES
 
@@ -77,7 +76,8 @@ if config.DISABLE_JIT:
 @function
 def portion(taken, helped, worker, workers, tasks):
     """How many shares are done, and first and last task of the next portion; equal when all are done."""
-    worker, portions = np.intp(worker), 1 if workers == 1 else PORTIONS
+    worker = np.intp(worker)  # prange counts in uint64, which would turn index sums into floats
+    portions = 1 if workers == 1 else PORTIONS
     while helped < smaller(workers, HELPED):
         owner = (worker + helped) % workers
         first, last = share(owner, workers, tasks)

@@ -18,7 +18,7 @@ from nbnorm._cpu.vector import LANES, function, routine, smaller
 from nbnorm._cpu.vector_memory import I8, LINE
 
 PORTIONS = 6  # of a share; the last two are 1/32
-NONE_DONE = np.intp(0)  # of the shares that a worker looks at; of this type, or `portion` is compiled twice
+NONE_DONE = np.intp(0)  # of the shares that a worker looks at; for a literal `portion` would be compiled once more
 HELPED = 4  # workers whose shares one looks at, itself included: where there are many, most have nothing left
 
 

@@ -11,10 +11,7 @@ import numpy as np
 from nbnorm._cpu.arrays import element, is_tangent
 from nbnorm._cpu.counted import found, per_time
 from nbnorm._cpu.vector import function, gated, routine
-from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, median, sample_index
-
-# Not literals, for which Numba would compile routines once more.
-FIRST, SECOND, THIRD = np.intp(0), np.intp(1), np.intp(2)
+from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, ninther, sample_index
 
 
 @routine
@@ -33,22 +30,15 @@ def sample(array, x, w, stats, c, part, N, C, S):
 
 
 @routine
-def of_three(array, x, w, stats, c, part, N, C, S):
-    return median(
-        sample(array, x, w, stats, c, part, N, C, S),
-        sample(array, x, w, stats, c, part + 3, N, C, S),
-        sample(array, x, w, stats, c, part + 6, N, C, S),
-    )
-
-
-@routine
 def origin(array, x, w, stats, c, N, C, S):
-    """k, or h, from nine values (`ninther`, which so takes a third of the time to compile)."""
-    return median(
-        of_three(array, x, w, stats, c, FIRST, N, C, S),
-        of_three(array, x, w, stats, c, SECOND, N, C, S),
-        of_three(array, x, w, stats, c, THIRD, N, C, S),
-    )
+    """k, or h, from nine values."""
+    return ninther(
+        sample(array, x, w, stats, c, np.intp(0), N, C, S), sample(array, x, w, stats, c, np.intp(1), N, C, S),
+        sample(array, x, w, stats, c, np.intp(2), N, C, S), sample(array, x, w, stats, c, np.intp(3), N, C, S),
+        sample(array, x, w, stats, c, np.intp(4), N, C, S), sample(array, x, w, stats, c, np.intp(5), N, C, S),
+        sample(array, x, w, stats, c, np.intp(6), N, C, S), sample(array, x, w, stats, c, np.intp(7), N, C, S),
+        sample(array, x, w, stats, c, np.intp(8), N, C, S),
+    )  # fmt: skip
 
 
 @routine
@@ -66,22 +56,19 @@ def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
     return g
 
 
-@routine
-def gated_of_three(dy, x, slope, w, stats, c, part, N, C, S):
-    return median(
-        gated_sample(dy, x, slope, w, stats, c, part, N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, part + 3, N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, part + 6, N, C, S),
-    )
-
-
 @function
 def gated_origin(dy, x, slope, w, stats, c, N, C, S):
     """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back."""
-    return median(
-        gated_of_three(dy, x, slope, w, stats, c, FIRST, N, C, S),
-        gated_of_three(dy, x, slope, w, stats, c, SECOND, N, C, S),
-        gated_of_three(dy, x, slope, w, stats, c, THIRD, N, C, S),
+    return ninther(
+        gated_sample(dy, x, slope, w, stats, c, np.intp(0), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(1), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(2), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(3), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(4), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(5), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(6), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(7), N, C, S),
+        gated_sample(dy, x, slope, w, stats, c, np.intp(8), N, C, S),
     )
 
 

@@ -100,9 +100,9 @@ def run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, t, strea
             w = shifted(w, 0, 0, n)
         while i + LANES <= end:
             if ahead > 0:
-                prefetch(x, i + ahead)
-                prefetch(dy, i + ahead)
-                prefetch(other, i + ahead)
+                prefetch(scale, x, i + ahead)
+                prefetch(scale, dy, i + ahead)
+                prefetch(scale, other, i + ahead)
             u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
             stream(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, t))
             i += LANES

@@ -24,9 +24,31 @@ from nbnorm._cpu.origins import let_through, origins, signs_of
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.sums import add, add_sums, channel_totals, column_totals, load_sums, no_sums, store_sums, totals
 from nbnorm._cpu.tables import spread
-from nbnorm._cpu.vector import FEW, LANES, function, keep, larger, minus, once, routine, smaller, zeros
+from nbnorm._cpu.vector import (
+    FEW,
+    LANES,
+    function,
+    keep,
+    larger,
+    minus,
+    narrow,
+    once,
+    routine,
+    smaller,
+    vector,
+    zeros,
+)
 from nbnorm._cpu.vector_mask import below
-from nbnorm._cpu.vector_memory import lanes, load, load_part, prefetch, store
+from nbnorm._cpu.vector_memory import (
+    columns_at_once,
+    lanes,
+    load_as,
+    load_columns,
+    load_part,
+    load_part_as,
+    prefetch,
+    store,
+)
 from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN_SHIFT, SUM
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
@@ -39,7 +61,7 @@ ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, ALL = np.intp(8), np.intp(4), np.intp(1), np.
 def rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums):
     """The sums, and `rows` vectors more, the first of which is at x[i] and at the cursor."""
     for r in range(rows):
-        v, g = load(x, i + r * stride), load(dy, i + r * stride)
+        v, g = load_as(k, x, i + r * stride), load_as(k, dy, i + r * stride)
         u = minus(v, k)
         if slope is not None:
             g = let_through(g, u, slope, scale, shift)
@@ -71,7 +93,7 @@ def rows_sums_part(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums
 def rows_sums_few(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums):
     """`rows_sums_part` for n <= FEW."""
     for r in range(rows):
-        v, g = load_part(x, i + r * stride, n, FEW), load_part(dy, i + r * stride, n, FEW)
+        v, g = load_part_as(k, x, i + r * stride, n, FEW), load_part_as(k, dy, i + r * stride, n, FEW)
         if slope is not None:
             g = let_through(g, v - k, slope, scale, shift)
         if w is None:
@@ -81,6 +103,17 @@ def rows_sums_few(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums)
             m, factor = lanes_that_count(shifted(w, r, 0, 0), v, n)
             sums = add_counted(sums, v, of_dy(g), of_ddx(g), v - k, m, factor, below(n), k, h)
     return sums
+
+
+@routine
+def rows_sums_rest(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums):
+    """The same for fewer columns than are summed at once."""
+    if w is None:
+        return rows_sums_of_few(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums)
+    return rows_sums_part(x, dy, slope, w, i, rows, stride, n, k, h, scale, shift, sums)
+
+
+rows_sums_of_few = rows_sums_part if narrow is vector else rows_sums_few
 
 
 @routine
@@ -166,26 +199,26 @@ def column_sums(x, dy, slope, w, i, rows, stride, cols, k, h, scale, shift, acc,
     for r in range(0, rows, step):
         start, n = i + r * stride, smaller(step, rows - r)
         j = 0
-        while j + LANES <= cols:
-            kv, hv, sums, its = load(k, j), load(h, j), load_sums(x, dy, w, acc, at + j, width), shifted(w, r, 0, j)
-            of_scale, of_shift = kv, hv
+        while j + columns_at_once(w) <= cols:
+            kv, hv, its = load_columns(w, k, j), load_columns(w, h, j), shifted(w, r, 0, j)
+            of_scale, of_shift, sums = kv, hv, load_sums(x, dy, w, acc, at + j, width)
             if slope is not None:
-                of_scale, of_shift = load(scale, j), load(shift, j)
+                of_scale, of_shift = load_columns(w, scale, j), load_columns(w, shift, j)
             if n == step:
                 for q in range(step):
-                    prefetch(x, start + j + q * stride + ahead)
-                    prefetch(dy, start + j + q * stride + ahead)
+                    prefetch(kv, x, start + j + q * stride + ahead)
+                    prefetch(kv, dy, start + j + q * stride + ahead)
                 sums = rows_sums(x, dy, slope, its, start + j, step, stride, kv, hv, of_scale, of_shift, sums)
             else:
                 sums = rows_sums(x, dy, slope, its, start + j, n, stride, kv, hv, of_scale, of_shift, sums)
             store_sums(acc, at + j, width, sums)
-            j += LANES
+            j += columns_at_once(w)
         if j < cols:
-            kv, hv, sums, its = load(k, j), load(h, j), load_sums(x, dy, w, acc, at + j, width), shifted(w, r, 0, j)
-            of_scale, of_shift = kv, hv
+            kv, hv, its = load_columns(w, k, j), load_columns(w, h, j), shifted(w, r, 0, j)
+            of_scale, of_shift, sums = kv, hv, load_sums(x, dy, w, acc, at + j, width)
             if slope is not None:
-                of_scale, of_shift = load(scale, j), load(shift, j)
-            sums = rows_sums_part(
+                of_scale, of_shift = load_columns(w, scale, j), load_columns(w, shift, j)
+            sums = rows_sums_rest(
                 x, dy, slope, its, start + j, n, stride, cols - j, kv, hv, of_scale, of_shift, sums
             )  # fmt: skip
             store_sums(acc, at + j, width, sums)

@@ -16,7 +16,7 @@ from numba.extending import lower_builtin, overload
 
 from nbnorm._cpu.arrays import I64, address_of
 from nbnorm._cpu.vector import INLINED, LANES, first, fold, function, once, smaller, vector, zeros
-from nbnorm._cpu.vector_memory import load, load_part, masked, store
+from nbnorm._cpu.vector_memory import columns_at_once, kind_of_columns, load_columns, load_part, masked, store
 from nbnorm._floats import DOUBLE, I32, number
 from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
 
@@ -40,7 +40,7 @@ def _in_place(plain, kind):
         key = plain
 
         def generic(self, args, kws):
-            return signature(kind(_terms_of(*args[:3])), *args)
+            return signature(kind(*args[:3]), *args)
 
     def register(emit):
         @lower_builtin(plain, types.VarArg(types.Any))
@@ -51,16 +51,21 @@ def _in_place(plain, kind):
                 else ctx.cast(builder, value, kind, types.int64)
                 for kind, value in zip(sig.args[3:], args[3:], strict=True)
             ]
-            return ctx.make_tuple(builder, sig.return_type, emit(builder, _terms_of(*sig.args[:3]), *others))
+            result = sig.return_type
+            return ctx.make_tuple(builder, result, emit(builder, result.dtype, _terms_of(*sig.args[:3]), *others))
 
     return register
 
 
-def _vectors(terms):
-    return types.UniTuple(vector, terms)
+def _vectors(x, dy, w):
+    return types.UniTuple(vector, _terms_of(x, dy, w))
 
 
-def _numbers(terms):
+def _of_columns(x, dy, w):
+    return types.UniTuple(kind_of_columns(w), _terms_of(x, dy, w))
+
+
+def _numbers(x, dy, w):
     return types.UniTuple(types.float64, 3)
 
 
@@ -70,8 +75,8 @@ def no_sums(x, dy, w):
 
 
 @_in_place(no_sums, _vectors)
-def _(builder, terms):
-    return [number(vector.lanes, 0.0)] * terms
+def _(builder, kind, terms):
+    return [number(kind.lanes, 0.0)] * terms
 
 
 def add(sums, v, u):
@@ -148,20 +153,20 @@ def column_totals(x, dy, w, memory, at, width):
 
 
 @_in_place(column_totals, _numbers)
-def _(builder, terms, memory, at, width):
+def _(builder, kind, terms, memory, at, width):
     s, q, *others = (builder.load(place) for place in _rows(builder, terms, memory, at, width, DOUBLE))
     count = others.pop() if len(others) % 2 else DOUBLE(0.0)
     return [builder.fadd(s, others[0]), builder.fadd(q, others[1]), count] if others else [s, q, count]
 
 
 def load_sums(x, dy, w, memory, at, width):
-    """The sums that `store_sums` left in memory."""
-    return tuple(load(memory, at + r * width) for r in range(terms_of(x, dy, w)))
+    """The sums of columns_at_once(w), which `store_sums` left in memory."""
+    return tuple(load_columns(w, memory, at + r * width) for r in range(terms_of(x, dy, w)))
 
 
-@_in_place(load_sums, _vectors)
-def _(builder, terms, memory, at, width):
-    return [builder.load(place, align=8) for place in _rows(builder, terms, memory, at, width, vector.lanes)]
+@_in_place(load_sums, _of_columns)
+def _(builder, kind, terms, memory, at, width):
+    return [builder.load(place, align=8) for place in _rows(builder, terms, memory, at, width, kind.lanes)]
 
 
 def load_sums_part(x, dy, w, memory, at, width, n):
@@ -170,11 +175,11 @@ def load_sums_part(x, dy, w, memory, at, width, n):
 
 
 @_in_place(load_sums_part, _vectors)
-def _(builder, terms, memory, at, width, n):
-    kind, mask = vector.lanes, first(builder, n, LANES)
+def _(builder, kind, terms, memory, at, width, n):
+    lanes, mask = kind.lanes, first(builder, n, LANES)
     return [
-        masked(builder, "load", kind, kind, [place, I32(8), mask, number(kind, 0.0)])
-        for place in _rows(builder, terms, memory, at, width, kind)
+        masked(builder, "load", lanes, lanes, [place, I32(8), mask, number(lanes, 0.0)])
+        for place in _rows(builder, terms, memory, at, width, lanes)
     ]
 
 
@@ -197,7 +202,7 @@ def store_sums(memory, at, width, sums):
 @function
 def add_sums(x, dy, w, acc, at, width):
     """acc[:] += acc[at:], the sums of `width` columns."""
-    for j in range(0, width, LANES):
+    for j in range(0, width, columns_at_once(w)):
         sums = join(load_sums(x, dy, w, acc, j, width), load_sums(x, dy, w, acc, at + j, width))
         store_sums(acc, j, width, sums)
 

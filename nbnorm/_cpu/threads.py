@@ -18,7 +18,7 @@ SERIAL_BELOW = 200_000
 
 # How often a waiting OpenMP thread looks before it sleeps: some ten microseconds, about the gap between two calls.
 # libgomp itself takes this number when it knows of more threads than processors.
-SPINS = "1000"
+SPINS = "2000"
 
 _limit: int | None = None  # what set_num_threads was given
 

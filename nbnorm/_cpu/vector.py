@@ -1,4 +1,5 @@
-"""The vector value: 32 lanes that behave like one number inside a kernel, float64 or (`single`) float32.
+"""The vector value: 32 lanes that behave like one number inside a kernel, float64 or (`single`) float32; and fewer for
+sums of columns (`narrow`) where registers are few.
 
 `+ - *`, `minus` and `fma` work lane by lane; vector_memory.py has the loads and stores. LLVM splits the value into as
 many registers as the CPU has use for, so one accumulator is several independent chains, and every CPU does the same
@@ -17,13 +18,14 @@ from typing import Any
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
 
 from nbnorm import _formulas
 from nbnorm._cpu import vector_python
 from nbnorm._cpu.part import PartCompiler
-from nbnorm._floats import DOUBLE, FLOAT, I32, like
+from nbnorm._floats import DOUBLE, FLOAT, I32, like, number
 
 LANES = 32
 FEW = vector_python.FEW
@@ -43,12 +45,16 @@ once = njit(inline="always", **INNER)  # part of its caller before types are kno
 class Vector(types.Type):
     """Numba's type of the vector value."""
 
-    def __init__(self, name: str, element: ir.Type) -> None:
+    def __init__(self, name: str, element: ir.Type, lanes: int = LANES) -> None:
         super().__init__(name=name)
-        self.lanes = ir.VectorType(element, LANES)
+        self.lanes = ir.VectorType(element, lanes)
 
 
 vector, single = Vector("Vector", DOUBLE), Vector("Single", FLOAT)
+# Sums of columns have six vectors at hand: k, h, dy, x and two sums. 32 registers of 8 float64 hold them, 16 of 4 would
+# spill half of them at every step. A sum of its own for each column has the same bits either way.
+LARGE_REGISTERS = "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()).split(",")
+narrow = vector if LARGE_REGISTERS or config.DISABLE_JIT else Vector("Narrow", DOUBLE, FEW)
 
 
 @register_model(Vector)
@@ -76,7 +82,7 @@ for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (opera
 
 def _call_fma(builder, a, b, c):
     kind = a.type
-    lanes = f"v{LANES}" if isinstance(kind, ir.VectorType) else ""
+    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
     name = f"llvm.fma.{lanes}{'f32' if like(kind, FLOAT) == kind else 'f64'}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
     return builder.call(function, (a, b, c))
@@ -104,7 +110,7 @@ def _difference(builder, a, b):
     # LLVM must not see that it is -1, or it makes a subtraction of it again.
     hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
     minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
-    return _call_fma(builder, b, splat(builder, minus_one), a)
+    return _call_fma(builder, b, splat(builder, minus_one, a.type.count), a)
 
 
 @intrinsic
@@ -132,8 +138,8 @@ def _lessened(builder, v, slope):
     """slope*v, and 0 for slope 0 whatever v is."""
     kind = v.type
     factor = builder.fptrunc(slope, FLOAT) if like(kind, FLOAT) == kind else slope
-    product, nothing = builder.fmul(v, splat(builder, factor)), ir.Constant(kind, [0.0] * LANES)
-    return builder.select(splat(builder, builder.fcmp_ordered("==", slope, DOUBLE(0.0))), nothing, product)
+    product, is_0 = builder.fmul(v, splat(builder, factor, kind.count)), builder.fcmp_ordered("==", slope, DOUBLE(0.0))
+    return builder.select(splat(builder, is_0, kind.count), number(kind, 0.0), product)
 
 
 @intrinsic
@@ -141,7 +147,7 @@ def activated(typingctx, z, slope):
     """Eq. 34: z where it is positive or NaN, else slope*z."""
 
     def emit(ctx, builder, sig, args):
-        at_most_0 = builder.fcmp_ordered("<=", args[0], ir.Constant(args[0].type, [0.0] * LANES))
+        at_most_0 = builder.fcmp_ordered("<=", args[0], number(args[0].type, 0.0))
         return builder.select(at_most_0, _lessened(builder, *args), args[0])
 
     return z(z, types.float64), emit
@@ -152,7 +158,7 @@ def gated(typingctx, g, z, slope):
     """Eq. 35: g where z is positive, else slope*g."""
 
     def emit(ctx, builder, sig, args):
-        positive = builder.fcmp_ordered(">", args[1], ir.Constant(args[1].type, [0.0] * LANES))
+        positive = builder.fcmp_ordered(">", args[1], number(args[1].type, 0.0))
         return builder.select(positive, args[0], _lessened(builder, args[0], args[2]))
 
     return g(g, z, types.float64), emit
@@ -198,7 +204,7 @@ def fold(typingctx, v):
 
     def emit(ctx, builder, sig, args):
         (value,) = args
-        width = LANES
+        width = value.type.count
         while width > 1:
             width //= 2
             value = builder.fadd(lanes_from(builder, value, 0, width), lanes_from(builder, value, width, width))
@@ -219,9 +225,8 @@ def keep(typingctx, v, n, width):
 
     def emit(ctx, builder, sig, args):
         part = resized(builder, args[0], width.literal_value)
-        zero = ir.Constant(part.type, [0.0] * width.literal_value)
-        kept = builder.select(first(builder, args[1], width.literal_value), part, zero)
-        return resized(builder, kept, LANES)
+        kept = builder.select(first(builder, args[1], width.literal_value), part, number(part.type, 0.0))
+        return resized(builder, kept, args[0].type.count)
 
     return v(v, types.int64, width), emit
 

@@ -17,20 +17,26 @@ from numba.extending import intrinsic
 
 from nbnorm._cpu import vector_python
 from nbnorm._cpu.arrays import I64, address_of, nothing, of_each
-from nbnorm._cpu.vector import FEW, LANES, X86, Vector, first, lanes_from, resized, single, splat, vector
-from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, narrow, number, widen
+from nbnorm._cpu.vector import FEW, LANES, X86, Vector, first, lanes_from, narrow, resized, single, splat, vector
+from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, number, widen
+from nbnorm._floats import narrow as round_to
 
 LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 I8 = ir.IntType(8)
 
 
-def _memory(array_type, width=LANES):
+def _memory(array_type, width):
     """LLVM type of `width` elements, and the size of one in bytes."""
     return ir.VectorType(MEMORY[array_type.dtype.name], width), array_type.dtype.bitwidth // 8
 
 
 def _is_single(k):
     return k == single or getattr(k, "dtype", k) == types.float32
+
+
+def _kind_of(k):
+    """The vector that k is, or that `lanes` makes of it."""
+    return k if isinstance(k, Vector) else single if _is_single(k) else vector
 
 
 def _load(array, result, *others):
@@ -41,7 +47,7 @@ def _load(array, result, *others):
         return of_each(array, len(others), lambda one: _load(one, result, *others))
 
     def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
+        kind, size = _memory(array, result.lanes.count)
         pointer = address_of(ctx, builder, array, args[-2], args[-1], kind)
         return widen(builder, builder.load(pointer, align=size), array.dtype.name, result.lanes.element)
 
@@ -56,8 +62,26 @@ def load(typingctx, array, i):
 
 @intrinsic
 def load_as(typingctx, k, array, i):
-    """The same as float32 where k, what `lanes` takes, is float32."""
-    return _load(array, single if _is_single(k) else vector, k)
+    """The same as what `lanes` makes of k: float32 where that is, and as many as that has."""
+    return _load(array, _kind_of(k), k)
+
+
+def kind_of_columns(w):
+    """What sums of columns are, with values that count by w or None: masks have LANES."""
+    return narrow if w is types.none else vector
+
+
+@intrinsic
+def columns_at_once(typingctx, w):
+    """How many: a constant for LLVM."""
+    answer = kind_of_columns(w).lanes.count
+    return types.int64(w), lambda ctx, builder, sig, args: I64(answer)
+
+
+@intrinsic
+def load_columns(typingctx, w, array, i):
+    """array[i : i + columns_at_once(w)]."""
+    return _load(array, kind_of_columns(w), w)
 
 
 def masked(builder, verb, kind, result, arguments):
@@ -79,7 +103,7 @@ def _load_part(array, width, result, *others):
         pointer = address_of(ctx, builder, array, raw_array, i, kind)
         arguments = [pointer, I32(size), first(builder, n, width.literal_value), number(kind, 0)]
         raw = masked(builder, "load", kind, kind, arguments)
-        return resized(builder, widen(builder, raw, array.dtype.name, result.lanes.element), LANES)
+        return resized(builder, widen(builder, raw, array.dtype.name, result.lanes.element), result.lanes.count)
 
     return result(*others, array, types.int64, types.int64, width), emit
 
@@ -92,12 +116,12 @@ def load_part(typingctx, array, i, n, width):
 
 @intrinsic(prefer_literal=True)
 def load_part_as(typingctx, k, array, i, n, width):
-    """The same as float32 where k, what `lanes` takes, is float32."""
-    return _load_part(array, width, single if _is_single(k) else vector, k)
+    """The same as what `lanes` makes of k."""
+    return _load_part(array, width, _kind_of(k), k)
 
 
 def _narrow(builder, values, dtype):
-    return narrow(builder, values, dtype, _picked)
+    return round_to(builder, values, dtype, _picked)
 
 
 def _picked(builder, words):
@@ -109,14 +133,15 @@ def _picked(builder, words):
 
 @intrinsic
 def store(typingctx, array, i, v):
-    """array[i : i + LANES] = v."""
+    """array[i : i + LANES] = v, or as many as v has."""
 
     def emit(ctx, builder, sig, args):
         # float32 in parts that come out of a conversion as they are: a whole would be shuffled together first.
-        width = FEW if array.dtype.name == "float32" else LANES
+        lanes = args[2].type.count
+        width = FEW if array.dtype.name == "float32" else lanes
         kind, size = _memory(array, width)
         pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], kind)
-        for part in range(LANES // width):
+        for part in range(lanes // width):
             raw = _narrow(builder, lanes_from(builder, args[2], part * width, width), array.dtype.name)
             builder.store(raw, builder.gep(pointer, [I32(part)]), align=size)
         return ctx.get_dummy_value()
@@ -144,7 +169,7 @@ def stream(typingctx, array, i, v):
     """Like `store`, past the caches; the address must be a multiple of LINE bytes."""
 
     def emit(ctx, builder, sig, args):
-        kind, _ = _memory(array)
+        kind, _ = _memory(array, LANES)
         pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], kind)
         instruction = builder.store(_narrow(builder, args[2], array.dtype.name), pointer, align=LINE)
         instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
@@ -154,27 +179,28 @@ def stream(typingctx, array, i, v):
 
 
 @intrinsic
-def prefetch(typingctx, array, i):
-    """Ask for array[i : i + LANES], which may lie beyond the end, to be in the second-level cache soon."""
-    return _prefetch(array)
+def prefetch(typingctx, k, array, i):
+    """Ask for what `load_as` would load, and what may lie beyond the end, to be in the second-level cache soon."""
+    return _prefetch(array, k)
 
 
-def _prefetch(array):
+def _prefetch(array, k):
     if isinstance(array, types.BaseNamedTuple):
-        return of_each(array, 0, _prefetch)
+        return of_each(array, 1, lambda one: _prefetch(one, k))
     if array is types.none:
-        return nothing(types.void(array, types.int64))
+        return nothing(types.void(k, array, types.int64))
+    lanes = _kind_of(k).lanes.count
 
     def emit(ctx, builder, sig, args):
-        _, size = _memory(array)
-        pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], I8)
+        _, size = _memory(array, lanes)
+        pointer = address_of(ctx, builder, array, args[1], args[2], I8)
         name, function_type = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, function_type, name)
-        for start in range(0, LANES * size, LINE):
+        for start in range(0, lanes * size, LINE):
             builder.call(function, [builder.gep(pointer, [I32(start)]), I32(0), I32(2), I32(1)])
         return ctx.get_dummy_value()
 
-    return types.void(array, types.int64), emit
+    return types.void(k, array, types.int64), emit
 
 
 @intrinsic
@@ -196,7 +222,7 @@ def until_line(typingctx, array, i):
     """How many elements lie between array[i] and the next address that is a multiple of LINE bytes."""
 
     def emit(ctx, builder, sig, args):
-        kind, size = _memory(array)
+        kind, size = _memory(array, LANES)
         pointer = address_of(ctx, builder, sig.args[0], args[0], args[1], kind)
         address = builder.ptrtoint(pointer, I64)
         return builder.udiv(builder.and_(builder.neg(address), I64(LINE - 1)), I64(size))
@@ -210,7 +236,7 @@ def lanes(typingctx, values, i):
 
     It is float32 where that is, otherwise float64.
     """
-    kind = single if _is_single(values) else vector
+    kind = _kind_of(values)
     if isinstance(values, types.Array):
         return _load(values, kind)
     if isinstance(values, Vector):
@@ -228,11 +254,13 @@ def is_single(typingctx, k):
 
 if config.DISABLE_JIT:
     from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+        columns_at_once,
         fence,
         is_single,
         lanes,
         load,
         load_as,
+        load_columns,
         load_part,
         load_part_as,
         prefetch,

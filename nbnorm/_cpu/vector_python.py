@@ -159,6 +159,14 @@ def load_part_as(k: NDArray | np.floating, array: Any, i: int, n: int, width: in
     return _as(k, load_part(array, i, n, width))
 
 
+def columns_at_once(w: Counted | None) -> int:
+    return LANES
+
+
+def load_columns(w: Counted | None, array: Any, i: int) -> Any:
+    return load(array, i)
+
+
 def _as(k: NDArray | np.floating, v: Any) -> Any:
     return v.astype(np.float32) if v is not None and is_single(k) else v
 
@@ -177,7 +185,7 @@ def stream(array: NDArray, i: int, v: Vector) -> None:
     store(array, i, v)
 
 
-def prefetch(array: NDArray | None, i: int) -> None:
+def prefetch(k: Vector | float, array: NDArray | None, i: int) -> None:
     pass
 
 

@@ -62,7 +62,7 @@ def scale_of(mean: Any, var: Any) -> Any:
 def affine(
     x: NDArray, axes: tuple[int, ...], subtract: Any, factor: Any, add: Any, out: NDArray | None = None
 ) -> NDArray:  # fmt: skip
-    """(x - subtract)*factor + add, rounded once; None is 0 or 1."""
+    """(x - subtract)*factor + add, as near as any y (docs/numerics.md); None is 0 or 1."""
     state = BatchNormState(
         tuple(x.shape[i] for i in axes), eps=NO_EPS, use_gamma=factor is not None, use_beta=add is not None,
         dtype="float64", device=_device.of(x),

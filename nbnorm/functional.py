@@ -100,7 +100,7 @@ def batch_norm_training(
 
     Notes
     -----
-    Sums in float64, y too (on the CPU in float32 for 16-bit x), and rounded at the end. x is read once from memory
+    Sums in float64, y too (on the CPU in float32 but for float64 x), and rounded at the end. x is read once from memory
     where the values of a channel fit a cache, twice otherwise; strided x is copied once. Every number of threads gives
     the same bits.
 
@@ -274,7 +274,7 @@ def batch_norm_inference(
 
     Notes
     -----
-    One read of x, one write of y, float64 (on the CPU float32 for 16-bit x) in between; strided x is copied once.
+    One read of x, one write of y, float64 (on the CPU float32 but for float64 x) in between; strided x is copied once.
 
     References
     ----------

@@ -57,7 +57,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     -----
     Means and variances are those of scikit-learn up to rounding. Where the two differ:
 
-    - `transform` is computed in float64 and rounded once; scikit-learn rounds the mean to float32 before it subtracts.
+    - `transform` takes the mean as it is; scikit-learn rounds it to float32 before it subtracts.
     - A channel is constant when its standard deviation is at most 2**-52 times its mean. scikit-learn takes for
       constant what it could not tell from a rounding of its own sums, which is more the more rows there are.
     - Infinity is an error in `fit`. In `transform` it stays infinity; scikit-learn reads X once more to refuse it.
@@ -171,7 +171,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Notes
         -----
-        One read of X and one write, in float64 (on the CPU float32 for 16-bit X), rounded once.
+        One read of X and one write, in float64 (on the CPU float32 but for float64 X) in between.
         """
         check_is_fitted(self)
         self._names_checked(X)

@@ -86,8 +86,8 @@ def standardize(da: Data, dim: Dim, *, stats: BatchStats | None = None) -> Data:
 
     Notes
     -----
-    What is constant becomes 0, NaN stays NaN. Arithmetic in float64, rounded once, and the mean is two numbers: float32
-    data lose nothing at any mean/std. Encodings, which say how to pack the values on disk, are dropped.
+    What is constant becomes 0, NaN stays NaN. The mean is two numbers: float32 data lose nothing at any mean/std.
+    Encodings, which say how to pack the values on disk, are dropped.
 
     Of a Dask array each chunk is read twice, once for the statistics and once for the result, and not kept in between;
     with `stats` once.

@@ -78,9 +78,15 @@ def channels(batch, keep):
 
 @given(batches(eighths), st.integers(-8_000, 8_000))
 def test_adding_a_number_to_x_changes_no_bit_where_the_sum_is_exact(batch, eighth):
+    """But of a y of float32, which is within 1.5 ulp both times (docs/math.md, Eq. 19): the root is somewhere else."""
     moved = batch.like(batch.x + batch.x.dtype.type(eighth / 8))
     (y, saved, gradients), (y2, saved2, gradients2) = batch.step(), moved.step()
-    assert same_bits(y, y2)
+    if y.dtype == np.float64:
+        assert same_bits(y, y2)
+    else:
+        a, b = (np.moveaxis(one, batch.axis, 0).astype(np.float64) for one in (y, y2))
+        largest = abs(a).reshape(len(a), -1).max(1)[:, None, None]
+        assert (abs(a - b) <= 3 * ulp(np.maximum(abs(a), abs(b)), 24) + 2 * 2.0**-44 * largest).all()
     assert same_bits(saved.inv_std, saved2.inv_std)
     assert all(same_bits(a, b) for a, b in zip(gradients, gradients2, strict=True))
 

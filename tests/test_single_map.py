@@ -3,37 +3,45 @@
 import math
 from fractions import Fraction as F
 
+import numba
 import numpy as np
 import pytest
 from tolerance import dtype_of, needs_bfloat16
 
-from nbnorm._formulas import single_map
+from nbnorm._cpu.traced import single_map
 
 SMALLEST = F(1, 2**148)  # twice the smallest float32
-LARGEST = {"float16": 4.8, "bfloat16": 38.0}  # exponents of ten
-SMALLEST_TEN = {"float16": -7.0, "bfloat16": -38.0}
+LARGEST = {"float16": 4.8, "bfloat16": 38.0, "float32": 38.0}  # exponents of ten
+SMALLEST_TEN = {"float16": -7.0, "bfloat16": -38.0, "float32": -38.0}
 pytestmark = pytest.mark.filterwarnings("ignore:overflow")
-narrow_dtypes = pytest.mark.parametrize("name", ["float16", pytest.param("bfloat16", marks=needs_bfloat16)])
+narrow_dtypes = pytest.mark.parametrize("name", ["float16", "float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 
 
-single_map_of = getattr(single_map, "py_func", single_map)  # the latter with NUMBA_DISABLE_JIT
+def fused(a, b, c):
+    """a*b + c of float32 numbers with one rounding: the sum of Python's fractions is exact."""
+    exact = F(float(a)) * F(float(b)) + F(float(c))
+    near = np.float32(float(exact))  # rounded twice, which may be a neighbour
+    around = np.nextafter(near, np.float32([-np.inf, np.inf]))
+    return min((near, *around), key=lambda y: abs(F(float(y)) - exact) if np.isfinite(y) else F(2**200))
 
 
 def in_single(x, k, scale, shift, varies=True):
-    """What the kernels compute. Products of two float32 are exact in float64: a line rounds once, in ties twice."""
-    power, offset, factor, rest = (np.float32(value) for value in single_map_of(k, scale, shift, varies))
-    assert np.isfinite([power, offset, factor, rest]).all()
-    u = np.float32(np.float64(power) * x + offset)
-    return np.float32(np.float64(factor) * u + rest)
+    """What the kernels compute."""
+    power, offset, factor, lost, rest = (np.float32(value) for value in single_map(k, scale, shift, varies))
+    assert np.isfinite([power, offset, factor, lost, rest]).all()
+    w = fused(power, x, offset)
+    return fused(factor, w, fused(lost, w, rest))
 
 
 def assert_near(y, x, k, scale, shift):
-    """y is within the four roundings of Eq. 19, what its rest cannot hold, and the rounding of scale and shift."""
+    """Eq. 19: y is within two roundings of its own size, and less than a third one for what `lost` and `rest` have no
+    digits for; and within those of factor and shift/factor, which are float64, of their terms.
+    """
     exact = F(scale) * (F(x) - F(k)) + F(shift)
     if abs(exact) < 2**127:
         error = abs(F(float(y)) - exact)
-        terms = abs(F(scale) * F(x)) / 2**46 + abs(F(scale) * F(k)) / 2**51
-        assert error <= 4 * abs(exact) / 2**24 + terms + SMALLEST, (x, k, scale, shift)
+        terms = abs(F(scale) * (F(x) - F(k))) / 2**51 + abs(F(shift)) / 2**51
+        assert error <= 3 * abs(exact) / 2**24 + terms + SMALLEST, (x, k, scale, shift)
 
 
 @narrow_dtypes
@@ -64,9 +72,19 @@ def test_a_mean_that_is_no_value_of_the_type(name, rng):
             assert_near(in_single(x, k, scale, shift), x, k, scale, shift)
 
 
+def test_the_code_that_is_traced_gives_the_numbers_of_the_formula(rng):
+    """Up to the one product that is fused in it."""
+    compiled = numba.njit(lambda k, scale, shift, varies: single_map(k, scale, shift, varies))
+    for k, scale, shift in rng.normal(size=(300, 3)) * 10 ** rng.uniform(-45, 45, (300, 3)):
+        for varies in (True, False):
+            plain, found = single_map(k, scale, shift, varies), compiled(k, scale, shift, varies)
+            assert found[:4] == plain[:4], (k, scale, shift)
+            assert abs(found[4] - plain[4]) <= abs(plain[4]) / 2**24, (k, scale, shift)
+
+
 @pytest.mark.parametrize("k", [np.inf, np.nan])
 def test_a_mean_that_is_no_number_leaves_no_number(k):
-    assert np.isnan(single_map_of(k, 0.0, 0.25, True)[3])
+    assert np.isnan(single_map(k, 0.0, 0.25, True)[4])
 
 
 @narrow_dtypes

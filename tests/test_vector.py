@@ -1,8 +1,12 @@
 """_cpu/vector.py and its twin: what the kernels' tests do not see."""
 
+import os
+import subprocess
+import sys
 from inspect import isbuiltin, isfunction
 
 import numpy as np
+import pytest
 from numba import config, njit
 from numba.extending import _Intrinsic
 
@@ -30,6 +34,50 @@ def test_a_difference_as_a_product_has_the_bits_of_a_subtraction(rng):
         exact = a - b
     np.testing.assert_array_equal(found, exact)
     np.testing.assert_array_equal(np.signbit(found)[exact == 0], np.signbit(exact)[exact == 0])
+
+
+STEPS = """
+import zlib
+import numpy as np
+import nbnorm
+from nbnorm._cpu.vector import LARGE_REGISTERS
+
+print(LARGE_REGISTERS)
+rng = np.random.default_rng(0)
+for shape in (700, 37), (40, 5, 7, 7):
+    for dtype, options in ("float32", {"activation": "relu"}), ("float64", {}):
+        x = rng.standard_normal(shape).astype(dtype) + 3
+        state = nbnorm.BatchNormState(shape[1])
+        y, saved = nbnorm.batch_norm_training(x, state, **options)
+        for array in (y, *nbnorm.batch_norm_backward(x, saved), state.running_mean, state.running_var):
+            print(zlib.crc32(array))
+"""
+# The code is for this processor, which Numba knows by then: only the choice of the width is another.
+AS_IF_REGISTERS_WERE_OTHERS = """
+from numba.core import codegen
+from numba.core.registry import cpu_target
+cpu_target.target_context
+own = codegen.get_host_cpu_features
+features = own()
+others = features.replace("+avx512f", "-avx512f") if "+avx512f" in features else features + ",+avx512f"
+codegen.get_host_cpu_features = lambda: others
+import nbnorm._cpu.vector
+codegen.get_host_cpu_features = own
+"""
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="about compiled code")
+@pytest.mark.exhaustive("the width of this processor, against the oracle: test_functional")
+def test_fewer_lanes_for_sums_of_columns_have_the_same_bits(tmp_path):
+    found = []
+    for program in (STEPS, AS_IF_REGISTERS_WERE_OTHERS + STEPS):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / str(len(found))), "NUMBA_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", program]
+        found.append(subprocess.check_output(command, env=environment, text=True).split())
+    (large, *bits), (other, *others) = found
+    assert {large, other} == {"True", "False"}
+    assert len(bits) == 24
+    assert bits == others
 
 
 def test_the_twin_in_python_does_not_warn_of_memory_that_nothing_was_written_to():

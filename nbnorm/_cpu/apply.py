@@ -15,7 +15,7 @@ from numba import prange
 from nbnorm._cpu.arrays import matrix_of_map
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion_from_the_end, share
-from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running
+from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running, lost_or
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
@@ -35,7 +35,7 @@ MANY = 256  # rows that share tables
 @routine
 def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
-    k, h, a, scale, shift = origins[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
+    k, h, a, scale, shift = lost_or(origins, coef)[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
     b, o = a, h
     if dy is not None:
         if other is not None:
@@ -182,8 +182,7 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
         j = task % parts * wide
         j1 = smaller(K, j + wide)
         n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
-        if not is_single(coef):
-            spread(k, origins, j, n, C, S)
+        spread(k, lost_or(origins, coef), j, n, C, S)
         spread(scale, coef[SCALE], j, n, C, S)
         spread(shift, coef[SHIFT], j, n, C, S)
         if dy is not None or is_single(coef):

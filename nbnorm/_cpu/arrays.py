@@ -42,7 +42,9 @@ def matrix(typingctx, memory, at, rows, columns):
 
 @intrinsic
 def matrix_of_map(typingctx, x, dy, memory, at, rows, columns):
-    """The same for numbers of what y of x is computed in, or float64 where there is a dy, in memory of float64 ones."""
+    """The same for numbers of what y of x is computed in, or float64 where there is a dy, in memory of float64 ones: of
+    float32 ones it has twice as many rows.
+    """
     dtype = from_dtype(OF_MAP[x.dtype.bitwidth // 8]) if dy is types.none else types.float64
     return _matrix(dtype, memory, x, dy)
 
@@ -54,7 +56,8 @@ def _matrix(dtype, memory, *others):
     def emit(ctx, builder, sig, args):
         args = args[len(others) :]
         flat, result = ctx.make_array(memory)(ctx, builder, args[0]), ctx.make_array(kind)(ctx, builder)
-        size, (rows, columns) = I64(dtype.bitwidth // 8), args[2:]
+        size, columns = I64(dtype.bitwidth // 8), args[3]
+        rows = builder.mul(args[2], I64(memory.dtype.bitwidth // dtype.bitwidth))
         result.data = builder.bitcast(builder.gep(flat.data, [args[1]]), result.data.type)
         result.nitems, result.itemsize = builder.mul(rows, columns), size
         result.shape = cgutils.pack_array(builder, [rows, columns])

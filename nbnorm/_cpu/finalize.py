@@ -2,8 +2,8 @@
 
 `stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
 rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift,
-with ddx b*(ddx - o) more, from (6, C). When it is float32 so is the arithmetic: y = scale*(a*x + h) + shift, with other
-numbers in these places (Eq. 19).
+with ddx b*(ddx - o) more, from (6, C). When it is float32 so is the arithmetic, from (5, C) with other numbers in these
+places: y = scale*w + (b*w + shift), w = a*x + h (Eq. 19).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numba.extending import overload
 
 from nbnorm._cpu.arrays import double, set_double
 from nbnorm._cpu.launch import Compiled
+from nbnorm._cpu.traced import single_map
 from nbnorm._cpu.vector import INLINED, function, once, routine
 from nbnorm._cpu.vector_memory import is_single
 from nbnorm._formulas import (
@@ -35,13 +36,12 @@ from nbnorm._formulas import (
     moving_average,
     normalizing_map,
     pool,
-    single_map,
     whole_sum,
 )
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 A, SCALE, SHIFT, H, B, ORIGIN_OF_DDX = range(6)  # rows of coef
-POWER, OFFSET_OF_X = A, H  # when it is float32
+POWER, OFFSET_OF_X, LOST = A, H, B  # when it is float32
 BETA = DY_ORIGIN  # a row of sums, in a forward pass, which has no dy
 DGAMMA, DBETA = PRODUCT, SUM  # what the sums have become behind `finalize_channel`
 POOLED = -1.0  # the momentum of exact pooling, where a kernel does both
@@ -96,9 +96,16 @@ def divisor_of(count, c, stats):
 def set_map(coef, c, k, scale, shift, varies):
     """y = scale*(x - k) + shift in coef; `varies` is false for a channel that is known to be constant."""
     if is_single(coef):
-        coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
+        set_single_map(coef, c, k, scale, shift, varies)
     else:
         coef[SCALE, c], coef[SHIFT, c] = scale, shift
+
+
+@once
+def set_single_map(coef, c, k, scale, shift, varies):
+    coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[LOST, c], coef[SHIFT, c] = single_map(
+        k, scale, shift, varies
+    )
 
 
 @overload(set_map, jit_options=INLINED)
@@ -106,13 +113,23 @@ def _(coef, c, k, scale, shift, varies):
     if coef.dtype == types.float32:
 
         def body(coef, c, k, scale, shift, varies):
-            coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
+            set_single_map(coef, c, k, scale, shift, varies)
     else:
 
         def body(coef, c, k, scale, shift, varies):
             coef[SCALE, c], coef[SHIFT, c] = scale, shift
 
     return body
+
+
+def lost_or(origins, coef):
+    """What maps take for k: the origins, or in float32 what the factors lost."""
+    return coef[LOST] if is_single(coef) else origins
+
+
+@overload(lost_or, jit_options=INLINED)
+def _(origins, coef):
+    return (lambda origins, coef: coef[LOST]) if coef.dtype == types.float32 else (lambda origins, coef: origins)
 
 
 @function

@@ -13,6 +13,7 @@ from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.cursor import cursor, for_map, shifted
 from nbnorm._cpu.deal import NONE_DONE, none_taken, portion
 from nbnorm._cpu.finalize import (
+    LOST,
     SCALE,
     SHIFT,
     A,
@@ -27,7 +28,7 @@ from nbnorm._cpu.maps import START, rows_run, signs_for_map
 from nbnorm._cpu.origins import origins, signs_of
 from nbnorm._cpu.reduce import channels_totals, chunk_sums, column_sums, keep_sums
 from nbnorm._cpu.sums import add_sums
-from nbnorm._cpu.tables import like, spread
+from nbnorm._cpu.tables import fifth_or, spread
 from nbnorm._cpu.vector import LANES, smaller, zeros
 from nbnorm._cpu.vector_memory import fence, is_single, store, until_line
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
@@ -91,12 +92,12 @@ def fused_columns(
         its, of_dy = cursor(w), for_map(dy, slope)
         acc = scratch[edge + worker * room :]
         k = acc[2 * terms * width :]
-        tables = like(coef, acc[(2 * terms + 1) * width :])
-        scale, shift, a, h = tables, tables[width:], tables[2 * width :], tables[3 * width :]
-        of_scale, of_shift = a, h
+        tables = matrix_of_map(x, dy, acc, (2 * terms + 1) * width, room // width - 2 * terms - 1, width)
+        scale, shift, a, h = tables[0], tables[1], tables[2], tables[3]
+        of_scale, of_shift, k_of_map = a, h, fifth_or(k, tables)
         if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
             if slope is not None:
-                of_scale, of_shift = tables[4 * width :], tables[5 * width :]
+                of_scale, of_shift = tables[4], tables[5]
         done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
         while first < last:
             c0, c1 = first * channels, smaller(C, (first + 1) * channels)
@@ -128,10 +129,11 @@ def fused_columns(
                 spread(a, coef[A], c0 * S, reach, C, S)
             if dy is None and is_single(coef):
                 spread(h, coef[H], c0 * S, reach, C, S)
+                spread(k_of_map, coef[LOST], c0 * S, reach, C, S)
             of_map = for_map(dy, shifted(its, 0, 0, c0 * S))
             rows_run(
-                x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k, h, of_shift, a, of_scale, scale, shift, START,
-                streaming,
+                x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k_of_map, h, of_shift, a, of_scale, scale, shift,
+                START, streaming,
             )  # fmt: skip
             first += 1
             if first == last:

@@ -2,7 +2,7 @@
 
 y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with `other`, ddx, too
 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, in float64; with coefficients in float32
-y = scale*(a*x + h) + shift, in float32. One read of each input, one write.
+y = scale*w + (k*w + shift), w = a*x + h, in float32. One read of each input, one write.
 
 With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
 y, whose sign says how much of dy is let through.
@@ -11,16 +11,38 @@ y, whose sign says how much of dy is let through.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
+from numba.extending import overload, register_jitable
 
 from nbnorm._cpu.arrays import leading, of_ddx
 from nbnorm._cpu.counted import counted_image, lanes_that_count
 from nbnorm._cpu.cursor import shifted
 from nbnorm._cpu.finalize import ORIGIN_OF_DDX, B
 from nbnorm._cpu.origins import let_through
-from nbnorm._cpu.vector import FEW, INLINED, LANES, activated, deviation, function, minus, once, routine, smaller
-from nbnorm._cpu.vector_memory import lanes, load_as, load_part_as, prefetch, store, store_part, stream, until_line
-from nbnorm._formulas import SIGN_SCALE, SIGN_SHIFT, affine, affine_of_three, affine_of_two
+from nbnorm._cpu.vector import (
+    FEW,
+    INLINED,
+    LANES,
+    activated,
+    deviation,
+    function,
+    minus,
+    once,
+    routine,
+    single,
+    smaller,
+)
+from nbnorm._cpu.vector_memory import (
+    is_single,
+    lanes,
+    load_as,
+    load_part_as,
+    prefetch,
+    store,
+    store_part,
+    stream,
+    until_line,
+)
+from nbnorm._formulas import SIGN_SCALE, SIGN_SHIFT, affine, affine_in_single, affine_of_three, affine_of_two
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
 NONE, START, ALL = np.intp(0), np.intp(0), np.intp(LANES)
@@ -52,11 +74,23 @@ def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
             shift,
         )  # fmt: skip
     if dy is None:
-        return beside(affine(u, scale, shift), other, slope)
+        return beside(placed(u, scale, lanes(k, t), shift), other, slope)
     v, a = minus(leading(g), lanes(h, t)), lanes(a, t)
     if other is None:
         return affine_of_two(v, a, u, scale, shift)
     return affine_of_three(minus(other, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)
+
+
+def placed(u, scale, lost, shift):
+    """y of a deviation."""
+    return affine_in_single(u, scale, lost, shift) if is_single(u) else affine(u, scale, shift)
+
+
+@overload(placed, jit_options=INLINED)
+def _(u, scale, lost, shift):
+    if u == single:
+        return lambda u, scale, lost, shift: affine_in_single(u, scale, lost, shift)
+    return lambda u, scale, lost, shift: affine(u, scale, shift)
 
 
 @routine

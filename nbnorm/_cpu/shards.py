@@ -40,7 +40,7 @@ def normalize(
     stats: Array, residual: Array | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
-    coef = np.empty((4, shape[1]), OF_MAP[x.itemsize])
+    coef = np.empty((5, shape[1]), OF_MAP[x.itemsize])
     finalize_given(stats, as_parameter(gamma), as_parameter(beta), eps, count, coef)
     apply(x, None, residual, slope, None, y, shape, stats, coef)
 

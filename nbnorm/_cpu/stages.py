@@ -128,7 +128,7 @@ def _fused_or_split(
             )  # fmt: skip
             return
     sums = np.zeros((3, C))
-    coef = np.empty((4, C), OF_MAP[x.itemsize]) if dy is None else empty_coefficients(stats, slope)
+    coef = np.empty((5, C), OF_MAP[x.itemsize]) if dy is None else empty_coefficients(stats, slope)
     reduce(x, dy, None if dy is None else slope, w, True, shape, stats, sums)
     finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
     apply(x, dy, residual, slope, w, y, shape, stats, coef)

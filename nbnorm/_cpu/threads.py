@@ -16,8 +16,8 @@ import numba
 # so little data is in a cache, and the arithmetic is that of float64 whatever the dtype.
 SERIAL_BELOW = 200_000
 
-# How often a waiting OpenMP thread looks before it sleeps: some ten microseconds, about the gap between two calls.
-# libgomp itself takes this number when it knows of more threads than processors.
+# How often a waiting OpenMP thread looks before it sleeps: some twenty microseconds, the gap between two calls.
+# libgomp itself takes half of it when it knows of more threads than processors.
 SPINS = "2000"
 
 _limit: int | None = None  # what set_num_threads was given
@@ -81,7 +81,7 @@ def get_num_threads() -> int:
 
 @functools.cache
 def wait_briefly() -> None:
-    """Load libgomp, unless it is there, so that its threads wait for some ten microseconds and then sleep.
+    """Load libgomp, unless it is there, so that its threads wait for some twenty microseconds and then sleep.
 
     They would look for milliseconds otherwise, on a core that another process needs: beside two busy processes a call
     then takes up to a hundred times as long (docs/kernels.md). libgomp reads the environment when it is loaded, and

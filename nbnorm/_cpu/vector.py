@@ -80,7 +80,7 @@ for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (opera
     _register(_op, _instruction)
 
 
-def _call_fma(builder, a, b, c):
+def call_fma(builder, a, b, c):
     kind = a.type
     lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
     name = f"llvm.fma.{lanes}{'f32' if like(kind, FLOAT) == kind else 'f64'}"
@@ -90,7 +90,7 @@ def _call_fma(builder, a, b, c):
 
 @intrinsic
 def _fma(typingctx, a, b, c):
-    return a(a, b, c), lambda ctx, builder, sig, args: _call_fma(builder, *args)
+    return a(a, b, c), lambda ctx, builder, sig, args: call_fma(builder, *args)
 
 
 @overload(_formulas.fma, jit_options=INLINED)
@@ -110,7 +110,7 @@ def _difference(builder, a, b):
     # LLVM must not see that it is -1, or it makes a subtraction of it again.
     hide = ir.InlineAsm(ir.FunctionType(DOUBLE, [DOUBLE]), "", "=x,0", side_effect=False)
     minus_one = builder.call(hide, [DOUBLE(-1.0)], attrs=("readnone",))
-    return _call_fma(builder, b, splat(builder, minus_one, a.type.count), a)
+    return call_fma(builder, b, splat(builder, minus_one, a.type.count), a)
 
 
 @intrinsic
@@ -128,7 +128,7 @@ def deviation(typingctx, x, k, h, a):
     def emit(ctx, builder, sig, args):
         x_lanes, k_lanes, h_lanes, a_lanes = args
         if x == single:
-            return _call_fma(builder, a_lanes, x_lanes, h_lanes)
+            return call_fma(builder, a_lanes, x_lanes, h_lanes)
         return _difference(builder, x_lanes, k_lanes)
 
     return x(x, k, h, a), emit

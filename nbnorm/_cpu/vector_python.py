@@ -17,7 +17,7 @@ from nbnorm._cpu.plan import LANES
 FEW = 8
 LINE = 64
 # What y is computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
-OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
+OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float32), 8: np.dtype(np.float64)}
 Vector = NDArray[np.float64] | NDArray[np.float32]
 
 
@@ -100,7 +100,8 @@ def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
 
 
 def matrix_of_map(x: NDArray, dy: Any, memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
-    return matrix(memory[at:].view(OF_MAP[x.itemsize] if dy is None else np.float64), 0, rows, columns)
+    dtype = OF_MAP[x.itemsize] if dy is None else np.dtype(np.float64)
+    return matrix(memory[at:].view(dtype), 0, rows * 8 // dtype.itemsize, columns)
 
 
 def element(array: NDArray | Tangent | Both, i: int) -> float:

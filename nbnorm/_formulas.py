@@ -38,8 +38,8 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 
 def exponent_of(x: float) -> int:
-    """Of the largest power of two that is no larger than abs(x); for 0 below that of all float32 numbers."""
-    return math.frexp(x)[1] - 1 if x else -1023
+    """Of the largest power of two that is no larger than abs(x): -1023 for 0, 1024 for what is not finite."""
+    return 1024 if not math.isfinite(x) else math.frexp(x)[1] - 1 if x else -1023
 
 
 def power_of_two(exponent: int) -> float:
@@ -137,15 +137,17 @@ def single_map(k, scale, shift, varies):
     """Eq. 19: power, offset, factor, what that lost, and rest of y = factor*w + (lost*w + rest), w = power*x + offset,
     for float32 arithmetic.
 
-    For float64 numbers only; the five are to be stored as float32. Where the root is beyond all x, or the channel
-    constant (`varies` false), offset is -power*k and rest shift, plus what rounding left.
+    For float64 numbers only; the five are to be stored as float32, whose exponents are -149 to 127. Where the root is
+    beyond all x, or the channel constant (`varies` false), offset is -power*k and rest shift, plus what rounding left.
     """
-    largest = 119 - exponent_of(k)  # so that power*k does not overflow
+    largest = 119 - exponent_of(k)  # so that neither power*k nor offset overflows
     exponent = smaller_of(smaller_of(exponent_of(scale), largest), 126)
     exponent = chosen(exponent > -149, exponent, -149)
     power, factor = power_of_two(exponent), scale * power_of_two(-exponent)
+    # Where that is larger, nothing is finite but the root: eps is below 1e-70 then, or gamma beyond float32.
+    factor = chosen(factor > 2.0**127, 2.0**127, chosen(factor < -(2.0**127), -(2.0**127), factor))
     vanishes = abs(factor) < 2.0**-126  # no x is so large that its share of y would be a number
-    has_root = varies & (abs(shift) < 2.0**120 * abs(factor))
+    has_root = varies & (abs(shift) < 2.0**126 * abs(factor))
     of_root = shift / chosen(vanishes, 1.0, factor)
     offset, left = two_sum(chosen(has_root, of_root, 0.0), -power * k)
     # Below the factor, so that what it lost is not 0 and has its sign: an infinite w stays infinite.

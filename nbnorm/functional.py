@@ -100,7 +100,7 @@ def batch_norm_training(
 
     Notes
     -----
-    Sums in float64, y too (on the CPU in float32 but for float64 x), and rounded at the end. x is read once from memory
+    Sums in float64, y too (on the CPU in float32 but for float64 x). x is read once from memory
     where the values of a channel fit a cache, twice otherwise; strided x is copied once. Every number of threads gives
     the same bits.
 

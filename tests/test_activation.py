@@ -46,8 +46,13 @@ def assert_y_close(y, plain, residual, activation, axis):
         limit = tolerance("float64", size.shape[-1]).of_largest * size.max(-1, keepdims=True)
         assert (np.abs(found - target) <= limit).all()
         return
-    if residual is None:
+    if residual is None and (y.dtype != np.float32 or activation in (None, "relu")):
         assert_close(y, exact, axis)
+        return
+    if residual is None:  # in float32 the slope and its product with y are rounded once more
+        found, target = (reference.by_channel(array, axis) for array in (y, exact))
+        limit = 2.0**-22 * np.abs(target) + 2.0**-44 * np.abs(target).max(-1, keepdims=True)
+        assert (np.abs(found - target) <= limit).all()
         return
     form, name = FORMATS[y.dtype.name], y.dtype.name
     target, found = rounded(exact, name), np.clip(reference.exact(y), *np.ldexp(1.0, form.overflow) * np.array([-1, 1]))

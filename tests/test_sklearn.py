@@ -306,8 +306,9 @@ def test_what_no_state_can_say(options):
         StandardScaler(**options).fit(X).to_state()
 
 
-def test_infinity_in_what_is_transformed_stays_infinity():
-    y = StandardScaler().fit(X).transform([[np.inf, -np.inf, np.nan]])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_infinity_in_what_is_transformed_stays_infinity(dtype):
+    y = StandardScaler().fit(X).transform(np.array([[np.inf, -np.inf, np.nan]], dtype))
     assert y.tolist()[0][:2] == [np.inf, -np.inf]
     assert np.isnan(y[0, 2])
 

@@ -39,7 +39,7 @@ def fused_segments(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S, per, piece, chunks,
     streaming, workers,
 ):  # fmt: skip
-    """scratch has sums (3, C) and coef (4, C), with dy (6, C)."""
+    """scratch has sums (3, C) and room for coef: 4 * C float64 numbers, with dy 6 * C."""
     rows = 4 if dy is None else 6
     sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, rows, C)
     taken = none_taken(workers)

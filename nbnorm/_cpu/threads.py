@@ -13,11 +13,11 @@ from typing import Any
 import numba
 
 # With fewer values read and written a parallel region costs more than it saves (docs/kernels.md). Values, not bytes:
-# so little data is in a cache, and the arithmetic is that of float64 whatever the dtype.
+# so little data is in a cache, and the arithmetic is nearly the same whatever the dtype.
 SERIAL_BELOW = 200_000
 
-# How often a waiting OpenMP thread looks before it sleeps: some twenty microseconds, the gap between two calls.
-# libgomp itself takes half of it when it knows of more threads than processors.
+# How often a waiting OpenMP thread looks before it sleeps: 20 to 40 microseconds, a little more than the gap between
+# calls. libgomp itself takes half of it when it knows of more threads than processors.
 SPINS = "2000"
 
 _limit: int | None = None  # what set_num_threads was given

@@ -53,7 +53,8 @@ class Vector(types.Type):
 vector, single = Vector("Vector", DOUBLE), Vector("Single", FLOAT)
 # Sums of columns have six vectors at hand: k, h, dy, x and two sums. 32 registers of 8 float64 hold them, 16 of 4 would
 # spill half of them at every step. A sum of its own for each column has the same bits either way.
-LARGE_REGISTERS = "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()).split(",")
+FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+LARGE_REGISTERS = "+avx512f" in FEATURES.split(",")
 narrow = vector if LARGE_REGISTERS or config.DISABLE_JIT else Vector("Narrow", DOUBLE, FEW)
 
 

@@ -306,9 +306,9 @@ def test_what_no_state_can_say(options):
         StandardScaler(**options).fit(X).to_state()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_infinity_in_what_is_transformed_stays_infinity(dtype):
-    y = StandardScaler().fit(X).transform(np.array([[np.inf, -np.inf, np.nan]], dtype))
+@pytest.mark.parametrize("of", [np.float32, np.float64])
+def test_infinity_in_what_is_transformed_stays_infinity(of):
+    y = StandardScaler().fit(X).transform(of([[np.inf, -np.inf, np.nan]]))
     assert y.tolist()[0][:2] == [np.inf, -np.inf]
     assert np.isnan(y[0, 2])
 

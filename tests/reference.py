@@ -27,6 +27,7 @@ class Backward(NamedTuple):
     dx: Any
     dgamma: Any
     dbeta: Any
+    terms: Any = None  # of which dx is a sum: at most this in magnitude, whatever value of dy the sum starts from
 
 
 def channel_axes(x, axis):
@@ -107,9 +108,13 @@ def backward(dy, x, gamma=None, eps=1e-5, axis=1):
     inv_std = 1 / np.sqrt((c * c).mean(-1, keepdims=True) + Wide(eps))
     x_hat = c * inv_std
     g_centred = g - g.mean(-1, keepdims=True)
-    dx_hat = g_centred - x_hat * (g * x_hat).mean(-1, keepdims=True)
-    dx = parameter(gamma, 1, g.shape[:-1]) * inv_std * dx_hat
-    return Backward(like(dx, x, axis), (g * x_hat).sum(-1), g.sum(-1))
+    of_x = x_hat * (g * x_hat).mean(-1, keepdims=True)
+    a = parameter(gamma, 1, g.shape[:-1]) * inv_std
+    # dx = a*(g - h) - a*(mean(g) - h) - a*of_x. As h is a value of dy, mean(g) - h is at most the largest g_centred.
+    from_h = np.abs(g_centred).max(-1, keepdims=True, initial=0)
+    terms = np.abs(a) * (np.abs(g_centred) + 2 * from_h + np.abs(of_x))
+    dx = a * (g_centred - of_x)
+    return Backward(like(dx, x, axis), (g * x_hat).sum(-1), g.sum(-1), like(terms, x, axis))
 
 
 def frozen_backward(dy, x, mean, var, gamma=None, eps=1e-5, axis=1):
@@ -414,7 +419,7 @@ def complex_double_step(ddx, ddgamma, ddbeta, dy, x, gamma, eps, statistics=None
         result = np.empty(arguments[which].shape)
         for i in np.ndindex(result.shape):
             arguments[which][i] += 1j * h
-            dx, dgamma, dbeta = backward_formula(*arguments, eps, statistics, w)
+            dx, dgamma, dbeta, _ = backward_formula(*arguments, eps, statistics, w)
             phi = (ddx * dx).sum() + (ddgamma * dgamma).sum() + (ddbeta * dbeta).sum()
             result[i] = phi.imag / h
             arguments[which][i] = arguments[which][i].real

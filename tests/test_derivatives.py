@@ -124,7 +124,7 @@ def test_double_backward_is_the_adjoint_of_the_backward_pass_in_forward_mode(sha
     along_dy, along_x, along_gamma = rng.normal(size=shape), rng.normal(size=shape), rng.normal(size=shape[1])
     h = 1e-100
     moved = dy + 1j * h * along_dy, x + 1j * h * along_x, state.gamma + 1j * h * along_gamma
-    derivative = [a.imag / h for a in reference.backward_formula(*moved, state.eps, for_formula(running))]
+    derivative = [a.imag / h for a in reference.backward_formula(*moved, state.eps, for_formula(running))[:3]]
     found = nbnorm.batch_norm_double_backward(*cotangents, dy, saved)
     left = list(zip(cotangents, derivative, strict=True))
     right = list(zip(found, (along_dy, along_x, along_gamma), strict=True))
@@ -186,7 +186,7 @@ def test_third_derivatives_by_the_complex_step(rng):
     difference = (high.dx - low.dx) / (2 * step)
 
     def phi(x):
-        values = reference.backward_formula(dy, x, state.gamma, state.eps)
+        values = reference.backward_formula(dy, x, state.gamma, state.eps)[:3]
         return sum((a * b).sum() for a, b in zip(cotangents, values, strict=True))
 
     # d/dx_i of the directional derivative: a complex step along `along`, a central difference along x_i.

@@ -13,9 +13,10 @@ import numpy as np
 from numba import prange
 
 from nbnorm._cpu.arrays import matrix_of_map
+from nbnorm._cpu.coefficients import OF_ONE, ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, own_k
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion_from_the_end, share
-from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, finalize_running, lost_or
+from nbnorm._cpu.finalize import finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
@@ -35,13 +36,10 @@ MANY = 256  # rows that share tables
 @routine
 def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
-    k, h, a, scale, shift = lost_or(origins, coef)[c], coef[H, c], coef[A, c], coef[SCALE, c], coef[SHIFT, c]
-    b, o = a, h
+    k, scale, shift, b, o = own_k(origins, coef)[c], coef[SCALE, c], coef[SHIFT, c], coef[B, c], coef[ORIGIN_OF_DDX, c]
+    a, h = b, o
     if dy is not None:
-        if other is not None:
-            b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
-        if slope is not None:
-            b, o = coef[B, c], coef[ORIGIN_OF_DDX, c]
+        a, h = coef[A, c], coef[H, c]
     if streaming:
         ahead = NONE
         if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
@@ -106,10 +104,10 @@ def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, w
 
 @Kernel
 def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers):
-    """With the running statistics, which fill stats too, unless None. `both` (8 * C) has what `finalize_running` needs,
+    """With the running statistics, which fill stats too, unless None. `both` (9 * C) has what `finalize_running` needs,
     and behind it room for coefficients.
     """
-    coef = matrix_of_map(x, None, both, 4 * C, 4, C)
+    coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
     finalize_running(both, gamma, beta, eps, stats, coef)
     taken = none_taken(workers)
     for worker in prange(workers):
@@ -169,26 +167,25 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
     pieces = 1 if parts >= 4 * workers else smaller(rows, larger(workers, smaller(rows // MANY, size // GROUP)))
     done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, parts * pieces)
     k, width = tables[worker], smaller(K, MAP_WIDTH) + 3 * LANES
-    scale, shift, a, h = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
-    b, o = a, h
+    scale, shift, b, o = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
+    a, h = b, o
     if dy is not None:
-        if other is not None:
-            b, o = k[5 * width :], k[6 * width :]
-        if slope is not None:
-            b, o = k[5 * width :], k[6 * width :]
+        a, h = k[5 * width :], k[6 * width :]
     while first < last:
         task = last - 1
         r0, r1 = share(task // parts, pieces, rows)
         j = task % parts * wide
         j1 = smaller(K, j + wide)
         n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
-        spread(k, lost_or(origins, coef), j, n, C, S)
+        spread(k, own_k(origins, coef), j, n, C, S)
         spread(scale, coef[SCALE], j, n, C, S)
         spread(shift, coef[SHIFT], j, n, C, S)
-        if dy is not None or is_single(coef):
+        if is_single(coef):
+            spread(b, coef[B], j, n, C, S)
+            spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
+        if dy is not None:
             spread(a, coef[A], j, n, C, S)
             spread(h, coef[H], j, n, C, S)
-        if dy is not None:
             if other is not None:
                 spread(b, coef[B], j, n, C, S)
                 spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
@@ -207,7 +204,7 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
 @Kernel
 def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
     """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch,
-    7 where b and o have tables.
+    with dy 7 in the place of 5.
     """
     taken = none_taken(workers)
     for worker in prange(workers):
@@ -221,9 +218,9 @@ def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, ab
 def running_columns(
     x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, abreast, streaming, workers
 ):  # fmt: skip
-    """The same for columns; behind the 8 * C values of `both` are the tables, of this width."""
-    coef = matrix_of_map(x, None, both, 4 * C, 4, C)
-    tables = matrix_of_map(x, None, both, 8 * C, workers, 5 * width)
+    """The same for columns; behind the 9 * C values of `both` are the tables, of this width."""
+    coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
+    tables = matrix_of_map(x, None, None, None, both, 9 * C, workers, OF_ONE * width)
     finalize_running(both, gamma, beta, eps, stats, coef)
     taken = none_taken(workers)
     for worker in prange(workers):

@@ -15,7 +15,7 @@ from nbnorm._counted import Both, Tangent
 from nbnorm._cpu import vector_python
 from nbnorm._floats import DOUBLE, MEMORY, widen
 
-OF_MAP = vector_python.OF_MAP  # what y is computed in
+OF_MAP = vector_python.OF_MAP  # what maps are computed in
 I64 = ir.IntType(64)
 
 
@@ -41,12 +41,12 @@ def matrix(typingctx, memory, at, rows, columns):
 
 
 @intrinsic
-def matrix_of_map(typingctx, x, dy, memory, at, rows, columns):
-    """The same for numbers of what y of x is computed in, or float64 where there is a dy, in memory of float64 ones: of
-    float32 ones it has twice as many rows.
+def matrix_of_map(typingctx, x, dy, slope, w, memory, at, rows, columns):
+    """The same for coefficients of the map of these (coefficients.py), in memory of float64 numbers: of float32 ones it
+    has twice as many rows.
     """
-    dtype = from_dtype(OF_MAP[x.dtype.bitwidth // 8]) if dy is types.none else types.float64
-    return _matrix(dtype, memory, x, dy)
+    plain = dy is types.none or (slope is types.none and w is types.none)
+    return _matrix(from_dtype(OF_MAP[x.dtype.bitwidth // 8 if plain else 8]), memory, x, dy, slope, w)
 
 
 def _matrix(dtype, memory, *others):

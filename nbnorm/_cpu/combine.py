@@ -7,7 +7,8 @@ rank finds the same bits.
 
 from __future__ import annotations
 
-from nbnorm._cpu.finalize import SCALE, SHIFT, A, H, count_of, parameter_gradients
+from nbnorm._cpu.coefficients import set_gradient_map
+from nbnorm._cpu.finalize import count_of, parameter_gradients
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import function
 from nbnorm._formulas import (
@@ -98,7 +99,7 @@ def finalize_sums(sums, stats, coef, count):
     """Eq. 12, from the sums of the whole batch."""
     for c in range(sums.shape[1]):
         n = count_of(count, c, stats)
-        coef[A, c], coef[SCALE, c], coef[SHIFT, c] = gradient_map(
+        a, scale, shift = gradient_map(
             sums[SUM, c], sums[PRODUCT, c], stats[DEVIATION, c], n, stats[GAMMA, c], stats[INV_STD, c]
         )
-        coef[H, c] = sums[DY_ORIGIN, c]
+        set_gradient_map(coef, c, sums[DY_ORIGIN, c], a, stats[ORIGIN, c], scale, shift)

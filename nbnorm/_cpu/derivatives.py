@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cpu import plan
+from nbnorm._cpu.coefficients import OF_TWO, A
 from nbnorm._cpu.combine import centre_sums
-from nbnorm._cpu.finalize import SCALE, A
+from nbnorm._cpu.finalize import finalize_scale
 from nbnorm._cpu.finalize_derivatives import (
     add_double_shards,
     finalize_second,
@@ -22,7 +23,7 @@ from nbnorm._cpu.finalize_derivatives import (
     shard_dgamma,
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
-from nbnorm._cpu.passes import apply, as_parameter, reduce
+from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.shards import gradient_sums
 from nbnorm._cpu.stages import _count, fits_cache
 from nbnorm._cpu.threads import workers_for
@@ -37,7 +38,8 @@ def apply_tangent(
     count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """The tangent of y, or the gradient of dy; sums (4, C) are those of ddx, 0 with frozen statistics."""
-    coef = np.empty((4, shape[1]))
+    # With a tangent of x the map is that of a backward pass, without the one of a forward pass, but in float64.
+    coef = np.empty((OF_TWO, shape[1])) if ddx is None else empty_coefficients(x, ddx, None, w, stats)
     finalize_tangent(stats, sums, directions, count, coef)
     apply(x, ddx if w is None else Tangent(ddx), None, None, w, ddy, shape, stats, coef)
 
@@ -92,7 +94,7 @@ def apply_second(
     dgamma: Array | None, count: float | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma unless it is None, from the sums of the whole batch."""
-    coef = np.empty((6, shape[1]))
+    coef = np.empty((OF_TWO, shape[1]))
     finalize_second(stats, sums, directions, as_parameter(dgamma), count, coef)
     apply(x, dy, ddx, None, w, dx, shape, stats, coef)
 
@@ -103,11 +105,14 @@ def apply_frozen_second(
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x."""
     frozen_dgamma(sums, stats, as_parameter(dgamma))
-    coef = np.zeros((4, shape[1]))
-    coef[SCALE if w is None else A] = directions[OF_GAMMA] * stats[INV_STD]
+    scale = directions[OF_GAMMA] * stats[INV_STD]
     if w is None:
+        coef = empty_coefficients(dy, None, None, None, stats)
+        finalize_scale(scale, coef)
         apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
     else:
+        coef = np.zeros((OF_TWO, shape[1]))
+        coef[A] = scale
         apply(x, dy, None, None, w, dx, shape, stats, coef)
 
 
@@ -121,8 +126,8 @@ def double_backward(
     workers = workers_for(8 * x.size)
     if ddx is not None and w is None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
         fused_double_segments(
-            ddx, dy, x, ddy, dx, stats, sums, np.empty((4, C)), np.empty((6, C)), directions, as_parameter(dgamma),
-            N, C, S, *plan.segments(N, S), plan.streams(5 * x.nbytes), workers,
+            ddx, dy, x, ddy, dx, stats, sums, empty_coefficients(x, ddx, None, None, stats), np.empty((OF_TWO, C)),
+            directions, as_parameter(dgamma), N, C, S, *plan.segments(N, S), plan.streams(5 * x.nbytes), workers,
         )  # fmt: skip
         return
     double_sums(ddx, dy, x, shape, stats, stats, sums, count, w)

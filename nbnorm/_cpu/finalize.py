@@ -1,9 +1,7 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), in float64.
 
 `stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
-rows. `coef` (4, C) is what apply needs: dx = a*(dy - h) + scale*(x - k) + shift, without dy y = scale*(x - k) + shift,
-with ddx b*(ddx - o) more, from (6, C). When it is float32 so is the arithmetic, from (5, C) with other numbers in these
-places: y = scale*w + (b*w + shift), w = a*x + h (Eq. 19).
+rows. `coef` is what apply needs (coefficients.py).
 """
 
 from __future__ import annotations
@@ -11,14 +9,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import float64, types
-from numba.extending import overload
+from numba import float64
 
 from nbnorm._cpu.arrays import double, set_double
+from nbnorm._cpu.coefficients import set_gradient_map, set_map
 from nbnorm._cpu.launch import Compiled
-from nbnorm._cpu.traced import single_map
-from nbnorm._cpu.vector import INLINED, function, once, routine
-from nbnorm._cpu.vector_memory import is_single
+from nbnorm._cpu.vector import function, once, routine
 from nbnorm._formulas import (
     COUNT,
     DEVIATION,
@@ -40,8 +36,6 @@ from nbnorm._formulas import (
 )
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
-A, SCALE, SHIFT, H, B, ORIGIN_OF_DDX = range(6)  # rows of coef
-POWER, OFFSET_OF_X, LOST = A, H, B  # when it is float32
 BETA = DY_ORIGIN  # a row of sums, in a forward pass, which has no dy
 DGAMMA, DBETA = PRODUCT, SUM  # what the sums have become behind `finalize_channel`
 POOLED = -1.0  # the momentum of exact pooling, where a kernel does both
@@ -93,45 +87,6 @@ def divisor_of(count, c, stats):
     return result
 
 
-def set_map(coef, c, k, scale, shift, varies):
-    """y = scale*(x - k) + shift in coef; `varies` is false for a channel that is known to be constant."""
-    if is_single(coef):
-        set_single_map(coef, c, k, scale, shift, varies)
-    else:
-        coef[SCALE, c], coef[SHIFT, c] = scale, shift
-
-
-@once
-def set_single_map(coef, c, k, scale, shift, varies):
-    coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[LOST, c], coef[SHIFT, c] = single_map(
-        k, scale, shift, varies
-    )
-
-
-@overload(set_map, jit_options=INLINED)
-def _(coef, c, k, scale, shift, varies):
-    if coef.dtype == types.float32:
-
-        def body(coef, c, k, scale, shift, varies):
-            set_single_map(coef, c, k, scale, shift, varies)
-    else:
-
-        def body(coef, c, k, scale, shift, varies):
-            coef[SCALE, c], coef[SHIFT, c] = scale, shift
-
-    return body
-
-
-def lost_or(origins, coef):
-    """What maps take for k: the origins, or in float32 what the factors lost."""
-    return coef[LOST] if is_single(coef) else origins
-
-
-@overload(lost_or, jit_options=INLINED)
-def _(origins, coef):
-    return (lambda origins, coef: coef[LOST]) if coef.dtype == types.float32 else (lambda origins, coef: origins)
-
-
 @function
 def read_parameter(values, default, first, last, C, row):
     """row[first:last] = gamma or beta, as float64: in the loop of `finalize_channels` its forms would be branches, for
@@ -177,7 +132,7 @@ def finalize_channel(dy, gamma, c, stats, sums, eps, count, coef):
         s, d, h = sums[SUM, c], stats[DEVIATION, c], sums[DY_ORIGIN, c]
         sum_dy_xmu, inv_std = centred_product(s, sums[PRODUCT, c], d), stats[INV_STD, c]
         a, scale, shift = gradient_map(s, sum_dy_xmu, d, n, stats[GAMMA, c], inv_std)
-        coef[A, c], coef[SCALE, c], coef[SHIFT, c], coef[H, c] = a, scale, shift, h
+        set_gradient_map(coef, c, h, a, stats[ORIGIN, c], scale, shift)
         sums[DGAMMA, c], sums[DBETA, c] = sum_dy_xmu * inv_std, whole_sum(s, h, n)
 
 
@@ -205,6 +160,13 @@ def finalize_given(stats, gamma, beta, eps, count, coef):
         stats[INV_STD, c], stats[GAMMA, c] = inv_std, g
         scale, shift = normalizing_map(stats[DEVIATION, c], inv_std, g, parameter(beta, c, C, 0.0))
         set_map(coef, c, stats[ORIGIN, c], scale, shift, stats[M2, c] > 0.0)
+
+
+@Compiled
+def finalize_scale(scale, coef):
+    """y = scale*x."""
+    for c in range(coef.shape[1]):
+        set_map(coef, c, 0.0, scale[c], 0.0, True)
 
 
 @once

@@ -6,7 +6,8 @@ w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their 
 
 from __future__ import annotations
 
-from nbnorm._cpu.finalize import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, count_of, set_parameter
+from nbnorm._cpu.coefficients import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, set_gradient_map
+from nbnorm._cpu.finalize import count_of, set_parameter
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import routine
 from nbnorm._formulas import (
@@ -19,6 +20,7 @@ from nbnorm._formulas import (
     OF_BETA,
     OF_GAMMA,
     OFFSET,
+    ORIGIN,
     PRODUCT,
     SUM,
     covariance,
@@ -37,10 +39,10 @@ def tangent_channel(c, stats, sums, directions, count, coef):
     """The map of ddx and x to the tangent of y, or to the gradient of dy; sums are those of ddx."""
     t, d, inv_std = sums[SUM, c], stats[DEVIATION, c], stats[INV_STD, c]
     alpha = normalized_mean(sums[PRODUCT, c], inv_std, count)
-    coef[A, c], coef[SCALE, c], coef[SHIFT, c] = tangent_map(
+    a, scale, shift = tangent_map(
         t, alpha, d, count, stats[GAMMA, c], inv_std, directions[OF_GAMMA, c], directions[OF_BETA, c]
     )
-    coef[H, c] = sums[DY_ORIGIN, c]
+    set_gradient_map(coef, c, sums[DY_ORIGIN, c], a, stats[ORIGIN, c], scale, shift)
 
 
 @routine

@@ -10,25 +10,16 @@ from numba import prange
 
 from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.arrays import matrix, matrix_of_map
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, own_k, signs_for_map
 from nbnorm._cpu.cursor import cursor, for_map, shifted
 from nbnorm._cpu.deal import NONE_DONE, none_taken, portion
-from nbnorm._cpu.finalize import (
-    LOST,
-    SCALE,
-    SHIFT,
-    A,
-    H,
-    finalize_channel,
-    finalize_channels,
-    read_parameters,
-    write_gradients,
-)
+from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_parameters, write_gradients
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.maps import START, rows_run, signs_for_map
+from nbnorm._cpu.maps import START, rows_run
 from nbnorm._cpu.origins import origins, signs_of
 from nbnorm._cpu.reduce import channels_totals, chunk_sums, column_sums, keep_sums
 from nbnorm._cpu.sums import add_sums
-from nbnorm._cpu.tables import fifth_or, spread
+from nbnorm._cpu.tables import own_table, spread
 from nbnorm._cpu.vector import LANES, smaller, zeros
 from nbnorm._cpu.vector_memory import fence, is_single, store, until_line
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
@@ -39,9 +30,9 @@ def fused_segments(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S, per, piece, chunks,
     streaming, workers,
 ):  # fmt: skip
-    """scratch has sums (3, C) and room for coef: 4 * C float64 numbers, with dy 6 * C."""
-    rows = 4 if dy is None else 6
-    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, rows, C)
+    """scratch has sums (3, C) and room for coef: as many float64 numbers, whatever it is in."""
+    sums = matrix(scratch, 0, 3, C)
+    coef = matrix_of_map(x, dy, slope, w, scratch, 3 * C, OF_ONE if dy is None else OF_TWO, C)
     taken = none_taken(workers)
     for worker in prange(workers):
         its = cursor(w)
@@ -80,10 +71,10 @@ def fused_columns(
     C, S, block, streaming, workers,
 ):  # fmt: skip
     """Blocks of `channels` channels; scratch has the same and, 7 numbers later at most, where a line begins, for each
-    worker the sums and tables of a block: room is (2 * terms + 5) * width, with dy and a slope 7 in the place of 5.
+    worker the sums and tables of a block: room is (2 * terms + 2 + OF_ONE) * width.
     """
-    rows = 4 if dy is None else 6
-    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, scratch, 3 * C, rows, C)
+    rows = OF_ONE if dy is None else OF_TWO
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, rows, C)
     edge = (3 + rows) * C + until_line(scratch, (3 + rows) * C)
     K = C * S
     blocks = (C + channels - 1) // channels
@@ -91,13 +82,14 @@ def fused_columns(
     for worker in prange(workers):
         its, of_dy = cursor(w), for_map(dy, slope)
         acc = scratch[edge + worker * room :]
-        k = acc[2 * terms * width :]
-        tables = matrix_of_map(x, dy, acc, (2 * terms + 1) * width, room // width - 2 * terms - 1, width)
-        scale, shift, a, h = tables[0], tables[1], tables[2], tables[3]
-        of_scale, of_shift, k_of_map = a, h, fifth_or(k, tables)
+        k, h = acc[2 * terms * width :], acc[(2 * terms + 1) * width :]
+        tables = matrix_of_map(x, dy, slope, w, acc, (2 * terms + 2) * width, OF_ONE, width)
+        scale, shift, a, b, o = tables[0], tables[1], tables[2], tables[3], tables[4]
+        k_of_map, h_of_map = own_table(k, tables, 5), own_table(h, tables, 6)
+        of_scale, of_shift = k, h
         if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
             if slope is not None:
-                of_scale, of_shift = tables[4], tables[5]
+                of_scale, of_shift = b, o
         done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
         while first < last:
             c0, c1 = first * channels, smaller(C, (first + 1) * channels)
@@ -125,15 +117,18 @@ def fused_columns(
             write_gradients(dgamma, dbeta, c0, c1, sums)
             spread(scale, coef[SCALE], c0 * S, reach, C, S)
             spread(shift, coef[SHIFT], c0 * S, reach, C, S)
-            if dy is not None or is_single(coef):
+            if is_single(coef):
+                spread(b, coef[B], c0 * S, reach, C, S)
+                spread(o, coef[ORIGIN_OF_DDX], c0 * S, reach, C, S)
+                spread(k_of_map, own_k(k, coef), c0 * S, reach, C, S)
+            if dy is not None:
                 spread(a, coef[A], c0 * S, reach, C, S)
-            if dy is None and is_single(coef):
-                spread(h, coef[H], c0 * S, reach, C, S)
-                spread(k_of_map, coef[LOST], c0 * S, reach, C, S)
+                if is_single(coef):
+                    spread(h_of_map, coef[H], c0 * S, reach, C, S)
             of_map = for_map(dy, shifted(its, 0, 0, c0 * S))
             rows_run(
-                x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k_of_map, h, of_shift, a, of_scale, scale, shift,
-                START, streaming,
+                x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k_of_map, h_of_map, o, a, b, scale, shift, START,
+                streaming,
             )  # fmt: skip
             first += 1
             if first == last:

@@ -23,7 +23,7 @@ from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, P
 def fused_double_segments(
     ddx, dy, x, ddy, dx, stats, sums, of_dy, of_x, directions, dgamma, N, C, S, per, piece, chunks, streaming, workers
 ):  # fmt: skip
-    """of_dy (4, C) and of_x (6, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
+    """of_dy and of_x (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
     of_ddx = sums[DDX:]
     taken = none_taken(workers)
     for w in prange(workers):

@@ -1,8 +1,8 @@
-"""Maps: the affine map of a channel on vectors and runs of values (docs/math.md, Eq. 7, 13, 19, 29, 34 and 35).
+"""Maps: the affine map of a channel on vectors and runs of values (docs/math.md, Eq. 7, 13, 19, 29, 34, 35 and 42).
 
 y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with `other`, ddx, too
-dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, in float64; with coefficients in float32
-y = scale*w + (k*w + shift), w = a*x + h, in float32. One read of each input, one write.
+dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, in float64; with coefficients in float32 their forms in float32
+(coefficients.py). One read of each input, one write.
 
 With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
 y, whose sign says how much of dy is let through.
@@ -11,12 +11,11 @@ y, whose sign says how much of dy is let through.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import overload, register_jitable
+from numba.extending import overload
 
 from nbnorm._cpu.arrays import leading, of_ddx
 from nbnorm._cpu.counted import counted_image, lanes_that_count
 from nbnorm._cpu.cursor import shifted
-from nbnorm._cpu.finalize import ORIGIN_OF_DDX, B
 from nbnorm._cpu.origins import let_through
 from nbnorm._cpu.vector import (
     FEW,
@@ -42,18 +41,13 @@ from nbnorm._cpu.vector_memory import (
     stream,
     until_line,
 )
-from nbnorm._formulas import SIGN_SCALE, SIGN_SHIFT, affine, affine_in_single, affine_of_three, affine_of_two
+from nbnorm._formulas import affine, affine_of_three, affine_of_two
+from nbnorm._single_map import affine_in_single
 
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
 NONE, START, ALL = np.intp(0), np.intp(0), np.intp(LANES)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
 ABREAST = 4  # rows that share what is loaded of the tables
-
-
-@register_jitable(**INLINED)
-def signs_for_map(stats, c, coef):
-    """b and o of channel c, or for c = ... of every channel."""
-    coef[B, c], coef[ORIGIN_OF_DDX, c] = stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c]
 
 
 @routine
@@ -62,7 +56,7 @@ def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
 
     Coefficients are numbers, vectors, or tables read at t.
     """
-    u, scale, shift = deviation(x, lanes(k, t), lanes(h, t), lanes(a, t)), lanes(scale, t), lanes(shift, t)
+    u, scale, shift = deviation(x, lanes(k, t), lanes(o, t), lanes(b, t)), lanes(scale, t), lanes(shift, t)
     g = dy
     if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if slope is not None:
@@ -75,7 +69,7 @@ def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
         )  # fmt: skip
     if dy is None:
         return beside(placed(u, scale, lanes(k, t), shift), other, slope)
-    v, a = minus(leading(g), lanes(h, t)), lanes(a, t)
+    v, a = deviation(leading(g), lanes(h, t), lanes(h, t), lanes(k, t)), lanes(a, t)
     if other is None:
         return affine_of_two(v, a, u, scale, shift)
     return affine_of_three(minus(other, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)

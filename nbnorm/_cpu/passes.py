@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from nbnorm._counted import Counted, Gradient, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments
-from nbnorm._cpu.maps import signs_for_map
+from nbnorm._cpu.arrays import OF_MAP
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, signs_for_map
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
@@ -54,8 +55,7 @@ def apply(
     runs = in_rows(w, S), throughout(w, C, S)
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, *runs)
     if cut.K:
-        rows = 5 if dy is None or (other is None and slope is None) else 7
-        tables = np.empty((workers, rows * cut.width), coef.dtype)
+        tables = np.empty((workers, (OF_ONE if dy is None else OF_TWO) * cut.width), coef.dtype)
         apply_columns(
             x, dy, other, slope, w, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers
         )  # fmt: skip
@@ -63,12 +63,14 @@ def apply(
         apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, cut.streaming, workers)
 
 
-def empty_coefficients(stats: Array, slope: float | None) -> Array:
-    """Room for the coefficients of a backward map; with a slope those that tell the sign of y are there."""
-    if slope is None:
-        return np.empty((4, stats.shape[1]))
-    coef = np.zeros((6, stats.shape[1]))
-    signs_for_map(stats, ..., coef)
+def empty_coefficients(
+    x: Array, dy: Gradient | None, slope: float | None, w: Counted | None, stats: Array
+) -> Array:  # fmt: skip
+    """Room for the coefficients of a map; backwards with a slope those that tell the sign of y are there."""
+    plain = dy is None or (slope is None and w is None)
+    coef = np.empty((OF_ONE if dy is None else OF_TWO, stats.shape[1]), OF_MAP[x.itemsize if plain else 8])
+    if dy is not None and slope is not None:
+        signs_for_map(stats, ..., coef)
     return coef
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from nbnorm._counted import Counted
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import running_columns, running_segments
-from nbnorm._cpu.finalize import POOLED, SCALE, SHIFT, A, H, commit_finite, commit_pooled, commit_running, finalize
+from nbnorm._cpu.coefficients import OF_ONE, SCALE, SHIFT, A, H
+from nbnorm._cpu.finalize import POOLED, commit_finite, commit_pooled, commit_running, finalize, finalize_scale
 from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import GAMMA, INV_STD
@@ -44,7 +45,7 @@ def running_forward(
     gamma, beta = as_parameter(gamma), as_parameter(beta)
     tensors = 2 if residual is None else 3
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
-    both = np.empty(8 * C + 5 * workers * cut.width)  # statistics, parameters, coefficients, tables of columns
+    both = np.empty(9 * C + OF_ONE * workers * cut.width)  # statistics, parameters, coefficients, tables of columns
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
         both[: 2 * C] = running.both
     if cut.K:
@@ -64,7 +65,7 @@ def running_backward(
     sums = np.zeros((3, shape[1]))
     reduce(x, dy, slope, w, False, shape, stats, sums)
     # Before dx, which may lie over dy, is written: then nothing is left that could fail. The count is not needed.
-    count, coef = float(shape[0] * shape[2]), np.empty((4, shape[1]))
+    count, coef = float(shape[0] * shape[2]), empty_coefficients(x, dy, slope, w, stats)
     finalize(dy, stats, sums, None, None, as_parameter(dgamma), as_parameter(dbeta), 0.0, count, coef)
     apply_frozen(dy, x, slope, w, dx, shape, stats)
 
@@ -75,11 +76,11 @@ def apply_frozen(
     """x is read only where some of its values may not be there, or for the sign of y."""
     a = stats[GAMMA] * stats[INV_STD]
     if w is None and slope is None:
-        coef = np.zeros((4, shape[1]))
-        coef[SCALE] = a
+        coef = empty_coefficients(dy, None, None, None, stats)
+        finalize_scale(a, coef)
         apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
     else:
-        coef = empty_coefficients(stats, slope)
+        coef = empty_coefficients(x, dy, slope, EVERY, stats)
         coef[A], coef[SCALE], coef[SHIFT], coef[H] = a, 0.0, 0.0, 0.0
         # The map has no use for x but its sign, and infinity times 0 must not spoil what is let through.
         apply(x, dy, None, slope, EVERY if w is None else w, dx, shape, stats, coef)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._counted import Counted, Gradient
-from nbnorm._cpu.arrays import OF_MAP
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
 from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
@@ -40,7 +39,7 @@ def normalize(
     stats: Array, residual: Array | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """y from x and the stats of the whole batch, which get inv_std and gamma."""
-    coef = np.empty((5, shape[1]), OF_MAP[x.itemsize])
+    coef = empty_coefficients(x, None, None, None, stats)
     finalize_given(stats, as_parameter(gamma), as_parameter(beta), eps, count, coef)
     apply(x, None, residual, slope, None, y, shape, stats, coef)
 
@@ -79,6 +78,6 @@ def apply_gradients(
     if sums is None:
         apply_frozen(dy, x, slope, w, dx, shape, stats)
         return
-    coef = empty_coefficients(stats, slope)
+    coef = empty_coefficients(x, dy, slope, w, stats)
     finalize_sums(sums, stats, coef, count)
     apply(x, dy, None, slope, w, dx, shape, stats, coef)

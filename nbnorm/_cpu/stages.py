@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from nbnorm._counted import Counted, in_rows, throughout
 from nbnorm._cpu import plan
-from nbnorm._cpu.arrays import OF_MAP
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, SCALE, A, B
 from nbnorm._cpu.counted import first_short
-from nbnorm._cpu.finalize import SCALE, A, B, finalize, finalize_given
+from nbnorm._cpu.finalize import finalize, finalize_given
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.passes import ABSENT, EVERY, apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.sums import terms_of
@@ -42,7 +42,7 @@ def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = N
     """stats of x, but for gamma."""
     sums = np.zeros((3, shape[1]))
     reduce(x, None, None, w, True, shape, stats, sums)
-    finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), np.empty((4, shape[1])))
+    finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), np.empty((2, shape[1])))
 
 
 def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:
@@ -72,7 +72,7 @@ def residual_gradient(
     dy: Array, y: Array | None, x: Array, dresidual: Array, shape: Shape, slope: float | None, w: Counted | None
 ) -> None:  # fmt: skip
     """What of dy gets through the activation, which is known by the sign of y (no y: all), and 0 where x is missing."""
-    stats, coef = np.zeros((5, shape[1])), np.zeros((6, shape[1]))
+    stats, coef = np.zeros((5, shape[1])), np.zeros((OF_TWO, shape[1]))
     coef[A] = coef[B] = 1.0
     if y is not None:
         apply(y, dy, None, slope, EVERY, dresidual, shape, stats, coef)
@@ -106,7 +106,7 @@ def _fused_or_split(
     inputs = 1 if dy is None and residual is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
-    count, of_channels = _count(shape, w), (7 if dy is None else 9) * C
+    count, of_channels = _count(shape, w), (3 + (OF_ONE if dy is None else OF_TWO)) * C
     if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):
@@ -120,7 +120,7 @@ def _fused_or_split(
         if blocks is not None:
             channels, width, rows = blocks
             terms = terms_of(x, dy, w)
-            room = (2 * terms + (5 if dy is None or slope is None else 7)) * width
+            room = (2 * terms + 2 + OF_ONE) * width
             fused_columns(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
                 np.empty(of_channels + 7 + workers * room), room, terms, width, channels, N, C, S, rows,
@@ -128,7 +128,7 @@ def _fused_or_split(
             )  # fmt: skip
             return
     sums = np.zeros((3, C))
-    coef = np.empty((5, C), OF_MAP[x.itemsize]) if dy is None else empty_coefficients(stats, slope)
+    coef = empty_coefficients(x, dy, slope, w, stats)
     reduce(x, dy, None if dy is None else slope, w, True, shape, stats, sums)
     finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)
     apply(x, dy, residual, slope, w, y, shape, stats, coef)

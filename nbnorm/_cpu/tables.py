@@ -36,11 +36,13 @@ def spread(table, values, j, n, C, S):
         c = c + 1 if c + 1 < C else 0
 
 
-def fifth_or(k, tables):
-    """The fifth of tables that are float32, k otherwise."""
-    return k if tables.itemsize == 8 else tables[4]
+def own_table(table, tables, row):
+    """`table`, or where those of the map are float32 and it is not this row of them."""
+    return table if tables.itemsize == 8 else tables[row]
 
 
-@overload(fifth_or, jit_options=INLINED)
-def _(k, tables):
-    return (lambda k, tables: k) if k.dtype == tables.dtype else (lambda k, tables: tables[4])
+@overload(own_table, jit_options=INLINED)
+def _(table, tables, row):
+    if table.dtype == tables.dtype:
+        return lambda table, tables, row: table
+    return lambda table, tables, row: tables[row]

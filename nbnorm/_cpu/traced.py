@@ -16,7 +16,7 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin
 
-from nbnorm import _formulas
+from nbnorm import _formulas, _single_map
 from nbnorm._cpu.arrays import I64
 from nbnorm._cpu.vector import call_fma
 from nbnorm._floats import DOUBLE
@@ -54,8 +54,13 @@ class Traced:
     def __truediv__(self, other: Any) -> Traced:
         return self._with(other, "fdiv")
 
+    def __rtruediv__(self, other: Any) -> Traced:
+        return self._with(other, "fdiv", reflected=True)
+
     def __and__(self, other: Any) -> Traced:
         return self._with(other, "", "and_")
+
+    __rand__ = __and__
 
     def __neg__(self) -> Traced:
         return Traced(self.builder, (self.builder.fneg if self.value.type == DOUBLE else self.builder.neg)(self.value))
@@ -77,7 +82,7 @@ def _value(number: Any, kind: ir.Type) -> ir.Value:
 
 
 def _chosen(condition: Traced, a: Any, b: Any) -> Traced:
-    kind = next(number.value.type for number in (a, b) if isinstance(number, Traced))
+    kind = next((number.value.type for number in (a, b) if isinstance(number, Traced)), DOUBLE)
     return Traced(condition.builder, condition.builder.select(condition.value, _value(a, kind), _value(b, kind)))
 
 
@@ -108,8 +113,9 @@ def _here(plain: Any) -> Callable[..., Any]:
     return FunctionType(plain.__code__, _NAMES)
 
 
-for _name in ("smaller_of", "two_sum", "leading_digits"):
-    _NAMES[_name] = _here(getattr(_formulas, _name))
+_NAMES["two_sum"] = _here(_formulas.two_sum)
+for _name in ("smaller_of", "leading_digits", "single_map"):
+    _NAMES[_name] = _here(getattr(_single_map, _name))
 
 
 def traced(plain: Callable[..., Any], results: int) -> Callable[..., Any]:
@@ -130,4 +136,5 @@ def traced(plain: Callable[..., Any], results: int) -> Callable[..., Any]:
     return plain
 
 
-single_map = traced(_formulas.single_map, 5)
+single_map = traced(_single_map.single_map, 5)
+single_map_of_two = traced(_single_map.single_map_of_two, 7)

@@ -123,16 +123,15 @@ def minus(typingctx, a, b):
 
 
 @intrinsic
-def deviation(typingctx, x, k, h, a):
-    """What a map scales: x - k, or for float32 x, which has another one (Eq. 19), a*x + h."""
+def deviation(typingctx, x, origin, offset, power):
+    """What a map scales: x - origin, or for float32 x, which has another one (Eq. 19), power*x + offset."""
 
     def emit(ctx, builder, sig, args):
-        x_lanes, k_lanes, h_lanes, a_lanes = args
         if x == single:
-            return call_fma(builder, a_lanes, x_lanes, h_lanes)
-        return _difference(builder, x_lanes, k_lanes)
+            return call_fma(builder, args[3], args[0], args[2])
+        return _difference(builder, *args[:2])
 
-    return x(x, k, h, a), emit
+    return x(x, origin, offset, power), emit
 
 
 def _lessened(builder, v, slope):

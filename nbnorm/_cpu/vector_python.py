@@ -16,7 +16,7 @@ from nbnorm._cpu.plan import LANES
 
 FEW = 8
 LINE = 64
-# What y is computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
+# What maps are computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
 OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float32), 8: np.dtype(np.float64)}
 Vector = NDArray[np.float64] | NDArray[np.float32]
 
@@ -65,8 +65,8 @@ def minus(a: Vector, b: Vector) -> Vector:
     return a - b
 
 
-def deviation(x: Vector, k: Vector, h: Vector, a: Vector) -> Vector:
-    return a * x + h if is_single(x) else x - k
+def deviation(x: Vector, origin: Vector, offset: Vector, power: Vector) -> Vector:
+    return power * x + offset if is_single(x) else x - origin
 
 
 def _lessened(v: Vector, slope: float) -> Vector:
@@ -99,8 +99,10 @@ def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
     return memory[at : at + rows * columns].reshape(rows, columns)
 
 
-def matrix_of_map(x: NDArray, dy: Any, memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
-    dtype = OF_MAP[x.itemsize] if dy is None else np.dtype(np.float64)
+def matrix_of_map(
+    x: NDArray, dy: Any, slope: float | None, w: Counted | None, memory: NDArray, at: int, rows: int, columns: int
+) -> NDArray:
+    dtype = OF_MAP[x.itemsize if dy is None or (slope is None and w is None) else 8]
     return matrix(memory[at:].view(dtype), 0, rows * 8 // dtype.itemsize, columns)
 
 

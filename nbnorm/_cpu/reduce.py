@@ -26,16 +26,20 @@ from nbnorm._cpu.sums import add, add_sums, channel_totals, column_totals, load_
 from nbnorm._cpu.tables import spread
 from nbnorm._cpu.vector import (
     FEW,
+    HALF,
     LANES,
     function,
+    high_half,
     keep,
     larger,
+    low_half,
     minus,
     narrow,
     once,
     routine,
     smaller,
     vector,
+    whole,
     zeros,
 )
 from nbnorm._cpu.vector_mask import below
@@ -55,6 +59,7 @@ from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
 ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, ALL = np.intp(8), np.intp(4), np.intp(1), np.intp(LANES)
+NEAR = 512  # values of each row that one half of the lanes finds, and the other half again, in a first-level cache
 
 
 @routine
@@ -129,11 +134,39 @@ def keep_sums(dy, w, c, s, q, count, stats, sums):
 
 
 @routine
-def span_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
-    while i + LANES <= end:
+def lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
+    """Of every LANES values from i on those that the sums have lanes for."""
+    while i < end:
         sums = rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums)
         i += LANES
         w = shifted(w, 0, 0, LANES)
+    return sums
+
+
+@routine
+def halves_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
+    """The same, one half of the lanes after the other."""
+    if w is not None:
+        return lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums)
+    k, h, scale, shift = low_half(k), low_half(h), low_half(scale), low_half(shift)
+    low, high = low_half(sums), high_half(sums)
+    while i < end:
+        stop = smaller(end, i + NEAR)
+        low = lanes_sums(x, dy, slope, w, i, stop, rows, stride, k, h, scale, shift, low)
+        high = lanes_sums(x, dy, slope, w, i + HALF, stop, rows, stride, k, h, scale, shift, high)
+        i = stop
+    return whole(low, high)
+
+
+whole_sums = lanes_sums if narrow is vector else halves_sums
+
+
+@routine
+def span_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
+    its = (end - i) // LANES * LANES
+    sums = whole_sums(x, dy, slope, w, i, i + its, rows, stride, k, h, scale, shift, sums)
+    i += its
+    w = shifted(w, 0, 0, its)
     if i + FEW < end:
         sums = rows_sums_part(x, dy, slope, w, i, rows, stride, end - i, k, h, scale, shift, sums)
     elif i < end:

@@ -65,9 +65,9 @@ def tolerance(dtype, count):
 
     float16, bfloat16, float32: 2 ulp of the exact result rounded once, plus 2**-44 of the channel's largest
     result. One rounding to the type is half an ulp; the rest of the arithmetic is in float64 (y in float32, with
-    1.5 ulp of that in all: tests/test_single_map.py). Its errors, some 2**-53 of the largest term, do not shrink where terms cancel (y near 0), and sums of up to 10**7
-    values add a few bits: 2**-44 leaves 9 bits for both, and is below a float32 ulp wherever y is not near
-    0.
+    1.5 ulp of that in all: tests/test_single_map.py). Its errors, some 2**-53 of the largest term, do not shrink
+    where terms cancel (y near 0), and sums of up to 10**7 values add a few bits: 2**-44 leaves 9 bits for both,
+    and is below a float32 ulp wherever y is not near 0.
 
     float64: 16 units of 2**-53 of the channel's largest result, for a mean of up to 10**8 standard
     deviations: the arithmetic is that of the type itself, so a dozen roundings of the largest term show.

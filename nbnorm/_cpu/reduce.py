@@ -22,24 +22,33 @@ from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import let_through, origins, signs_of
 from nbnorm._cpu.plan import AHEAD, PANEL
-from nbnorm._cpu.sums import add, add_sums, channel_totals, column_totals, load_sums, no_sums, store_sums, totals
+from nbnorm._cpu.sums import (
+    add,
+    add_sums,
+    channel_totals,
+    column_totals,
+    high_half,
+    load_sums,
+    low_half,
+    no_sums,
+    store_sums,
+    totals,
+    whole,
+)
 from nbnorm._cpu.tables import spread
 from nbnorm._cpu.vector import (
     FEW,
     HALF,
     LANES,
     function,
-    high_half,
     keep,
     larger,
-    low_half,
     minus,
     narrow,
     once,
     routine,
     smaller,
     vector,
-    whole,
     zeros,
 )
 from nbnorm._cpu.vector_mask import below

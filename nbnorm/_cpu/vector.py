@@ -196,37 +196,6 @@ def lanes_from(builder, value, start, width):
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picks)
 
 
-def _half(start):
-    def typer(typingctx, values):
-        several = isinstance(values, types.UniTuple)
-        result = types.UniTuple(half, len(values)) if several else half
-
-        def emit(ctx, builder, sig, args):
-            vectors = cgutils.unpack_tuple(builder, args[0]) if several else args
-            parts = [lanes_from(builder, one, start, HALF) for one in vectors]
-            return ctx.make_tuple(builder, result, parts) if several else parts[0]
-
-        return result(values), emit
-
-    return intrinsic(typer)
-
-
-low_half, high_half = _half(0), _half(HALF)  # of a vector, or of each in a tuple
-
-
-@intrinsic
-def whole(typingctx, low, high):
-    """The way back, for tuples."""
-    result = types.UniTuple(vector, len(low))
-
-    def emit(ctx, builder, sig, args):
-        picks = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
-        pairs = zip(*(cgutils.unpack_tuple(builder, one) for one in args), strict=True)
-        return ctx.make_tuple(builder, result, [builder.shuffle_vector(a, b, picks) for a, b in pairs])
-
-    return result(low, high), emit
-
-
 @intrinsic
 def zeros(typingctx):
     """0 in every lane."""

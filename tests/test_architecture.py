@@ -22,6 +22,7 @@ NEED_A_PACKAGE = {*DASK, *SKLEARN, "nbnorm.xarray"}  # whatever imports them nee
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {
         "nbnorm._formulas",
+        "nbnorm._single_map",
         "nbnorm._floats",
         "nbnorm._cpu.plan",
         "nbnorm._cuda.plan",

@@ -1,4 +1,6 @@
-"""The map in float32 (docs/math.md, Eq. 19): how far its y is from that of exact fractions, at any magnitude."""
+"""The maps in float32 (docs/math.md, Eq. 19 and 42): how far their y and dx are from those of exact fractions, at any
+magnitude.
+"""
 
 import math
 from fractions import Fraction as F
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from tolerance import dtype_of, needs_bfloat16
 
-from nbnorm._cpu.traced import single_map
+from nbnorm._cpu.traced import single_map, single_map_of_two
 
 SMALLEST = F(1, 2**149)  # float32 number
 LARGEST = {"float16": 4.8, "bfloat16": 38.0, "float32": 38.0}  # exponents of ten
@@ -91,6 +93,17 @@ def test_the_code_that_is_traced_gives_the_numbers_of_the_formula(rng):
         np.testing.assert_allclose(found[4], plain[4], rtol=2.0**-24)
 
 
+def test_the_code_that_is_traced_gives_the_numbers_of_the_formula_of_two(rng):
+    compiled = numba.njit(lambda h, a, k, scale, shift: single_map_of_two(h, a, k, scale, shift))
+    extremes = rng.choice((0.0, -1e-300, 3.0, 1e80, np.inf, np.nan), (300, 5))
+    for numbers in (*rng.normal(size=(300, 5)) * 10 ** rng.uniform(-45, 45, (300, 5)), *extremes):
+        with np.errstate(all="ignore"):
+            plain = single_map_of_two(*numbers)
+        found = compiled(*numbers)
+        np.testing.assert_array_equal(found[:6], plain[:6])
+        np.testing.assert_allclose(found[6], plain[6], rtol=2.0**-24)
+
+
 @pytest.mark.parametrize("k", [np.inf, np.nan])
 def test_a_mean_that_is_no_number_leaves_no_number(k):
     assert np.isnan(single_map(k, 0.0, 0.25, True)[4])
@@ -143,3 +156,54 @@ def test_large_parameters_beside_a_root(rng):
         root = float(np.float32(k + rng.normal()))
         for x in (root, np.nextafter(np.float32(root), np.float32(9)), root + 2.0**-8, root + 1):
             assert_near(in_single(float(x), k, gamma, -gamma * (root - k)), float(x), k, gamma, -gamma * (root - k))
+
+
+def gradient_in_single(dy, x, h, a, k, scale, shift):
+    """What the kernels compute."""
+    found = [np.float32(value) for value in single_map_of_two(h, a, k, scale, shift)]
+    assert np.isfinite(found).all()
+    power_of_dy, offset_of_dy, of_dy, power, offset, of_x, rest = found
+    v, w = fused(power_of_dy, dy, offset_of_dy), fused(power, x, offset)
+    return fused(of_dy, v, fused(of_x, w, rest))
+
+
+def assert_dx_near(dx, dy, x, h, a, k, scale, shift):
+    """Eq. 42: three roundings to 24 bits of what comes from dy and four of what comes from x, a thousandth for what
+    `rest` and products of roundings are; the roundings of float64 numbers in the terms of both, and five units of a
+    subnormal.
+    """
+    of_dy, of_x = F(a) * (F(dy) - F(h)), F(scale) * (F(x) - F(k)) + F(shift)
+    unit = F(1, 2**24) * (1 + F(1, 2**10))
+    terms = abs(F(a)) * (abs(F(dy)) + abs(F(h))) + abs(F(scale) * (F(x) - F(k))) + abs(F(shift))
+    if max(abs(of_dy), abs(of_x), abs(of_dy + of_x)) < 2**127:
+        error = abs(F(float(dx)) - (of_dy + of_x))
+        allowed = unit * (3 * abs(of_dy) + 4 * abs(of_x)) + terms / 2**51 + 5 * SMALLEST
+        assert error <= allowed, (dy, x, h, a, k, scale, shift)
+
+
+@narrow_dtypes
+@pytest.mark.parametrize("mean", [0, 1, 1e4])
+def test_a_gradient_of_any_magnitude(name, mean, rng):
+    dtype, mean, tried = dtype_of(name), min(mean, 30) if name == "float16" else mean, 0
+    while tried < 300:
+        size, of_dy = 10 ** rng.uniform(SMALLEST_TEN[name], LARGEST[name] - 5, 2)
+        k, *xs = (size * (mean + rng.normal(size=6))).astype(dtype).astype(float)
+        h, *dys = (of_dy * (mean + rng.normal(size=6))).astype(dtype).astype(float)
+        inv_std = 1 / math.sqrt(size**2 + 10 ** rng.uniform(-12, -3))
+        a = rng.normal() * 10 ** rng.uniform(-3, 3) * inv_std
+        scale = -a * inv_std**2 * of_dy * size * rng.normal()
+        shift = a * of_dy * rng.normal() - scale * size * rng.normal()
+        if not max(abs(a) * abs(h), abs(scale * k), abs(a) * of_dy, abs(scale) * size) < 1e36:
+            continue  # terms that are no float32 numbers
+        tried += 1
+        for dy, x in zip(dys, xs, strict=True):
+            dx = gradient_in_single(dy, x, h, a, k, scale, shift)
+            assert_dx_near(dx, dy, x, h, a, k, scale, shift)
+
+
+def test_an_origin_of_dy_that_is_no_value_of_the_type(rng):
+    """As with shards, whose origins may be any float64 numbers."""
+    for _ in range(200):
+        h, k, a, scale, shift = rng.normal(size=5) * (1e3, 1e3, 1, 1e-2, 1)
+        dy, x = (float(np.float32(origin + rng.normal())) for origin in (h, k))
+        assert_dx_near(gradient_in_single(dy, x, h, a, k, scale, shift), dy, x, h, a, k, scale, shift)

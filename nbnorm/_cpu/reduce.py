@@ -155,16 +155,16 @@ def lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
 @routine
 def halves_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
     """The same, one half of the lanes after the other."""
-    if w is not None:
-        return lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums)
-    k, h, scale, shift = low_half(k), low_half(h), low_half(scale), low_half(shift)
-    low, high = low_half(sums), high_half(sums)
-    while i < end:
-        stop = smaller(end, i + NEAR)
-        low = lanes_sums(x, dy, slope, w, i, stop, rows, stride, k, h, scale, shift, low)
-        high = lanes_sums(x, dy, slope, w, i + HALF, stop, rows, stride, k, h, scale, shift, high)
-        i = stop
-    return whole(low, high)
+    if w is None:
+        k, h, scale, shift = low_half(k), low_half(h), low_half(scale), low_half(shift)
+        low, high = low_half(sums), high_half(sums)
+        while i < end:
+            stop = smaller(end, i + NEAR)
+            low = lanes_sums(x, dy, slope, None, i, stop, rows, stride, k, h, scale, shift, low)
+            high = lanes_sums(x, dy, slope, None, i + HALF, stop, rows, stride, k, h, scale, shift, high)
+            i = stop
+        return whole(low, high)
+    return lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums)
 
 
 whole_sums = lanes_sums if narrow is vector else halves_sums

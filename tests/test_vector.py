@@ -8,7 +8,6 @@ from inspect import isbuiltin, isfunction
 import numpy as np
 import pytest
 from numba import config, njit
-from numba.extending import _Intrinsic
 
 from nbnorm._cpu import arrays, cursor, deal, vector, vector_mask, vector_memory, vector_python
 from nbnorm._cpu.vector import LANES, minus
@@ -100,7 +99,7 @@ def test_the_twin_in_python_has_nothing_else():
     }
     assert {"load", "fold", "lanes"} <= functions
     names = {name: value for module in TWINS for name, value in vars(module).items()}
-    intrinsics = {n for n, value in names.items() if isinstance(value, _Intrinsic) and not n.startswith("_")}
+    intrinsics = {n for n, value in names.items() if getattr(value, "is_intrinsic", False) and not n.startswith("_")}
     assert functions - set(names) == set()
     assert config.DISABLE_JIT or {"load", "fold", "lanes"} <= intrinsics
     assert intrinsics <= functions

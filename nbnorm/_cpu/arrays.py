@@ -9,10 +9,10 @@ from __future__ import annotations
 from llvmlite import ir
 from numba import config, from_dtype, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from nbnorm._counted import Both, Tangent
 from nbnorm._cpu import vector_python
+from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._floats import DOUBLE, MEMORY, widen
 
 OF_MAP = vector_python.OF_MAP  # what maps are computed in
@@ -20,8 +20,11 @@ I64 = ir.IntType(64)
 
 
 def address_of(ctx, builder, array_type, array, index, kind):
-    """Of array[index], for a load or a store of this LLVM type."""
-    data = ctx.make_array(array_type)(ctx, builder, array).data
+    """Of array[index], for a load or a store of this LLVM type.
+
+    By the fields of the array, since `make_array` looks each time whether anyone has defined an array of another form.
+    """
+    data = cgutils.create_struct_proxy(array_type)(ctx, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
 
 
@@ -55,7 +58,10 @@ def _matrix(dtype, memory, *others):
 
     def emit(ctx, builder, sig, args):
         args = args[len(others) :]
-        flat, result = ctx.make_array(memory)(ctx, builder, args[0]), ctx.make_array(kind)(ctx, builder)
+        flat, result = (
+            cgutils.create_struct_proxy(memory)(ctx, builder, args[0]),
+            cgutils.create_struct_proxy(kind)(ctx, builder),
+        )
         size, columns = I64(dtype.bitwidth // 8), args[3]
         rows = builder.mul(args[2], I64(memory.dtype.bitwidth // dtype.bitwidth))
         result.data = builder.bitcast(builder.gep(flat.data, [args[1]]), result.data.type)
@@ -171,7 +177,7 @@ def of_each(arrays, place, typed):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import (  # noqa: F401
         double,
         element,
         is_tangent,

@@ -11,9 +11,10 @@ from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 from numba.core.datamodel import StructModel
-from numba.extending import intrinsic, register_model
+from numba.extending import register_model
 
 from nbnorm._cpu.arrays import I64, nothing
+from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, first, splat, vector
 from nbnorm._cpu.vector_mask import mask
 from nbnorm._cpu.vector_memory import I8, masked
@@ -61,7 +62,9 @@ def cursor(typingctx, w):
             size, address = 0, I64(0)
             if kinds[array] is not types.none:
                 size = kinds[array].dtype.bitwidth // 8
-                address = builder.ptrtoint(ctx.make_array(kinds[array])(ctx, builder, given[array]).data, I64)
+                address = builder.ptrtoint(
+                    cgutils.create_struct_proxy(kinds[array])(ctx, builder, given[array]).data, I64
+                )
             address = builder.add(address, builder.mul(given[f"{array}_0"], I64(size)))
             setattr(result, f"{array}_0", address)
             for axis in AXES:
@@ -237,7 +240,7 @@ def factors(typingctx, w, n):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import (  # noqa: F401
         counts,
         cursor,
         factors,

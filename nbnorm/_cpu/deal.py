@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from nbnorm._cpu.arrays import I64
+from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, function, routine, smaller
 from nbnorm._cpu.vector_memory import I8, LINE
 
@@ -70,7 +70,7 @@ def take(typingctx, taken, owner):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import none_taken, take  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import none_taken, take  # noqa: F401
 
 
 @function

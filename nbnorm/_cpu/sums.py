@@ -14,9 +14,10 @@ from numba import types
 from numba.core import cgutils
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
-from numba.extending import intrinsic, lower_builtin, overload
+from numba.extending import lower_builtin, overload
 
 from nbnorm._cpu.arrays import I64, address_of
+from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import (
     HALF,
     INLINED,

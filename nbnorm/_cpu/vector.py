@@ -20,10 +20,11 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import PrimitiveModel
-from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
+from numba.extending import lower_builtin, overload, register_model, type_callable
 
 from nbnorm import _formulas
 from nbnorm._cpu import vector_python
+from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.part import PartCompiler
 from nbnorm._floats import DOUBLE, FLOAT, I32, like, number
 
@@ -236,7 +237,7 @@ def keep(typingctx, v, n, width):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import (  # noqa: F401
         activated,
         deviation,
         fold,

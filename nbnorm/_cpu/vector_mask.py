@@ -5,9 +5,9 @@ from __future__ import annotations
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from nbnorm._cpu.arrays import nothing
+from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, Vector, first, vector
 from nbnorm._floats import number
 
@@ -75,7 +75,7 @@ def often(typingctx, m, factor):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import (  # noqa: F401
         below,
         either,
         finite,

@@ -13,10 +13,10 @@ import platform
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from nbnorm._cpu import vector_python
 from nbnorm._cpu.arrays import I64, address_of, nothing, of_each
+from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import FEW, LANES, X86, Vector, first, lanes_from, narrow, resized, single, splat, vector
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, number, widen
 from nbnorm._floats import narrow as round_to
@@ -253,7 +253,7 @@ def is_single(typingctx, k):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import (  # type: ignore[assignment]  # noqa: F401
+    from nbnorm._cpu.vector_python import (  # noqa: F401
         columns_at_once,
         fence,
         is_single,

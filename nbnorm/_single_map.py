@@ -1,7 +1,7 @@
 """Maps for float32 arithmetic (docs/math.md, Eq. 19 and 42): their coefficients, from float64 numbers.
 
-Without branches, so that LLVM takes several channels at a time. The functions without a decorator are Python's and work
-on float64 numbers only; kernels have them through _cpu/traced.py.
+The functions without a decorator are Python's and work on float64 numbers only; kernels have them through
+_cpu/traced.py. They choose instead of branching, so that LLVM takes several channels at a time.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ def single_map(k, scale, shift, varies):
 
 
 def single_map_of_two(h, a, k, scale, shift):
-    """Eq. 42: power, offset and factor of dy, those of x, and rest, of dx = factor*v + (factor*w + rest), v and w being
-    power*dy + offset and power*x + offset."""
+    """Eq. 42: power, offset and factor of dy, the same of x, and the rest that both leave, for float32 arithmetic.
+
+    dx is factor*v of dy, v = power*dy + offset, and factor*w + rest of x, w = power*x + offset; factors are to be
+    rounded to nearest, so `lost` is none.
+    """
     power_of_dy, offset_of_dy, of_dy, lost_of_dy, rest_of_dy = single_map(h, a, 0.0, True)
     power, offset, of_x, lost, rest = single_map(k, scale, shift, True)
     return power_of_dy, offset_of_dy, of_dy + lost_of_dy, power, offset, of_x + lost, rest + rest_of_dy

@@ -296,7 +296,7 @@ def check_shards(rng, form, shape, use_running, dtype="float32", bounds=(0, 2, 2
     for one in (dgamma[-1], sum(local)):
         found = np.concatenate(ddy), np.concatenate(dx), one
         assert_derivatives(
-            found, np.concatenate(tangent), ddx, *of_parameters, dy, x, state, 1, running, w
+            found, np.concatenate(tangent), ddx, *of_parameters, dy, x, state, 1, running, w, in_single=bool(without)
         )  # fmt: skip
 
 

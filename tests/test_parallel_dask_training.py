@@ -140,7 +140,7 @@ def test_values_that_do_not_count(chunks, counting, rng):
     )
     assert (np.isnan(y) == ~there).all()
     exact = reference.weighted_backward(dy, x, w, state.gamma, state.eps)
-    assert_close(dx, exact.dx, terms=exact.terms)
+    assert_close(dx, exact.dx)
     assert_stat_close(dgamma, exact.dgamma)
     assert_stat_close(dbeta, exact.dbeta)
     assert_stat_close(stats.count, reference.weighted_stats(x, w)[0])
@@ -265,7 +265,7 @@ def test_where_dy_and_the_mask_are_made_of_x_it_is_read_three_times_all_the_same
     assert sorted(source.reads) == sorted(3 * once)
     values = x.compute()
     exact = reference.weighted_backward(dy, values, reference.counts(values, values > -1), eps=1e-3)
-    assert_close(dx, exact.dx, terms=exact.terms)
+    assert_close(dx, exact.dx)
     assert_stat_close(dgamma, exact.dgamma)
 
 

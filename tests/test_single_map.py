@@ -201,6 +201,14 @@ def test_a_gradient_of_any_magnitude(name, mean, rng):
             assert_dx_near(dx, dy, x, h, a, k, scale, shift)
 
 
+def test_factors_of_gradients_are_those_of_the_map_rounded_to_nearest(rng):
+    for _ in range(500):
+        h, a, k, scale, shift = rng.normal(size=5) * 10 ** rng.uniform(-8, 8, 5)
+        power_of_dy, _, of_dy, power, _, of_x, _ = single_map_of_two(h, a, k, scale, shift)
+        assert np.float32(of_dy) == np.float32(a / power_of_dy)
+        assert np.float32(of_x) == np.float32(scale / power)
+
+
 def test_an_origin_of_dy_that_is_no_value_of_the_type(rng):
     """As with shards, whose origins may be any float64 numbers."""
     for _ in range(200):

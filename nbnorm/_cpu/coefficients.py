@@ -1,8 +1,9 @@
 """Coefficients: what maps need to know of each channel, a row of `coef` (7, C) each.
 
 In float64 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, where k is that of stats; y and what has no ddx have
-less of it. In float32, for maps of x alone and of x and dy, all of whose values count and are let through (Eq. 19, 42),
-y = scale*w + (k*w + shift) and dx = a*(k*dy + h) + (scale*w + shift), w = b*x + o.
+less of it. In float32, for maps of x alone and of x and dy, all of whose values count (Eq. 19, 42), the same rows hold
+other numbers: y = scale*w + (k*w + shift) and dx = a*(k*dy + h) + (scale*w + shift), with w = b*x + o. So b and k are
+powers of two there, o and h what they leave of the roots; without dy k is what scale has lost.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
         )  # fmt: skip
     if dy is None:
         return beside(placed(u, scale, lanes(k, t), shift), other, slope)
+    # dy - h in float64, k*dy + h in float32
     v, a = deviation(leading(g), lanes(h, t), lanes(h, t), lanes(k, t)), lanes(a, t)
     if other is None:
         return affine_of_two(v, a, u, scale, shift)

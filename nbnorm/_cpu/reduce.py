@@ -68,7 +68,7 @@ from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
 ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW, ALL = np.intp(8), np.intp(4), np.intp(1), np.intp(LANES)
-NEAR = 512  # values of each row that one half of the lanes finds, and the other half again, in a first-level cache
+AGAIN = 512  # values of each row that the second half of the lanes still finds in a first-level cache
 
 
 @routine
@@ -159,7 +159,7 @@ def halves_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums)
         k, h, scale, shift = low_half(k), low_half(h), low_half(scale), low_half(shift)
         low, high = low_half(sums), high_half(sums)
         while i < end:
-            stop = smaller(end, i + NEAR)
+            stop = smaller(end, i + AGAIN)
             low = lanes_sums(x, dy, slope, None, i, stop, rows, stride, k, h, scale, shift, low)
             high = lanes_sums(x, dy, slope, None, i + HALF, stop, rows, stride, k, h, scale, shift, high)
             i = stop
@@ -172,10 +172,10 @@ whole_sums = lanes_sums if narrow is vector else halves_sums
 
 @routine
 def span_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
-    its = (end - i) // LANES * LANES
-    sums = whole_sums(x, dy, slope, w, i, i + its, rows, stride, k, h, scale, shift, sums)
-    i += its
-    w = shifted(w, 0, 0, its)
+    whole_vectors = (end - i) // LANES * LANES
+    sums = whole_sums(x, dy, slope, w, i, i + whole_vectors, rows, stride, k, h, scale, shift, sums)
+    i += whole_vectors
+    w = shifted(w, 0, 0, whole_vectors)
     if i + FEW < end:
         sums = rows_sums_part(x, dy, slope, w, i, rows, stride, end - i, k, h, scale, shift, sums)
     elif i < end:

@@ -57,8 +57,8 @@ vector, single = Vector("Vector", DOUBLE), Vector("Single", FLOAT)
 FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 LARGE_REGISTERS = "+avx512f" in FEATURES.split(",")
 narrow = vector if LARGE_REGISTERS or config.DISABLE_JIT else Vector("Narrow", DOUBLE, FEW)
-# Sums of segments have two less, whose 32 lanes would be all the 16 registers there are: first half of the lanes, then
-# the others.
+# Sums of segments have no tables, but two sums of 32 float64 would be 16 registers, all there are: so a run is read for
+# the lower half of the lanes, then again for the upper.
 HALF = LANES // 2
 half = Vector("Half", DOUBLE, HALF)
 

@@ -90,7 +90,7 @@ def assert_derivatives(
 ):  # fmt: skip
     """What `batch_norm_double_backward` and `batch_norm_jvp` gave, as arrays of the CPU.
 
-    `in_single`: ddy and the tangent are computed in float32, on the CPU where every value counts, which None stands for.
+    `in_single`: ddy and the tangent are computed in float32: on the CPU where every value counts, what None stands for.
     """
     terms = sizes(ddx, ddgamma, ddbeta, dy, x, state.gamma, state.eps, axis, running, w)
     exact, exact_tangent = exact_derivatives(ddx, ddgamma, ddbeta, dy, x, state, axis, running, w)

@@ -418,7 +418,14 @@ def test_shards_equal_the_whole(of_residual, masked, activation, param_grads, us
     ranks = work_of(run(3, work))
     # Sums in another order: float64, and one rounding to float32.
     np.testing.assert_allclose(np.concatenate([one for one, _ in ranks]), y, rtol=3e-7, atol=1e-12)
-    np.testing.assert_allclose(np.concatenate([f.dx for _, f in ranks]), whole.dx, rtol=3e-7, atol=1e-12)
+    dx = np.concatenate([f.dx for _, f in ranks])
+    if not masked and not use_running and (residual is not None or activation is None):
+        # In float32, both of them as near to what is exact as docs/numerics.md says.
+        g = dy if residual is None else whole.dresidual
+        terms = reference.backward(g, x, state.gamma, state.eps).terms
+        assert (np.abs(dx - whole.dx) <= 2 * 2.0**-22 * terms).all()
+    else:
+        np.testing.assert_allclose(dx, whole.dx, rtol=3e-7, atol=1e-12)
     if residual is not None:
         assert same_bits(np.concatenate([found.dresidual for _, found in ranks]), whole.dresidual)
     for name in ("dgamma", "dbeta"):
@@ -465,9 +472,11 @@ def test_ghost_batches_and_renormalization(of_residual, rng):
         one = backward(dy[part], step)
         assert same_bits(found.dx[part], one.dx)
         g = let_through(dy[part], plain, added, options["activation"])
-        exact = reference.renormalized_backward(g.astype(np.float32) if residual is not None else g, x[part], r, d,
-                                                other.gamma, other.eps)  # fmt: skip
-        assert_close(one.dx, exact.dx)
+        g = g.astype(np.float32) if residual is not None else g
+        exact = reference.renormalized_backward(g, x[part], r, d, other.gamma, other.eps)
+        # In float32 with a residual, whose gradient has been let through before; the terms are those of gamma*r.
+        terms = None if residual is None else reference.backward(g, x[part], other.gamma * r, other.eps).terms
+        assert_close(one.dx, exact.dx, terms=terms)
         sums = sums + exact.dgamma
         if residual is not None:
             assert same_bits(found.dresidual[part], one.dresidual)

@@ -63,9 +63,9 @@ def first_call(cupy: ModuleType) -> None:
     y.get()
     print(f"first training call {time.perf_counter() - start:.2f} s")
     if not SIMULATED:
-        from nbnorm._cuda import launch, reduce
+        from nbnorm._cuda import fused, launch
 
-        compiled = next(iter(reduce.reduce_segments.dispatcher.overloads.values()))
+        compiled = next(iter(fused.fused_segments.dispatcher.overloads.values()))
         print("the fast launch is found:", launch._loaded(compiled) is not None, "registers", compiled.regs_per_thread)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-I16, I32 = ir.IntType(16), ir.IntType(32)
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 MEMORY = {"float64": DOUBLE, "float32": FLOAT, "uint16": I16, "int16": I16}
 
@@ -61,3 +61,14 @@ def narrow(
     is_nan = builder.fcmp_unordered("uno", single, single)
     rounded = builder.select(is_nan, number(word, 0x7FC00000), rounded)
     return upper_halves(builder, rounded)
+
+
+def call_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """LLVM's own, of numbers or vectors."""
+    kind = a.type
+    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+    name = f"llvm.fma.{lanes}{'f32' if like(kind, FLOAT) == kind else 'f64'}"
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+    return builder.call(function, (a, b, c))

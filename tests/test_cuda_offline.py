@@ -318,13 +318,40 @@ def test_the_first_packs_are_asked_for_before_origins_or_coefficients_are_found(
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])
-@pytest.mark.parametrize("name", ["reduce.reduce_segments", "apply.running_segments"])
+@pytest.mark.parametrize("name", ["reduce.reduce_segments"])
 def test_float64_work_for_a_narrow_value_is_what_was_counted(compile_for, name, memory):
     """docs/kernels.md counts conversions and operations; a stray one would cost cards with slow float64 dearly."""
-    ptx, _ = compile_for(name, memory, HOPPER)
-    loop = max(re.split(r"\n\$L__\w+:", ptx), key=lambda block: block.count("fma.rn.f64"))
-    values = 4 * DTYPES[memory]
+    loop, values = loop_of(compile_for(name, memory, HOPPER)[0], "fma.rn.f64"), 4 * DTYPES[memory]
     per_value = {op: len(re.findall(rf"{op}\S*f64", loop)) / values for op in ("sub", "add", "fma", "mul", "div")}
-    adds = 1 if name.startswith("reduce") else 0
-    assert (per_value["fma"], per_value["sub"] + per_value["add"]) == (1, 1 + adds)
+    assert (per_value["fma"], per_value["sub"] + per_value["add"]) == (1, 2)
     assert (per_value["mul"], per_value["div"]) == (0, 0)
+
+
+def loop_of(ptx, instruction):
+    return max(re.split(r"\n\$L__\w+:", ptx), key=lambda block: block.count(instruction))
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("apply.running_segments", 1),
+        pytest.param("apply.running_columns", 1, marks=another),
+        pytest.param("apply.normalize_segments", 1, marks=another),
+        pytest.param("apply.normalize_columns", 1, marks=another),
+        pytest.param("apply.apply_segments", 1, marks=another),
+        pytest.param("apply.gradient_segments frozen", 1, marks=another),
+        ("fused.fused_segments", 1),
+        ("apply.gradient_segments", 2),
+        ("apply.gradient_columns", 2),
+        pytest.param("apply.apply_segments of two", 2, marks=another),
+        pytest.param("fused.fused_gradient_segments", 2, marks=another),
+    ],
+)
+def test_the_map_of_narrow_values_has_no_float64(compile_for, name, arrays, memory):
+    """Eq. 19 has three multiply-adds a value, Eq. 42 four."""
+    loop = loop_of(compile_for(name, memory, HOPPER)[0], "fma.rn.f32")
+    assert ".f64" not in loop
+    packs = 4 if arrays == 1 else 2
+    assert loop.count("fma.rn.f32") == {1: 3, 2: 4}[arrays] * packs * lanes_of(name, memory)

@@ -19,7 +19,7 @@ from nbnorm import batch_norm_training as training
 LIMITS = [(1.0, 0.0), (1.3, 0.4), (100.0, 100.0)]
 
 
-def assert_dx_close(dx, exact, dy, x, r, state, axis, in_single=False):
+def assert_dx_close(dx, exact, dy, x, r, state, axis):
     if dx.dtype == np.float64:
         var = reference.training(x, axis=axis).var
         terms = np.abs(reference.by_channel(dy, axis)).max(-1) * r / np.sqrt(var + state.eps)
@@ -27,7 +27,7 @@ def assert_dx_close(dx, exact, dy, x, r, state, axis, in_single=False):
         assert_gradient_close(reference.by_channel(dx, axis), reference.by_channel(exact, axis), terms[..., None])
     else:  # the terms are those of plain batch normalization with gamma*r
         gamma = r if state.gamma is None else r * state.gamma
-        assert_close(dx, exact, axis, reference.backward(dy, x, gamma, state.eps, axis).terms if in_single else None)
+        assert_close(dx, exact, axis, reference.backward(dy, x, gamma, state.eps, axis).terms)
 
 
 @pytest.mark.pairs_at_most("r and d change constants of a channel; what is done with these: test_functional.py")
@@ -54,7 +54,7 @@ def test_a_step_equals_the_paper(dtype, layout, use_gamma, use_beta, limits, par
         assert_stat_close(state.running_var, new[1])
     found = backward(dy, saved)
     exact = reference.renormalized_backward(dy, x, r, d, state.gamma, state.eps, axis)
-    assert_dx_close(found.dx, exact.dx, dy, x, r, state, axis, in_single=True)
+    assert_dx_close(found.dx, exact.dx, dy, x, r, state, axis)
     if use_gamma:
         # The sum of two terms, each within 2**-40 of its own size, and the rounding to the dtype of gamma.
         terms = np.abs(reference.by_channel(dy, axis)).sum(-1) * (r + np.abs(d))

@@ -13,10 +13,9 @@ from numba.core import cgutils
 from nbnorm._counted import Both, Tangent
 from nbnorm._cpu import vector_python
 from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._floats import DOUBLE, MEMORY, widen
+from nbnorm._floats import DOUBLE, I64, MEMORY, widen
 
 OF_MAP = vector_python.OF_MAP  # what maps are computed in
-I64 = ir.IntType(64)
 
 
 def address_of(ctx, builder, array_type, array, index, kind):

@@ -13,12 +13,12 @@ from numba.core import cgutils
 from numba.core.datamodel import StructModel
 from numba.extending import register_model
 
-from nbnorm._cpu.arrays import I64, nothing
+from nbnorm._cpu.arrays import nothing
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, first, splat, vector
 from nbnorm._cpu.vector_mask import mask
 from nbnorm._cpu.vector_memory import I8, masked
-from nbnorm._floats import DOUBLE, I32, MEMORY, number, widen
+from nbnorm._floats import DOUBLE, I32, I64, MEMORY, number, widen
 
 STORED = {**MEMORY, "uint8": I8}
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import config, njit, types
-from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import lower_builtin, overload, register_model, type_callable
@@ -26,7 +25,7 @@ from nbnorm import _formulas
 from nbnorm._cpu import vector_python
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.part import PartCompiler
-from nbnorm._floats import DOUBLE, FLOAT, I32, like, number
+from nbnorm._floats import DOUBLE, FLOAT, I32, call_fma, like, number
 
 LANES = 32
 FEW = vector_python.FEW
@@ -84,14 +83,6 @@ def _register(op, instruction):
 
 for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
     _register(_op, _instruction)
-
-
-def call_fma(builder, a, b, c):
-    kind = a.type
-    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
-    name = f"llvm.fma.{lanes}{'f32' if like(kind, FLOAT) == kind else 'f64'}"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
-    return builder.call(function, (a, b, c))
 
 
 @intrinsic

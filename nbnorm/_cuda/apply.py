@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._cuda.coefficients import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, B, H
 from nbnorm._cuda.counted import keep_places
 from nbnorm._cuda.finalize import (
     HALF,
-    ORIGIN_OF_DDX,
-    ORIGIN_OF_X,
     POOLED,
-    SCALE,
-    SHIFT,
-    A,
-    B,
-    H,
     channel_sums,
     commit_first,
     finalize_backward,
@@ -27,11 +21,26 @@ from nbnorm._cuda.finalize import (
     sums_of_channels,
 )
 from nbnorm._cuda.launch import Kernel, cuda
-from nbnorm._cuda.maps import map_columns, map_segments
+from nbnorm._cuda.maps import keep_column, map_columns, map_segments
 from nbnorm._cuda.origins import signs_of
-from nbnorm._cuda.plan import PAIRS, TABLES
-from nbnorm._cuda.vector import lanes, places_for, routine
+from nbnorm._cuda.plan import PAIRS
+from nbnorm._cuda.vector import lanes, map_of_two, map_of_x, places_for, routine, tables_for
 from nbnorm._cuda.walk import alone, channel_of, first_of_channel, first_packs, first_rows, rows_ahead, turned
+
+
+@routine
+def known_map(x, dy, other, slope, w, coef, signs, c, C):
+    """Of channel c."""
+    k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
+    if dy is None:
+        return map_of_x(x, k, scale, shift, coef[VARIES * C + c] > 0.0)
+    b, o = 0.0, 0.0
+    if other is not None:
+        b, o = coef[B * C + c], coef[ORIGIN_OF_DDX * C + c]
+    if slope is not None:
+        b, o = signs[c], signs[C + c]
+    return map_of_two(x, other, slope, w, k, scale, shift, coef[A * C + c], coef[H * C + c], b, o)
+
 
 # ---- segments
 
@@ -47,12 +56,12 @@ def normalize_segments(
     begun = first_packs(x, None, residual, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     first = p == P - 1 and t == 0
-    k, scale, shift = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
+    k, scale, shift, varies = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
     seen = parts[at_h] if momentum == POOLED else 0.0  # kept by reduce.py
     commit_first(c, C, first, seen, stats, mean, var, counters, momentum, ddof, count)
     map_segments(
-        begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift,
-        0.0, 0.0, 0.0, 0.0,
+        begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P,
+        map_of_x(x, k, scale, shift, varies),
     )  # fmt: skip
 
 
@@ -73,14 +82,14 @@ def gradient_segments(
     )
     if x is None:
         map_segments(
-            alone(begun), dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, P, 0.0, a, 0.0,
-            0.0, 0.0, 0.0, 0.0,
+            alone(begun), dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, P,
+            map_of_x(dy, 0.0, a, 0.0, True),
         )  # fmt: skip
     else:
         b, o = signs_of(slope, c, C, stats)
         map_segments(
             turned(begun), x, dy, None, slope, None, dx, None, None, c, p, t, T, N, C, S, SV, P,
-            k, scale, shift, a, h, b, o,
+            map_of_two(x, None, slope, None, k, scale, shift, a, h, b, o),
         )  # fmt: skip
 
 
@@ -91,8 +100,8 @@ def running_segments(x, residual, slope, y, stats, gamma, beta, mean, var, N, C,
     begun = first_packs(x, None, residual, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
     k, scale, shift = running_coefficients(c, C, p == 0 and t == 0, stats, gamma, beta, mean, var, eps)
     map_segments(
-        begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift,
-        0.0, 0.0, 0.0, 0.0,
+        begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P,
+        map_of_x(x, k, scale, shift, True),
     )  # fmt: skip
 
 
@@ -101,19 +110,8 @@ def apply_segments(x, dy, other, slope, w, y, coef, signs, N, C, S, SV, per, P):
     """Block (c, p) with coefficients that are known."""
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     begun = first_packs(x, dy, other, slope, w, None, None, c, p, t, T, N, C, S, SV, per, True)
-    k, scale, shift = coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c]
-    a, h = 0.0, 0.0
-    if dy is not None:
-        a, h = coef[A * C + c], coef[H * C + c]
-    b, o = 0.0, 0.0
-    if dy is not None:
-        if other is not None:
-            b, o = coef[B * C + c], coef[ORIGIN_OF_DDX * C + c]
-        if slope is not None:
-            b, o = signs[c], signs[C + c]
-    map_segments(
-        begun, x, dy, other, slope, w, y, None, None, c, p, t, T, N, C, S, SV, P, k, scale, shift, a, h, b, o
-    )  # fmt: skip
+    its = known_map(x, dy, other, slope, w, coef, signs, c, C)
+    map_segments(begun, x, dy, other, slope, w, y, None, None, c, p, t, T, N, C, S, SV, P, its)
 
 
 # ---- columns
@@ -133,7 +131,7 @@ def normalize_columns(
     """Block (b, p) of a training forward; the first of a channel keeps its statistics, and folds them in."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
-    tables = cuda.shared.array(TABLES, float64)
+    tables = tables_for(x, None, residual, slope, None)
     shared = cuda.shared.array(PAIRS, float64)
     rows_ahead(x, residual, b, p, t, K // lanes(x), N // tile, across, down, per, True)
     width = across * lanes(x)
@@ -146,12 +144,11 @@ def normalize_columns(
     while j < last:
         c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)
         keeps = p == P - 1 and first_of_channel(j, C, S)
-        k, scale, shift = finalize_forward(
+        k, scale, shift, varies = finalize_forward(
             shared[i], shared[HALF + i], c, C, keeps, stats, gamma, beta, eps, count
         )  # fmt: skip
         commit_first(c, C, keeps, seen, stats, mean, var, counters, momentum, ddof, count)
-        tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
-        tables[SHIFT * width + j - first] = shift
+        keep_column(tables, width, j - first, None, map_of_x(x, k, scale, shift, varies))
         j += T
     cuda.syncthreads()
     map_columns(begun, x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P)
@@ -164,7 +161,7 @@ def gradient_columns(
     """Block (b, p) of a backward pass, as gradient_segments."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
-    tables = cuda.shared.array(TABLES, float64)
+    tables = tables_for(dy, x, None, slope, None)
     shared = cuda.shared.array(PAIRS, float64)
     rows_ahead(dy, x, b, p, t, K // lanes(dy), N // tile, across, down, per, True)
     width = across * lanes(dy)
@@ -180,12 +177,11 @@ def gradient_columns(
             shared[i], shared[HALF + i], c, C, keeps, parts[at_h + c], stats, dgamma, dbeta, count
         )
         if x is None:
-            k, scale, shift = 0.0, a, 0.0
-        tables[ORIGIN_OF_X * width + j - first], tables[SCALE * width + j - first] = k, scale
-        tables[SHIFT * width + j - first] = shift
-        tables[A * width + j - first], tables[H * width + j - first] = a, h
-        if slope is not None:
-            tables[B * width + j - first], tables[ORIGIN_OF_DDX * width + j - first] = signs_of(slope, c, C, stats)
+            keep_column(tables, width, j - first, None, map_of_x(dy, 0.0, a, 0.0, True))
+        else:
+            y_scale, y_shift = signs_of(slope, c, C, stats)
+            its = map_of_two(dy, None, slope, None, k, scale, shift, a, h, y_scale, y_shift)
+            keep_column(tables, width, j - first, dy, its)
         j += T
     cuda.syncthreads()
     if x is None:
@@ -203,17 +199,13 @@ def apply_columns(x, dy, other, slope, w, y, coef, signs, N, C, S, K, tile, acro
     """Block (b, p) with coefficients that are known."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
-    tables = cuda.shared.array(TABLES, float64)
-    places = places_for(w)
+    tables, places = tables_for(x, dy, other, slope, w), places_for(w)
     begun = first_rows(x, dy, other, slope, w, b, p, t, K // lanes(x), N // tile, across, down, per, True)
-    width, used = across * lanes(x), 3 if dy is None else 5 if other is None else 7
+    width = across * lanes(x)
     j = t
     while j < min(width, K - b * width):
         c = channel_of(b * width + j, C, S)
-        for row in range(used):
-            tables[row * width + j] = coef[row * C + c]
-        if signs is not None:
-            tables[B * width + j], tables[ORIGIN_OF_DDX * width + j] = signs[c], signs[C + c]
+        keep_column(tables, width, j, dy, known_map(x, dy, other, slope, w, coef, signs, c, C))
         if w is not None:
             keep_places(w, places, j, (b * width + j) // (C * S), c, (b * width + j) % S)
         j += T
@@ -226,7 +218,7 @@ def running_columns(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, 
     """Block (b, p) with the running statistics."""
     b, p = cuda.gridDim.x - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y
     t, T = cuda.threadIdx.x, cuda.blockDim.x
-    tables = cuda.shared.array(TABLES, float64)
+    tables = tables_for(x, None, residual, slope, None)
     begun = first_rows(x, None, residual, slope, None, b, p, t, K // lanes(x), N // tile, across, down, per, True)
     width = across * lanes(x)
     j = t
@@ -234,7 +226,7 @@ def running_columns(x, residual, slope, y, stats, gamma, beta, mean, var, N, C, 
         column = b * width + j
         first = p == 0 and first_of_channel(column, C, S)
         k, scale, shift = running_coefficients(channel_of(column, C, S), C, first, stats, gamma, beta, mean, var, eps)
-        tables[ORIGIN_OF_X * width + j], tables[SCALE * width + j], tables[SHIFT * width + j] = k, scale, shift
+        keep_column(tables, width, j, None, map_of_x(x, k, scale, shift, True))
         j += T
     cuda.syncthreads()
     map_columns(begun, x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._cuda.finalize import ORIGIN_OF_X, SCALE, SHIFT, A, H, channel_sums, count_of, divisor_of, parameter
+from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
+from nbnorm._cuda.finalize import channel_sums, count_of, divisor_of, parameter
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.vector import routine
@@ -70,6 +71,7 @@ def finalize_given(stats, gamma, beta, coef, C, count, eps):
         stats[INV_STD * C + c], stats[GAMMA * C + c] = inv_std, scale
         scale, shift = normalizing_map(stats[DEVIATION * C + c], inv_std, scale, parameter(beta, c, 0.0))
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
+        coef[VARIES * C + c] = 1.0 if stats[M2 * C + c] > 0.0 else 0.0
 
 
 @Kernel
@@ -134,7 +136,7 @@ def finalize_sums(sums, stats, coef, C, absent, count):
             if absent:
                 k, scale, a = stats[ORIGIN * C + c], 0.0, gamma * inv_std
             coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, 0.0
-            coef[A * C + c], coef[H * C + c] = a, 0.0
+            coef[A * C + c], coef[H * C + c], coef[VARIES * C + c] = a, 0.0, 1.0
         else:
             a, scale, shift = gradient_map(
                 sums[SUM * C + c],

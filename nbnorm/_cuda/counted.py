@@ -78,8 +78,9 @@ def add_counted(s, q, n, x, dy, ddx, m, k, h):
 
 
 @routine
-def counted_image(x, dy, tangent, ddx, m, k, scale, shift, a, h, b, o):
+def counted_image(x, dy, tangent, ddx, m, coef):
     """Eq. 24, or with ddx Eq. 41, and 0 where there is no value; Eq. 26 where dy is a tangent."""
+    k, scale, shift, a, h, b, o = coef
     here = finite(x)
     there = m + here
     if tangent is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cuda import plan
-from nbnorm._cuda.finalize import ROWS, ROWS_OF_THREE
+from nbnorm._cuda.coefficients import ROWS, ROWS_OF_THREE
 from nbnorm._cuda.finalize_derivatives import (
     add_double_shards,
     finalize_frozen_second,

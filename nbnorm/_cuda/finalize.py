@@ -1,8 +1,8 @@
 """Finalize: from the parts of a channel to its statistics and to the coefficients of its map. O(C), float64.
 
 `stats` (5, C) is what a forward pass knows of each channel; _formulas.py names its rows. The routines return the
-coefficients of y = scale*(x - k) + shift or dx = scale*(x - k) + shift + a*(dy - h); `coef` (5, C) has them as rows,
-(7, C) those of a map with b*(ddx - o) too.
+coefficients of y = scale*(x - k) + shift, with whether the channel varies, or dx = scale*(x - k) + shift + a*(dy - h);
+`coef` (5, C) has them as rows, (7, C) those of a map with b*(ddx - o) too (coefficients.py).
 
 Every block of apply.py does this for the channels that it needs anyway, and the one that is `first` writes down what is
 found and folds it into the running statistics. The kernels here, in which a block works on one channel, are for what
@@ -16,6 +16,7 @@ import math
 from numba import float64
 
 from nbnorm._cuda import plan
+from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.sums import block_sums
@@ -38,8 +39,6 @@ from nbnorm._formulas import (
 )
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
-ORIGIN_OF_X, SCALE, SHIFT, A, H, B, ORIGIN_OF_DDX = range(7)  # rows of coef
-ROWS, ROWS_OF_THREE = 5, 7
 HALF = PAIRS // 2
 POOLED = -1.0  # the momentum of exact pooling
 UNKNOWN = -1.0  # the count of a batch that has one for each channel
@@ -114,7 +113,7 @@ def finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count):
     if first:
         stats[DEVIATION * C + c], stats[M2 * C + c], stats[INV_STD * C + c] = d, m2, inv_std
         stats[GAMMA * C + c] = parameter(gamma, c, 1.0)
-    return k, scale, shift
+    return k, scale, shift, m2 > 0.0
 
 
 @routine
@@ -213,9 +212,10 @@ def finalize(parts, stats, gamma, beta, coef, C, run, copies, count, eps):
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     if t == 0:
         n = divisor_of(count, c, C, stats)
-        k, scale, shift = finalize_forward(s, q, c, C, True, stats, gamma, beta, eps, n)
+        k, scale, shift, varies = finalize_forward(s, q, c, C, True, stats, gamma, beta, eps, n)
         if coef is not None:
             coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
+            coef[VARIES * C + c] = 1.0 if varies else 0.0
 
 
 @Kernel

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._cuda.coefficients import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, B, H
 from nbnorm._cuda.combine import leader
-from nbnorm._cuda.finalize import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, A, B, H, channel_sums, count_of
+from nbnorm._cuda.finalize import channel_sums, count_of
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._formulas import (
@@ -80,7 +81,7 @@ def finalize_tangent(stats, sums, directions, coef, C, count):
             t, alpha, d, n, stats[GAMMA * C + c], inv_std, directions[OF_GAMMA * C + c], directions[OF_BETA * C + c]
         )
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
-        coef[A * C + c], coef[H * C + c] = a, sums[DY_ORIGIN * C + c]
+        coef[A * C + c], coef[H * C + c], coef[VARIES * C + c] = a, sums[DY_ORIGIN * C + c], 1.0
 
 
 @Kernel
@@ -113,7 +114,7 @@ def finalize_frozen_second(stats, sums, directions, dgamma, coef, C, absent):
         if absent:
             k, scale, a = stats[ORIGIN * C + c], 0.0, scale
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, 0.0
-        coef[A * C + c], coef[H * C + c] = a, 0.0
+        coef[A * C + c], coef[H * C + c], coef[VARIES * C + c] = a, 0.0, 1.0
         if dgamma is not None:
             dgamma[c] = stats[INV_STD * C + c] * sums[CROSS * C + c]
 

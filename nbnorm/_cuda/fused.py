@@ -14,7 +14,7 @@ from nbnorm._cuda.maps import map_segments
 from nbnorm._cuda.origins import origins, signs_of
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.sums import block_sums, segment_sums
-from nbnorm._cuda.vector import lanes, room
+from nbnorm._cuda.vector import lanes, map_of_two, map_of_x, room
 from nbnorm._cuda.walk import first_packs
 from nbnorm._formulas import ORIGIN
 
@@ -38,12 +38,12 @@ def fused_segments(
         begun, x, None, None, None, x_room, None, c, 0, t, T, N, C, whole, SV, P, k, h, 0.0, 0.0
     )  # fmt: skip
     s, q = block_sums(s, q, shared, t, T)
-    k, scale, shift = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
+    k, scale, shift, varies = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
     commit_first(c, C, t == 0, 0.0, stats, mean, var, counters, momentum, ddof, count)
     begun = first_packs(x, None, residual, slope, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, True)
     map_segments(
-        begun, x, None, residual, slope, None, y, x_room, None, c, 0, t, T, N, C, whole, SV, P, k, scale, shift,
-        0.0, 0.0, 0.0, 0.0,
+        begun, x, None, residual, slope, None, y, x_room, None, c, 0, t, T, N, C, whole, SV, P,
+        map_of_x(x, k, scale, shift, varies),
     )  # fmt: skip
 
 
@@ -63,6 +63,6 @@ def fused_gradient_segments(x, dy, slope, dx, stats, dgamma, dbeta, N, C, S, SV,
     k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
     begun = first_packs(x, dy, None, slope, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, True)
     map_segments(
-        begun, x, dy, None, slope, None, dx, x_room, dy_room, c, 0, t, T, N, C, whole, SV, P, k, scale, shift,
-        a, h, b, o,
+        begun, x, dy, None, slope, None, dx, x_room, dy_room, c, 0, t, T, N, C, whole, SV, P,
+        map_of_two(x, None, slope, None, k, scale, shift, a, h, b, o),
     )  # fmt: skip

@@ -1,10 +1,11 @@
-"""The vector value on a GPU: what one 16-byte access brings, widened to float64, that behaves like one number.
+"""The vector value on a GPU: what one 16-byte access brings, as float64 or (`single`) float32, that behaves like one
+number.
 
 A kernel gets an array of values as a pointer to *packs*: groups of 1, 2, 4 or 8 values that are read or written by
 one instruction. The number of lanes is part of the pointer's type, indices count packs, and a pack's address is a
-multiple of its size. `fetch` brings what lies in memory, `values` widens it, `store` rounds once on the way back
-(intrinsics_memory.py); `+ - *` and `fma` work lane by lane, on two vectors or on a vector and a number. A pointer that
-is None brings None, a named tuple of pointers one of vectors.
+multiple of its size. `fetch` brings what lies in memory, `values` or `values_as` widens it, `store` rounds once on the
+way back (intrinsics_memory.py); `+ - *` and `fma` work lane by lane, on two vectors or on a vector and a number. A
+pointer that is None brings None, a named tuple of pointers one of vectors.
 
 Nothing here checks a bound. simulator.py has the same names in NumPy.
 """
@@ -17,9 +18,10 @@ from llvmlite import ir
 
 from nbnorm import _formulas
 from nbnorm._cuda.launch import extending, types
-from nbnorm._floats import DOUBLE, I32, MEMORY, number
+from nbnorm._floats import DOUBLE, FLOAT, I32, MEMORY, call_fma, like, number
 
 intrinsic, overload = extending.intrinsic, extending.overload
+ELEMENT = {types.float32: FLOAT, types.float64: DOUBLE}
 routine = extending.register_jitable(forceinline=True)
 
 
@@ -34,9 +36,9 @@ class Pack(types.Type):
 class Vector(types.Type):
     """Numba's type of the vector value."""
 
-    def __init__(self, lanes):
-        self.lanes = lanes
-        super().__init__(name=f"Vector({lanes})")
+    def __init__(self, lanes, number=types.float64):
+        self.lanes, self.number = lanes, number
+        super().__init__(name=f"Vector({number} x {lanes})")
 
 
 class Raw(types.Type):
@@ -56,7 +58,7 @@ class PackModel(extending.models.PrimitiveModel):
 @extending.register_model(Vector)
 class VectorModel(extending.models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, ir.VectorType(DOUBLE, fe_type.lanes))
+        super().__init__(dmm, fe_type, ir.VectorType(ELEMENT[fe_type.number], fe_type.lanes))
 
 
 def access(pack):
@@ -80,8 +82,7 @@ class RawModel(extending.models.PrimitiveModel):
 
 
 def _splat(builder, value, lanes):
-    kind = ir.VectorType(DOUBLE, lanes)
-    vector = ir.Constant(kind, ir.Undefined)
+    vector = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     for lane in range(lanes):
         vector = builder.insert_element(vector, value, I32(lane))
     return vector
@@ -93,7 +94,7 @@ def as_vectors(context, builder, result, kinds, values):
         if isinstance(kind, Vector):
             yield value
         else:
-            yield _splat(builder, context.cast(builder, value, kind, types.float64), result.lanes)
+            yield _splat(builder, context.cast(builder, value, kind, result.number), result.lanes)
 
 
 def lane_by_lane(kinds):
@@ -124,20 +125,17 @@ for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (opera
 
 @intrinsic
 def _fma(typingctx, a, b, c):
-    result = lane_by_lane((a, b, c)) or types.float64
+    narrow = {a, b, c} == {types.float32}
+    result = lane_by_lane((a, b, c)) or (types.float32 if narrow else types.float64)
 
     def emit(context, builder, sig, args):
-        function_type = ir.FunctionType(DOUBLE, [DOUBLE] * 3)
-        function = builder.module.globals.get("llvm.fma.f64") or ir.Function(
-            builder.module, function_type, "llvm.fma.f64"
-        )
-        if result is types.float64:
+        if not isinstance(result, Vector):
             values = (context.cast(builder, v, kind, result) for kind, v in zip(sig.args, args, strict=True))
-            return builder.call(function, list(values))
+            return call_fma(builder, *values)
         vectors = list(as_vectors(context, builder, result, sig.args, args))
         total = ir.Constant(vectors[0].type, ir.Undefined)
         for lane in range(result.lanes):
-            of_lane = builder.call(function, [builder.extract_element(v, I32(lane)) for v in vectors])
+            of_lane = call_fma(builder, *(builder.extract_element(v, I32(lane)) for v in vectors))
             total = builder.insert_element(total, of_lane, I32(lane))
         return total
 
@@ -151,7 +149,8 @@ def _(a, b, c):
 
 def _lessened(builder, v, slope):
     """slope*v, and 0 for slope 0 whatever v is."""
-    factor = _splat(builder, slope, v.type.count) if isinstance(v.type, ir.VectorType) else slope
+    factor = builder.fptrunc(slope, FLOAT) if like(v.type, FLOAT) == v.type else slope
+    factor = _splat(builder, factor, v.type.count) if isinstance(v.type, ir.VectorType) else factor
     is_zero = builder.fcmp_ordered("==", slope, DOUBLE(0.0))
     return builder.select(is_zero, number(v.type, 0.0), builder.fmul(v, factor))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from nbnorm._cuda.intrinsics import Raw, Vector, access, intrinsic, routine
+from nbnorm._cuda.intrinsics import ELEMENT, Raw, Vector, access, intrinsic, routine
 from nbnorm._cuda.launch import cuda, types
 from nbnorm._cuda.plan import ACCESS
 from nbnorm._floats import DOUBLE, FLOAT, I16, I32, MEMORY, narrow, widen
@@ -33,20 +33,20 @@ def pack_at(typingctx, packs, i):
     return types.int64(packs, types.int64), emit
 
 
-def _unpack(builder, raw, pack):
-    """float64 values of what was read."""
+def _unpack(builder, raw, pack, element):
+    """The values of what was read."""
     if raw.type.element != I32:
-        return widen(builder, raw, pack.dtype.name)
-    vector = ir.Constant(ir.VectorType(DOUBLE, pack.lanes), ir.Undefined)
+        return widen(builder, raw, pack.dtype.name, element)
+    vector = ir.Constant(ir.VectorType(element, pack.lanes), ir.Undefined)
     for lane in range(pack.lanes):
         word = builder.extract_element(raw, I32(lane // 2))
         half = builder.trunc(builder.lshr(word, I32(16)) if lane % 2 else word, I16)
-        vector = builder.insert_element(vector, widen(builder, half, pack.dtype.name), I32(lane))
+        vector = builder.insert_element(vector, widen(builder, half, pack.dtype.name, element), I32(lane))
     return vector
 
 
 def _pack(builder, vector, kind, pack):
-    """What is to be written for float64 values."""
+    """What is to be written for these values."""
     raw = narrow(builder, vector, pack.dtype.name)
     if kind.element != I32:
         return raw
@@ -117,12 +117,25 @@ def values(typingctx, raw):
     return _values(raw)
 
 
-def _values(raw):
+@intrinsic
+def values_as(typingctx, k, raw):
+    """The same as float32 where k, a number or a vector value, is that."""
+    found, emit = _values(raw, number_of(k))
+    return found.return_type(k, raw), lambda context, builder, sig, args: emit(context, builder, sig, args[1:])
+
+
+def number_of(k):
+    """What a number or a vector value has in its lanes."""
+    return getattr(k, "number", types.float32 if k is types.float32 else types.float64)
+
+
+def _values(raw, number=types.float64):
     if isinstance(raw, types.BaseNamedTuple):
         return _of_each(raw, _values)
     if raw is types.none:
         return types.none(raw), lambda context, builder, sig, args: context.get_dummy_value()
-    return Vector(raw.pack.lanes)(raw), lambda context, builder, sig, args: _unpack(builder, args[0], raw.pack)
+    kind = Vector(raw.pack.lanes, number)
+    return kind(raw), lambda context, builder, sig, args: _unpack(builder, args[0], raw.pack, ELEMENT[number])
 
 
 @intrinsic
@@ -180,7 +193,14 @@ def element(typingctx, packs, i):
     return _element(packs)
 
 
-def _element(packs):
+@intrinsic
+def element_as(typingctx, k, packs, i):
+    """The same as float32 where k is that."""
+    found, emit = _element(packs, number_of(k))
+    return found.return_type(k, *found.args), lambda context, builder, sig, args: emit(context, builder, sig, args[1:])
+
+
+def _element(packs, number=types.float64):
     if isinstance(packs, types.BaseNamedTuple):
         return _of_each(packs, _element, types.int64)
     if packs is types.none:
@@ -188,9 +208,9 @@ def _element(packs):
 
     def emit(context, builder, sig, args):
         place = _place(builder, packs.dtype, *args)
-        return widen(builder, builder.load(place), packs.dtype.dtype.name)
+        return widen(builder, builder.load(place), packs.dtype.dtype.name, ELEMENT[number])
 
-    return types.float64(packs, types.int64), emit
+    return number(packs, types.int64), emit
 
 
 @intrinsic
@@ -215,7 +235,7 @@ def put(typingctx, packs, i, value):
         builder.store(narrow(builder, args[2], pack.dtype.name), _place(builder, pack, args[0], args[1]))
         return context.get_dummy_value()
 
-    return types.void(packs, types.int64, types.float64), emit
+    return types.void(packs, types.int64, types.float32 if value is types.float32 else types.float64), emit
 
 
 @intrinsic
@@ -243,10 +263,10 @@ def from_further(value, delta):
 
 @intrinsic
 def load_table(typingctx, table, i, packs):
-    """table[i : i + lanes] of a float64 array in shared memory."""
+    """table[i : i + lanes] of an array in shared memory."""
 
     def emit(context, builder, sig, args):
-        kind = ir.VectorType(DOUBLE, packs.dtype.lanes)
+        kind = ir.VectorType(ELEMENT[table.dtype], packs.dtype.lanes)
         data = context.make_array(table)(context, builder, args[0]).data
         vector = ir.Constant(kind, ir.Undefined)
         for lane in range(kind.count):
@@ -254,7 +274,7 @@ def load_table(typingctx, table, i, packs):
             vector = builder.insert_element(vector, builder.load(place), I32(lane))
         return vector
 
-    return Vector(packs.dtype.lanes)(table, types.int64, packs), emit
+    return Vector(packs.dtype.lanes, table.dtype)(table, types.int64, packs), emit
 
 
 @intrinsic

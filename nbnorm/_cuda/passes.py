@@ -10,7 +10,8 @@ from typing import Any
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import apply_columns, apply_segments, gradient_columns, gradient_segments
-from nbnorm._cuda.finalize import ROWS, count_channels, finalize_gradient
+from nbnorm._cuda.coefficients import ROWS
+from nbnorm._cuda.finalize import count_channels, finalize_gradient
 from nbnorm._cuda.kinds import F64, kind, kind_of_counted, kind_of_number, packs
 from nbnorm._cuda.launch import Kind, counted, number, pointer, pointers
 from nbnorm._cuda.memory import scratch

@@ -10,6 +10,7 @@ from typing import Any
 
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
+from nbnorm._cuda.coefficients import ROWS
 from nbnorm._cuda.combine import (
     add_shards,
     finalize_given,
@@ -18,7 +19,7 @@ from nbnorm._cuda.combine import (
     shard_sums,
     whole_gradients,
 )
-from nbnorm._cuda.finalize import ROWS, UNKNOWN
+from nbnorm._cuda.finalize import UNKNOWN
 from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm import _formulas, _single_map
 from nbnorm._counted import Both, Tangent, each
 from nbnorm._cuda import plan
+from nbnorm._cuda.coefficients import OF_ONE, OF_TWO
 from nbnorm._cuda.plan import PLACES
 
 
@@ -88,6 +90,15 @@ def values(raw: Any) -> Any:
     return None if raw is None else _widen(raw)
 
 
+def values_as(k: Any, raw: Any) -> Any:
+    found = values(raw)
+    return found.astype(np.float32) if found is not None and _is_single(k) else found
+
+
+def _is_single(k: Any) -> bool:
+    return getattr(k, "dtype", None) == np.float32
+
+
 def ahead(packs: Packs | None, i: int, here: bool) -> None:
     assert packs is None or not here or 0 <= i < packs.values.size // packs.lanes
 
@@ -104,6 +115,11 @@ def element(packs: Any, i: int) -> Any:
     if isinstance(packs, Tangent | Both):
         return each(lambda one: element(one, i), packs)
     return None if packs is None else _widen(packs.values[i : i + 1])[0]
+
+
+def element_as(k: Any, packs: Any, i: int) -> Any:
+    found = element(packs, i)
+    return np.float32(found) if found is not None and _is_single(k) else found
 
 
 def element_to_compare(packs: Packs, i: int) -> Any:
@@ -133,7 +149,7 @@ def from_further(value: float, delta: int) -> float:
     return result
 
 
-def load_table(table: NDArray[np.float64], i: int, packs: Packs) -> NDArray[np.float64]:
+def load_table(table: NDArray, i: int, packs: Packs) -> NDArray:
     return np.array([table[i + lane] for lane in range(packs.lanes)])
 
 
@@ -155,6 +171,53 @@ def activated(z: Any, slope: float) -> Any:
 
 def gated(g: Any, z: Any, slope: float) -> Any:
     return np.where(z > 0, g, _lessened(g, slope))
+
+
+# ---- maps in float32
+
+
+def _in_single(packs: Packs, dy: Any, other: Any, slope: Any, w: Any) -> bool:
+    return packs.values.dtype != np.float64 and (dy is None or other is slope is w is None)
+
+
+def _rows(found: tuple, places: tuple[int, ...]) -> tuple:
+    rows = [np.float32(0)] * 7
+    for place, one in zip(places, found, strict=True):
+        rows[place] = np.float32(one)
+    return tuple(rows)
+
+
+def map_of_x(packs: Packs, k: float, scale: float, shift: float, varies: bool) -> tuple:
+    if not _in_single(packs, None, None, None, None):
+        return k, scale, shift, 0.0, 0.0, 0.0, 0.0
+    with np.errstate(all="ignore"):
+        return _rows(_single_map.single_map(*np.float64((k, scale, shift)), varies), OF_ONE)
+
+
+def map_of_two(
+    packs: Packs, other: Any, slope: Any, w: Any, k: float, scale: float, shift: float, a: float, h: float, b: float,
+    o: float,
+) -> tuple:  # fmt: skip
+    if not _in_single(packs, packs, other, slope, w):
+        return k, scale, shift, a, h, b, o
+    with np.errstate(all="ignore"):
+        return _rows(_single_map.single_map_of_two(*np.float64((h, a, k, scale, shift))), OF_TWO)
+
+
+def tables_for(packs: Packs, dy: Any, other: Any, slope: Any, w: Any) -> NDArray:
+    from nbnorm._cuda.launch import cuda  # which imports this module
+
+    return cuda.shared.array(plan.TABLES, np.float32 if _in_single(packs, dy, other, slope, w) else np.float64)
+
+
+def deviation(x: Any, origin: Any, offset: Any, power: Any) -> Any:
+    return power * x + offset if _is_single(x) else x - origin
+
+
+def placed(u: Any, scale: Any, lost: Any, shift: Any) -> Any:
+    if _is_single(u):
+        return _single_map.affine_in_single(u, scale, lost, shift)
+    return _formulas.affine(u, scale, shift)
 
 
 # ---- which lanes count: numbers, 0 where one does not

@@ -11,9 +11,10 @@ from typing import Any
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import normalize_columns, normalize_segments
+from nbnorm._cuda.coefficients import ROWS, ROWS_OF_THREE, SCALE, SHIFT, A, B
 from nbnorm._cuda.combine import finalize_given
 from nbnorm._cuda.counted import first_short
-from nbnorm._cuda.finalize import POOLED, ROWS, ROWS_OF_THREE, SCALE, SHIFT, UNKNOWN, A, B, finalize
+from nbnorm._cuda.finalize import POOLED, UNKNOWN, finalize
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
 from nbnorm._cuda.kinds import F64, kind, kind_of_counted, kind_of_number
 from nbnorm._cuda.launch import counted, number, pointer, roomy

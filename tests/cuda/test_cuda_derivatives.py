@@ -46,7 +46,7 @@ def check(
         assert array.strides == strides_of_output(x)
     running = (state.running_mean, state.running_var) if use_running else None
     on_host = [on_cpu(array) for array in (*found, tangent, *cotangents, dy, x)]
-    assert_derivatives(on_host[:3], *on_host[3:], state, axis, running, w, in_single=False)
+    assert_derivatives(on_host[:3], *on_host[3:], state, axis, running, w, on_gpu=True)
 
 
 @pytest.mark.each_value
@@ -136,4 +136,6 @@ def test_shards_equal_the_whole(cupy, rng, shape, use_running, counting):
     running = (state.running_mean, state.running_var) if use_running else None
     for one in (dgamma[2].get(), sum(part.get() for part in local)):
         found = joined(ddy), joined(dx), one
-        assert_derivatives(found, joined(tangent), ddx, *of_parameters, dy, x, state, 1, running, w, in_single=False)
+        assert_derivatives(
+            found, joined(tangent), ddx, *of_parameters, dy, x, state, 1, running, w, in_single=True
+        )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from nbnorm._formulas import fma, formula, two_sum
+from nbnorm._formulas import fma, formula
 
 
 def exponent_of(x: float) -> int:
@@ -36,14 +36,15 @@ def single_map(k, scale, shift, varies):
     factor = chosen(factor > 2.0**127, 2.0**127, chosen(factor < -(2.0**127), -(2.0**127), factor))
     vanishes = abs(factor) < 2.0**-126  # no x is so large that its share of y would be a number
     has_root = varies & (abs(shift) < 2.0**126 * abs(factor))
-    of_root = shift / chosen(vanishes, 1.0, factor)
-    offset, left = two_sum(chosen(has_root, of_root, 0.0), -power * k)
+    of_root = quotient(shift, chosen(vanishes, 1.0, factor))
+    offset = leading_digits(chosen(has_root, of_root, 0.0) - power * k)
+    # However exact these are: what they leave of y at k.
+    rest = fma(-factor, fma(power, k, offset), shift)
     # Below the factor, so that what it lost is not 0 and has its sign: an infinite w stays infinite.
-    rounded, high = leading_digits(offset), leading_digits(factor * (1 - 2.0**-24))
-    rest = fma(factor, (offset - rounded) + left, chosen(has_root, 0.0, shift))
+    high = leading_digits(factor * (1 - 2.0**-24))
     return (
         chosen(vanishes, 0.0, power),
-        chosen(vanishes, 0.0, rounded),
+        chosen(vanishes, 0.0, offset),
         chosen(vanishes, 0.0, high),
         chosen(vanishes, 0.0, factor - high),
         chosen(vanishes, shift - scale * k, rest),
@@ -68,6 +69,11 @@ def chosen(condition, a, b):
 
 def smaller_of(a, b):
     return chosen(a < b, a, b)
+
+
+def quotient(a, b):
+    """Within 2**-30."""
+    return a / b
 
 
 @formula

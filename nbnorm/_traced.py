@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from nbnorm import _formulas, _single_map
+from nbnorm import _single_map
 from nbnorm._floats import DOUBLE, I64, call_fma
 
 
@@ -23,13 +23,13 @@ class Traced:
         self.builder, self.value = builder, value
 
     def _with(self, other: Any, of_floats: str, of_integers: str = "", reflected: bool = False) -> Traced:
-        pair = self.value, _value(other, self.value.type)
+        pair = self.value, value_of(other, self.value.type)
         emit = getattr(self.builder, of_floats if self.value.type == DOUBLE else of_integers)
         return Traced(self.builder, emit(*(reversed(pair) if reflected else pair)))
 
     def _compared(self, relation: str, other: Any) -> Traced:
         compare = self.builder.fcmp_ordered if self.value.type == DOUBLE else self.builder.icmp_signed
-        return Traced(self.builder, compare(relation, self.value, _value(other, self.value.type)))
+        return Traced(self.builder, compare(relation, self.value, value_of(other, self.value.type)))
 
     def __add__(self, other: Any) -> Traced:
         return self._with(other, "fadd", "add")
@@ -72,17 +72,18 @@ class Traced:
         return self._compared(">", other)
 
 
-def _value(number: Any, kind: ir.Type) -> ir.Value:
+def value_of(number: Any, kind: ir.Type) -> ir.Value:
+    """Of what a formula combines: Traced, or a number of Python."""
     return number.value if isinstance(number, Traced) else kind(number)
 
 
 def _chosen(condition: Traced, a: Any, b: Any) -> Traced:
     kind = next((number.value.type for number in (a, b) if isinstance(number, Traced)), DOUBLE)
-    return Traced(condition.builder, condition.builder.select(condition.value, _value(a, kind), _value(b, kind)))
+    return Traced(condition.builder, condition.builder.select(condition.value, value_of(a, kind), value_of(b, kind)))
 
 
-def _fma(a: Traced, b: Traced, c: Traced) -> Traced:
-    return Traced(a.builder, call_fma(a.builder, a.value, b.value, c.value))
+def _fma(a: Traced, b: Traced, c: Any) -> Traced:
+    return Traced(a.builder, call_fma(a.builder, a.value, b.value, value_of(c, DOUBLE)))
 
 
 def _exponent_of(x: Traced) -> Traced:
@@ -103,7 +104,7 @@ def traced(**instead: Callable[..., Any]) -> dict[str, Any]:
         "chosen": _chosen, "fma": _fma, "exponent_of": _exponent_of, "power_of_two": _power_of_two,
     }  # fmt: skip
     for plain in (
-        _formulas.two_sum, _single_map.leading_digits, _single_map.smaller_of, _single_map.single_map,
+        _single_map.leading_digits, _single_map.smaller_of, _single_map.quotient, _single_map.single_map,
         _single_map.single_map_of_two,
     ):  # fmt: skip
         plain = getattr(plain, "py_func", plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llvmlite import ir
 from numba import float32, float64
 
 from nbnorm._cuda.coefficients import OF_ONE, OF_TWO
@@ -9,10 +10,10 @@ from nbnorm._cuda.intrinsics import intrinsic, overload
 from nbnorm._cuda.intrinsics_memory import number_of
 from nbnorm._cuda.launch import cuda, types
 from nbnorm._cuda.plan import TABLES
-from nbnorm._floats import DOUBLE, FLOAT
+from nbnorm._floats import DOUBLE, FLOAT, call_fma
 from nbnorm._formulas import affine, fma
 from nbnorm._single_map import affine_in_single
-from nbnorm._traced import Traced, traced
+from nbnorm._traced import Traced, traced, value_of
 
 
 def _leading_digits(a):
@@ -21,7 +22,19 @@ def _leading_digits(a):
     return Traced(a.builder, a.builder.fpext(a.builder.fptrunc(a.value, FLOAT), DOUBLE))
 
 
-FORMULAS = traced(leading_digits=_leading_digits)
+def _quotient(a, b):
+    """By the instruction for a reciprocal of 20 digits, once improved: a division takes longer than all the rest."""
+    builder, a = b.builder, value_of(a, DOUBLE)
+    kind = ir.FunctionType(DOUBLE, [DOUBLE])
+    name = "llvm.nvvm.rcp.approx.ftz.d"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    inverse = builder.call(function, [b.value])
+    first = builder.fmul(a, inverse)
+    left = call_fma(builder, builder.fsub(DOUBLE(-0.0), b.value), first, a)
+    return Traced(builder, call_fma(builder, left, inverse, first))
+
+
+FORMULAS = traced(leading_digits=_leading_digits, quotient=_quotient)
 
 
 def _in_single(packs, dy, other, slope, w):

@@ -17,6 +17,9 @@ from nbnorm._cuda.finalize import (
     commit_first,
     finalize_backward,
     finalize_forward,
+    known_backward,
+    known_forward,
+    known_running,
     running_coefficients,
     sums_of_channels,
 )
@@ -54,14 +57,15 @@ def normalize_segments(
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     begun = first_packs(x, None, residual, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
+    known, old = known_forward(c, C, stats, gamma, beta), known_running(c, mean, var)
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     first = p == P - 1 and t == 0
-    k, scale, shift, varies = finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count)
+    k, scale, shift, new, m2 = finalize_forward(s, q, c, C, first, known, stats, eps, count)
     seen = parts[at_h] if momentum == POOLED else 0.0  # kept by reduce.py
-    commit_first(c, C, first, seen, stats, mean, var, counters, momentum, ddof, count)
+    commit_first(c, first, new, m2, seen, old, mean, var, counters, momentum, ddof, count)
     map_segments(
         begun, x, None, residual, slope, None, y, None, None, c, p, t, T, N, C, S, SV, P,
-        map_of_x(x, k, scale, shift, varies),
+        map_of_x(x, k, scale, shift, m2 > 0.0),
     )  # fmt: skip
 
 
@@ -76,10 +80,9 @@ def gradient_segments(
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     begun = first_packs(dy, x, None, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
+    known, h = known_backward(c, C, stats), parts[at_h + c]
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
-    k, scale, shift, a, h = finalize_backward(
-        s, q, c, C, p == P - 1 and t == 0, parts[at_h + c], stats, dgamma, dbeta, count
-    )
+    k, scale, shift, a, h = finalize_backward(s, q, c, p == P - 1 and t == 0, h, known, dgamma, dbeta, count)
     if x is None:
         map_segments(
             alone(begun), dy, None, None, None, None, dx, None, None, c, p, t, T, N, C, S, SV, P,
@@ -143,12 +146,13 @@ def normalize_columns(
     j = first + t
     while j < last:
         c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)
-        keeps = p == P - 1 and first_of_channel(j, C, S)
-        k, scale, shift, varies = finalize_forward(
-            shared[i], shared[HALF + i], c, C, keeps, stats, gamma, beta, eps, count
+        keeps, known = p == P - 1 and first_of_channel(j, C, S), known_forward(c, C, stats, gamma, beta)
+        old = known_running(c, mean, var)
+        k, scale, shift, new, m2 = finalize_forward(
+            shared[i], shared[HALF + i], c, C, keeps, known, stats, eps, count
         )  # fmt: skip
-        commit_first(c, C, keeps, seen, stats, mean, var, counters, momentum, ddof, count)
-        keep_column(tables, width, j - first, None, map_of_x(x, k, scale, shift, varies))
+        commit_first(c, keeps, new, m2, seen, old, mean, var, counters, momentum, ddof, count)
+        keep_column(tables, width, j - first, None, map_of_x(x, k, scale, shift, m2 > 0.0))
         j += T
     cuda.syncthreads()
     map_columns(begun, x, None, residual, slope, None, y, tables, None, b, p, t, T, N, C, S, K, tile, across, down, P)
@@ -172,10 +176,10 @@ def gradient_columns(
     j = first + t
     while j < last:
         c, i = channel_of(j, C, S), channel_of(j - lead * S, C, S)
-        keeps = p == P - 1 and first_of_channel(j, C, S)
+        keeps, known = p == P - 1 and first_of_channel(j, C, S), known_backward(c, C, stats)
         k, scale, shift, a, h = finalize_backward(
-            shared[i], shared[HALF + i], c, C, keeps, parts[at_h + c], stats, dgamma, dbeta, count
-        )
+            shared[i], shared[HALF + i], c, keeps, parts[at_h + c], known, dgamma, dbeta, count
+        )  # fmt: skip
         if x is None:
             keep_column(tables, width, j - first, None, map_of_x(dy, 0.0, a, 0.0, True))
         else:

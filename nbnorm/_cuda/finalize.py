@@ -104,30 +104,43 @@ def parameter(values, c, default):
 
 
 @routine
-def finalize_forward(s, q, c, C, first, stats, gamma, beta, eps, count):
-    """Eq. 4 to 6."""
-    k = stats[ORIGIN * C + c]
-    d, m2 = moments(s, q, count)
-    inv_std = inverse_std(m2 / count, eps)
-    scale, shift = normalizing_map(d, inv_std, parameter(gamma, c, 1.0), parameter(beta, c, 0.0))
-    if first:
-        stats[DEVIATION * C + c], stats[M2 * C + c], stats[INV_STD * C + c] = d, m2, inv_std
-        stats[GAMMA * C + c] = parameter(gamma, c, 1.0)
-    return k, scale, shift, m2 > 0.0
+def known_forward(c, C, stats, gamma, beta):
+    """What finalize_forward has to know of channel c. A kernel asks for it before it adds up the sums, which takes as
+    long as memory does."""
+    return stats[ORIGIN * C + c], parameter(gamma, c, 1.0), parameter(beta, c, 0.0)
 
 
 @routine
-def finalize_backward(s, q, c, C, first, h, stats, dgamma, dbeta, count):
+def finalize_forward(s, q, c, C, first, known, stats, eps, count):
+    """Eq. 4 to 6: the map, and mean and m2."""
+    k, gamma, beta = known
+    d, m2 = moments(s, q, count)
+    inv_std = inverse_std(m2 / count, eps)
+    scale, shift = normalizing_map(d, inv_std, gamma, beta)
+    if first:
+        stats[DEVIATION * C + c], stats[M2 * C + c], stats[INV_STD * C + c] = d, m2, inv_std
+        stats[GAMMA * C + c] = gamma
+    return k, scale, shift, k + d, m2
+
+
+@routine
+def known_backward(c, C, stats):
+    """The same for finalize_backward."""
+    return stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[INV_STD * C + c], stats[GAMMA * C + c]
+
+
+@routine
+def finalize_backward(s, q, c, first, h, known, dgamma, dbeta, count):
     """Eq. 11 and 12, and the gradients of the parameters."""
-    d, inv_std = stats[DEVIATION * C + c], stats[INV_STD * C + c]
+    k, d, inv_std, gamma = known
     sum_dy_xmu = centred_product(s, q, d)
-    a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, stats[GAMMA * C + c], inv_std)
+    a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, gamma, inv_std)
     if first:
         if dgamma is not None:
             dgamma[c] = sum_dy_xmu * inv_std
         if dbeta is not None:
             dbeta[c] = whole_sum(s, h, count)
-    return stats[ORIGIN * C + c], scale, shift, a, h
+    return k, scale, shift, a, h
 
 
 @routine
@@ -159,31 +172,41 @@ def divisor_of(count, c, C, stats):
 
 
 @routine
-def commit_channel(c, C, n, seen, stats, mean, var, momentum, ddof):
-    """Fold a batch of n values of channel c into the running statistics of `seen` values, Eq. 9 or 8.
-
-    Pooled variances stay as they are while there are no more values than ddof.
-    """
-    new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
-    if momentum == POOLED:
-        old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
-        total, mean[c], m2 = pool(seen, mean[c], old_m2, n, new, m2)
-        if total > ddof and n > 0.0:
-            var[c] = m2 / (total - ddof)
-    else:
-        mean[c] = moving_average(mean[c], new, momentum)
-        var[c] = moving_average(var[c], m2 / (n - ddof), momentum)
+def known_running(c, mean, var):
+    """The running statistics of channel c as they are; 0 without any."""
+    old_mean, old_var = 0.0, 0.0
+    if mean is not None:
+        old_mean, old_var = mean[c], var[c]
+    return old_mean, old_var
 
 
 @routine
-def commit_first(c, C, first, seen, stats, mean, var, counters, momentum, ddof, count):
+def commit_channel(c, n, new, m2, seen, old, mean, var, momentum, ddof):
+    """Fold a batch of n values of channel c, of these mean and m2, into the `old` statistics of `seen` values, Eq. 9 or
+    8.
+
+    Pooled variances stay as they are while there are no more values than ddof.
+    """
+    old_mean, old_var = old
+    if momentum == POOLED:
+        old_m2 = old_var * (seen - ddof) if seen > ddof else 0.0
+        total, mean[c], m2 = pool(seen, old_mean, old_m2, n, new, m2)
+        if total > ddof and n > 0.0:
+            var[c] = m2 / (total - ddof)
+    else:
+        mean[c] = moving_average(old_mean, new, momentum)
+        var[c] = moving_average(old_var, m2 / (n - ddof), momentum)
+
+
+@routine
+def commit_first(c, first, new, m2, seen, old, mean, var, counters, momentum, ddof, count):
     """The same by the `first` thread of each channel, and once the counters; nothing without running statistics.
 
     Other blocks may be faster: `seen` is not what the counters have by now.
     """
     if mean is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if first:
-            commit_channel(c, C, count, seen, stats, mean, var, momentum, ddof)
+            commit_channel(c, count, new, m2, seen, old, mean, var, momentum, ddof)
             if c == 0:
                 counters[BATCHES] += 1
                 counters[SAMPLES] += int(count)
@@ -212,10 +235,11 @@ def finalize(parts, stats, gamma, beta, coef, C, run, copies, count, eps):
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     if t == 0:
         n = divisor_of(count, c, C, stats)
-        k, scale, shift, varies = finalize_forward(s, q, c, C, True, stats, gamma, beta, eps, n)
+        known = known_forward(c, C, stats, gamma, beta)
+        k, scale, shift, _, m2 = finalize_forward(s, q, c, C, True, known, stats, eps, n)
         if coef is not None:
             coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
-            coef[VARIES * C + c] = 1.0 if varies else 0.0
+            coef[VARIES * C + c] = 1.0 if m2 > 0.0 else 0.0
 
 
 @Kernel
@@ -228,7 +252,8 @@ def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, f
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
     if t == 0:
         n = divisor_of(count, c, C, stats)
-        k, scale, shift, a, h = finalize_backward(s, q, c, C, True, parts[at_h + c], stats, dgamma, dbeta, n)
+        known = known_backward(c, C, stats)
+        k, scale, shift, a, h = finalize_backward(s, q, c, True, parts[at_h + c], known, dgamma, dbeta, n)
         if frozen:
             scale, shift = 0.0, 0.0
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, shift
@@ -256,7 +281,8 @@ def commit_batch(stats, mean, var, counters, samples, C, skip_nonfinite, count, 
             if samples is not None:
                 seen = samples[c]
                 samples[c] = seen + n
-            commit_channel(c, C, n, seen, stats, mean, var, momentum, ddof)
+            new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
+            commit_channel(c, n, new, m2, seen, known_running(c, mean, var), mean, var, momentum, ddof)
     if t == 0:
         if bad:
             counters[SKIPPED] += 1

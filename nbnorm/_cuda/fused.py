@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._cuda.finalize import commit_first, finalize_backward, finalize_forward
+from nbnorm._cuda.finalize import (
+    commit_first,
+    finalize_backward,
+    finalize_forward,
+    known_backward,
+    known_running,
+    parameter,
+)
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.maps import map_segments
 from nbnorm._cuda.origins import origins, signs_of
@@ -32,18 +39,19 @@ def fused_segments(
     whole = SV * lanes(x)  # what S is, as the compiler sees it: no value is in no pack
     begun = first_packs(x, None, None, None, None, None, None, c, 0, t, T, N, C, whole, SV, per, False)
     k, h = origins(x, None, None, None, 1, c, N, C, S, stats)
+    known, old = (k, parameter(gamma, c, 1.0), parameter(beta, c, 0.0)), known_running(c, mean, var)
     if t == 0:
         stats[ORIGIN * C + c] = k
     s, q, _ = segment_sums(
         begun, x, None, None, None, x_room, None, c, 0, t, T, N, C, whole, SV, P, k, h, 0.0, 0.0
     )  # fmt: skip
     s, q = block_sums(s, q, shared, t, T)
-    k, scale, shift, varies = finalize_forward(s, q, c, C, t == 0, stats, gamma, beta, eps, count)
-    commit_first(c, C, t == 0, 0.0, stats, mean, var, counters, momentum, ddof, count)
+    k, scale, shift, new, m2 = finalize_forward(s, q, c, C, t == 0, known, stats, eps, count)
+    commit_first(c, t == 0, new, m2, 0.0, old, mean, var, counters, momentum, ddof, count)
     begun = first_packs(x, None, residual, slope, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, True)
     map_segments(
         begun, x, None, residual, slope, None, y, x_room, None, c, 0, t, T, N, C, whole, SV, P,
-        map_of_x(x, k, scale, shift, varies),
+        map_of_x(x, k, scale, shift, m2 > 0.0),
     )  # fmt: skip
 
 
@@ -55,12 +63,12 @@ def fused_gradient_segments(x, dy, slope, dx, stats, dgamma, dbeta, N, C, S, SV,
     whole = SV * lanes(x)
     begun = first_packs(x, dy, None, slope, None, None, None, c, 0, t, T, N, C, whole, SV, per, False)
     k, h = origins(x, dy, slope, None, 1, c, N, C, S, stats)
-    b, o = signs_of(slope, c, C, stats)
+    known, (b, o) = known_backward(c, C, stats), signs_of(slope, c, C, stats)
     s, q, _ = segment_sums(
         begun, x, dy, slope, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, P, k, h, b, o
     )  # fmt: skip
     s, q = block_sums(s, q, shared, t, T)
-    k, scale, shift, a, h = finalize_backward(s, q, c, C, t == 0, h, stats, dgamma, dbeta, count)
+    k, scale, shift, a, h = finalize_backward(s, q, c, t == 0, h, known, dgamma, dbeta, count)
     begun = first_packs(x, dy, None, slope, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, True)
     map_segments(
         begun, x, dy, None, slope, None, dx, x_room, dy_room, c, 0, t, T, N, C, whole, SV, P,

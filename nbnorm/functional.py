@@ -100,9 +100,8 @@ def batch_norm_training(
 
     Notes
     -----
-    Sums in float64, y too (on the CPU in float32 but for float64 x). x is read once from memory
-    where the values of a channel fit a cache, twice otherwise; strided x is copied once. Every number of threads gives
-    the same bits.
+    Sums in float64, y in float32 but for float64 x. x is read once from memory where the values of a channel fit a
+    cache, twice otherwise; strided x is copied once. Every number of threads gives the same bits.
 
     `where` and `weights` are read where they are, and must not change before the backward pass either; copied, once and
     without the axes along which they are constant, are weights that are not float32 or float64, and arrays of which
@@ -274,7 +273,7 @@ def batch_norm_inference(
 
     Notes
     -----
-    One read of x, one write of y, float64 (on the CPU float32 but for float64 x) in between; strided x is copied once.
+    One read of x, one write of y, in between float32 but for float64 x; strided x is copied once.
 
     References
     ----------

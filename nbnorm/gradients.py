@@ -80,7 +80,7 @@ def batch_norm_backward(
 
     Notes
     -----
-    Sums in float64, dx too (on the CPU in float32 but for float64 x, masks, weights, and an activation alone).
+    Sums in float64, dx in float32 but for float64 x, masks, weights, and an activation alone.
     dy and x are read once from memory where the values of a channel fit a cache, twice otherwise; dy is copied once if
     it lies in memory in another order than x. In shards they are read twice and one message is exchanged; none for
     "local" and running statistics. An activation costs no access to memory; with a residual dy and y are read once

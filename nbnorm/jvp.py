@@ -47,7 +47,7 @@ def batch_norm_jvp(
 
     Notes
     -----
-    Sums in float64, dy too (on the CPU in float32 where there is a dx, but for float64 x, masks and weights); dx and x
+    Sums in float64, dy in float32 but for float64 x, masks and weights; dx and x
     are read twice from memory, with frozen statistics or without dx once. The
     backward pass is the adjoint of this map: ``(dy*g).sum()`` is the sum of the tangents times what
     ``batch_norm_backward(g, saved)`` returns. Where the forward pass had a `sync`, dgamma and dbeta have to be the same

@@ -171,7 +171,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Notes
         -----
-        One read of X and one write, in float64 (on the CPU float32 but for float64 X) in between.
+        One read of X and one write, in between float32 but for float64 X.
         """
         check_is_fitted(self)
         self._names_checked(X)

@@ -23,6 +23,7 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
     {
         "nbnorm._formulas",
         "nbnorm._single_map",
+        "nbnorm._traced",
         "nbnorm._floats",
         "nbnorm._cpu.plan",
         "nbnorm._cuda.plan",

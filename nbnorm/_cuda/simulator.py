@@ -191,7 +191,7 @@ def map_of_x(packs: Packs, k: float, scale: float, shift: float, varies: bool) -
     if not _in_single(packs, None, None, None, None):
         return k, scale, shift, 0.0, 0.0, 0.0, 0.0
     with np.errstate(all="ignore"):
-        return _rows(_single_map.single_map(*np.float64((k, scale, shift)), varies), OF_ONE)
+        return _rows(_single_map.single_map(np.float64(k), np.float64(scale), np.float64(shift), varies), OF_ONE)
 
 
 def map_of_two(
@@ -201,7 +201,7 @@ def map_of_two(
     if not _in_single(packs, packs, other, slope, w):
         return k, scale, shift, a, h, b, o
     with np.errstate(all="ignore"):
-        return _rows(_single_map.single_map_of_two(*np.float64((h, a, k, scale, shift))), OF_TWO)
+        return _rows(_single_map.single_map_of_two(*map(np.float64, (h, a, k, scale, shift))), OF_TWO)
 
 
 def tables_for(packs: Packs, dy: Any, other: Any, slope: Any, w: Any) -> NDArray:

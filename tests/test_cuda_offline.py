@@ -198,7 +198,7 @@ def signature(name, memory):
 
 
 def lanes_of(name, memory):
-    """Values of a pack: of 16 bytes, but for columns of two arrays or three (plan.cut_of_two), for masks
+    """Values of a pack: of 16 bytes, but for columns of two arrays or three (plan.cut_of_two, cut_of_three), for masks
     (plan.cut_counted) and for both (plan.cut_gated); one where counts are added up one by one."""
     if name.startswith("counted"):
         return 1
@@ -206,12 +206,19 @@ def lanes_of(name, memory):
         return DTYPES[memory] // 2
     if "columns" in name and "gated and counted uint8, float64" in name:
         return 1
-    if "gated and counted" in name or "of three counted" in name or ("columns" in name and "uint8, float64" in name):
+    if "gated and counted" in name or "of three counted" in name or ("columns" in name and has_mask_and_weights(name)):
         return min(DTYPES[memory], 2)
-    few = name.endswith(("columns of three", "counted")) or ("columns" in name and name.endswith("gated"))
+    if name.endswith("columns of three"):
+        return min(DTYPES[memory], 2)
+    few = name.endswith("counted") or ("columns" in name and name.endswith("gated"))
     few = few or name.startswith(("apply.gradient_columns", "apply.apply_columns of two"))
     few = few or name.endswith("columns beside")
     return min(DTYPES[memory], 4) if few else DTYPES[memory]
+
+
+def has_mask_and_weights(name):
+    arrays, _ = {**KERNELS, **COUNTED, **OTHERS}[name]
+    return any(isinstance(kind, tuple) and None not in kind for kind in arrays)
 
 
 def bytes_of(what, log):

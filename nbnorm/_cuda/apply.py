@@ -57,9 +57,9 @@ def normalize_segments(
     c, p, t, T = C - 1 - cuda.blockIdx.x, P - 1 - cuda.blockIdx.y, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(PAIRS, float64)
     begun = first_packs(x, None, residual, slope, None, None, None, c, p, t, T, N, C, S, SV, per, True)
-    known = known_forward(c, C, stats, gamma, beta)
     s, q = channel_sums(parts, shared, c, C, run, copies, t, T)
-    first, old = p == P - 1 and t == 0, known_running(c, mean, var)
+    first = p == P - 1 and t == 0
+    known, old = known_forward(c, C, stats, gamma, beta), known_running(c, mean, var)
     k, scale, shift, new, m2 = finalize_forward(s, q, c, C, first, known, stats, eps, count)
     seen = parts[at_h] if momentum == POOLED else 0.0  # kept by reduce.py
     commit_first(c, first, new, m2, seen, old, mean, var, counters, momentum, ddof, count)

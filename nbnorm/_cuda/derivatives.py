@@ -120,7 +120,8 @@ def apply_second(
         pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, _number(count),
     )  # fmt: skip
     if x.size:
-        cut = (plan.cut_of_two if w is None else plan.cut_gated)(shape, x.itemsize)
+        of_arrays = plan.cut_of_two if ddx is None else plan.cut_of_three
+        cut = (of_arrays if w is None else plan.cut_gated)(shape, x.itemsize)
         apply(cut, (in_memory(x.dtype), cut.lanes), x, dy, ddx, None, w, dx, coef)
 
 

@@ -63,10 +63,11 @@ def fused_gradient_segments(x, dy, slope, dx, stats, dgamma, dbeta, N, C, S, SV,
     whole = SV * lanes(x)
     begun = first_packs(x, dy, None, slope, None, None, None, c, 0, t, T, N, C, whole, SV, per, False)
     k, h = origins(x, dy, slope, None, 1, c, N, C, S, stats)
-    known, (b, o) = known_backward(c, C, stats), signs_of(slope, c, C, stats)
+    b, o = signs_of(slope, c, C, stats)
     s, q, _ = segment_sums(
         begun, x, dy, slope, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, P, k, h, b, o
     )  # fmt: skip
+    known = known_backward(c, C, stats)
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift, a, h = finalize_backward(s, q, c, t == 0, h, known, dgamma, dbeta, count)
     begun = first_packs(x, dy, None, slope, None, x_room, dy_room, c, 0, t, T, N, C, whole, SV, per, True)

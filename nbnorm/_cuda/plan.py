@@ -74,17 +74,22 @@ def alignment(shape: tuple[int, int, int], itemsize: int) -> int:
 
 
 def cut_of_two(shape: tuple[int, int, int], itemsize: int) -> Cut:
-    """For a map of two arrays or three: of columns at most 4 to a pack, since five coefficients of 8 would fill all
-    registers."""
+    """For a map of two arrays: of columns at most 4 to a pack, since coefficients of 8 would fill all registers."""
     found = cut(shape, itemsize)
     return found if found.segments else cut(shape, max(itemsize, 4))
 
 
+def cut_of_three(shape: tuple[int, int, int], itemsize: int) -> Cut:
+    """For a map of three arrays: of columns at most 2 to a pack."""
+    found = cut(shape, itemsize)
+    return found if found.segments else cut(shape, max(itemsize, 8))
+
+
 def cut_counted(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:
     """Where not every value counts once: at most 4 to a pack, since registers hold no more beside that; of columns with
-    float64 weights beside a mask 2 (`weights_itemsize` 0: there is no mask, or no weights)."""
+    weights beside a mask 2 (`weights_itemsize` 0: there is no mask, or no weights)."""
     found = cut(shape, max(itemsize, 4))
-    return found if found.segments else cut(shape, max(itemsize, 4, weights_itemsize))
+    return found if found.segments else cut(shape, max(itemsize, 8 if weights_itemsize else 4))
 
 
 def cut_gated(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:

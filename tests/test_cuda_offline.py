@@ -208,7 +208,7 @@ def lanes_of(name, memory):
         return 1
     if "gated and counted" in name or "of three counted" in name or ("columns" in name and has_mask_and_weights(name)):
         return min(DTYPES[memory], 2)
-    if name.endswith("columns of three"):
+    if name.endswith("columns of three") or (name.startswith("reduce") and "of a tangent" in name):
         return min(DTYPES[memory], 2)
     few = name.endswith("counted") or ("columns" in name and name.endswith("gated"))
     few = few or name.startswith(("apply.gradient_columns", "apply.apply_columns of two"))

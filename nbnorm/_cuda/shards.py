@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbnorm._counted import Counted
+from nbnorm._counted import Counted, Tangent
 from nbnorm._cuda import plan
 from nbnorm._cuda.coefficients import ROWS
 from nbnorm._cuda.combine import (
@@ -76,7 +76,7 @@ def gradient_sums(
     if w is not None and own is not None:  # the origin of dy is that of values which count as often as here
         stats = kept(stats.copy())
         stats[COUNT] = own[COUNT]
-    cut = cut_of_gradient(shape, x.itemsize, w, slope)
+    cut = plan.cut_gated(shape, x.itemsize) if isinstance(dy, Tangent) else cut_of_gradient(shape, x.itemsize, w, slope)
     parts = reduce(cut, (in_memory(x.dtype), cut.lanes), x, dy, slope, w, stats, centred=int(own is not None))
     shard_sums(
         (shape[1], 1), cut.finalize_threads, (F64, F64, kind(own), F64),

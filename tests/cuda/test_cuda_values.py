@@ -197,12 +197,30 @@ def test_what_is_not_finite_stays_in_its_channel(cupy, rng, shape, dtype):
         assert [np.isnan(other[1].astype(float)).all() for other in found] == [True] * 3 + [False] + [True] * 2
 
 
-def test_a_constant_channel_gives_beta(cupy, rng, dtype):
-    x = np.full((4, 3, 70), 14.62, dtype_of(dtype))
-    state, on_gpu = state_on_gpu(rng, 3)
-    y, _ = nbnorm.batch_norm_training(cupy.asarray(x), on_gpu)
+@pytest.mark.parametrize(
+    ("shape", "counting"),
+    [((2, 40, 70), False), ((2, 40, 72), False), ((20, 40), False), ((2, 40, 70), True), ((20, 40), True)],
+    ids=["segments", "one launch", "a table", "counted segments", "a counted table"],
+)
+def test_a_constant_channel_gives_beta(cupy, rng, dtype, shape, counting):
+    """To the bit also where gamma is so small that the root of the map is far from all x, and rounds on the way."""
+    x = np.full(shape, 14.62, dtype_of(dtype))
+    state, on_gpu = state_on_gpu(rng, 40, eps=1.0)
+    state.gamma, on_gpu.gamma = state.gamma * 1e-3, on_gpu.gamma * 1e-3
+    w = {"where": cupy.asarray(rng.random(shape) < 0.7)} if counting else {}
+    y, saved = nbnorm.batch_norm_training(cupy.asarray(x), on_gpu, **w)
     assert (reference.by_channel(y.get(), 1) == state.beta.astype(dtype_of(dtype))[:, None]).all()
-    assert (nbnorm.batch_stats(cupy.asarray(x)).m2.get() == 0).all()
+    assert (saved.stats.m2.get() == 0).all()
+
+
+def test_a_constant_channel_gives_beta_with_renormalization(cupy, rng, dtype):
+    """Where the running statistics are those of the batch: then r is 1 and d 0."""
+    x = np.full((2, 40, 70), 14.62, dtype_of(dtype))
+    state, on_gpu = state_on_gpu(rng, 40, eps=1.0)
+    state.gamma, on_gpu.gamma = state.gamma * 1e-3, on_gpu.gamma * 1e-3
+    on_gpu.running_mean, on_gpu.running_var = cupy.full(40, float(x[0, 0, 0])), cupy.zeros(40)
+    y, _ = nbnorm.batch_norm_training(cupy.asarray(x), on_gpu, renorm=nbnorm.Renorm(3.0, 5.0))
+    assert (reference.by_channel(y.get(), 1) == state.beta.astype(dtype_of(dtype))[:, None]).all()
 
 
 def test_empty_arrays(cupy):

@@ -72,7 +72,7 @@ def smaller_of(a, b):
 
 
 def quotient(a, b):
-    """Within 2**-30."""
+    """On a GPU within 2**-40."""
     return a / b
 
 

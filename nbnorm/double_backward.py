@@ -62,7 +62,7 @@ def batch_norm_double_backward(
 
     Notes
     -----
-    Sums and arithmetic in float64 (ddy in float32 but for float64 x, masks and weights). Where the forward
+    Sums and arithmetic in float64 (ddy in float32 but for float64 x, masks and weights; on a GPU dx too, without ddx). Where the forward
     pass used the running statistics these are constants. The three arrays are read once from memory where the values of
     a channel fit a cache.
 

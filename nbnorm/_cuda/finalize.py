@@ -2,7 +2,7 @@
 
 `stats` (5, C) is what a forward pass knows of each channel; _formulas.py names its rows. The routines return the
 coefficients of y = scale*(x - k) + shift, with whether the channel varies, or dx = scale*(x - k) + shift + a*(dy - h);
-`coef` (5, C) has them as rows, (7, C) those of a map with b*(ddx - o) too (coefficients.py).
+`coef` (6, C) has them as rows, (7, C) those of a map with b*(ddx - o) too (coefficients.py).
 
 Every block of apply.py does this for the channels that it needs anyway, and the one that is `first` writes down what is
 found and folds it into the running statistics. The kernels here, in which a block works on one channel, are for what

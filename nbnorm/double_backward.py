@@ -62,9 +62,9 @@ def batch_norm_double_backward(
 
     Notes
     -----
-    Sums and arithmetic in float64 (ddy in float32 but for float64 x, masks and weights; on a GPU dx too, without ddx). Where the forward
-    pass used the running statistics these are constants. The three arrays are read once from memory where the values of
-    a channel fit a cache.
+    Sums and arithmetic in float64 (ddy in float32 but for float64 x, masks and weights; on a GPU dx too, without ddx).
+    Where the forward pass used the running statistics these are constants. The three arrays are read once from memory
+    where the values of a channel fit a cache.
 
     After a forward pass with `where`, `weights` or ``nan="omit"`` all of dy and ddx act, also where a value does not
     count; where such an x is not finite they are ignored, and ddy and dx are 0. Then x is read five times from memory,

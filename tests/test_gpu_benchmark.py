@@ -183,8 +183,8 @@ def test_a_dry_run(tmp_path):
                 measured["two launches"] = {"training", "backward"}
             found = {system: {kind: tuple(t) for kind, t in times.items()} for system, times in entry["us"].items()}
             assert found == {system: dict.fromkeys(kinds, figures) for system, kinds in measured.items()}
-    # Maps in float32 are within 2 ulp (docs/numerics.md), an ulp being at most two units; in 16 bits that is rounded once
-    # more, which hides it. The expression's float32 sums lose the digits of the mean.
+    # Maps in float32 are within 2 ulp (docs/numerics.md), an ulp being at most two units; in 16 bits that is rounded
+    # once more, which hides it. The expression's float32 sums lose the digits of the mean.
     errors = {(entry["dtype"], entry["mean"]): entry["units"] for entry in results["errors"]}
     for (dtype, _), units in errors.items():
         assert units["nbnorm"] < (4 if dtype == "float32" else 1.01)

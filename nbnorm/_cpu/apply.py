@@ -19,15 +19,18 @@ from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion_
 from nbnorm._cpu.finalize import finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
-from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH
+from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
 from nbnorm._cpu.tables import spread
-from nbnorm._cpu.vector import FEW, LANES, function, larger, once, routine, smaller
+from nbnorm._cpu.vector import FEW, LANES, function, larger, narrow, once, routine, smaller, vector
 from nbnorm._cpu.vector_memory import LINE, fence, is_single, load_as, store, until_line
 from nbnorm._formulas import ORIGIN
 
 NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
 GROUP = 65_536  # values that are walked forwards before going back
 MANY = 256  # rows that share tables
+# The lines of rows that lie whole pages apart share the few places of one address in a first-level cache. Mapping rows
+# abreast was slower for it where LANES columns are mapped at once, and is faster all the same where FEW are.
+NARROW = narrow is not vector
 
 
 # ---- segments
@@ -126,7 +129,7 @@ def line_start(i, size, edge, line):
 
 
 @once
-def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming):
+def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0, the cursor at row 0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
@@ -134,6 +137,7 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
     """
     group, panel = larger(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
     ahead = larger(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
+    abreast = not streaming and (NARROW or K * y.itemsize % PAGE != 0)
     # Numbers for line_start, not y: in the serial twin Numba counted references to it with an atomic instruction a row,
     # which waited until streaming stores had arrived in memory.
     edge = until_line(y, 0)
@@ -158,7 +162,7 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
 
 
 @once
-def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, abreast, streaming):
+def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, streaming):
     """What one worker does."""
     size = N * C * S
     wide = even(K, MAP_WIDTH)
@@ -193,7 +197,7 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
                 spread(b, coef[B], j, n, C, S)
                 spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
         its = rows_of(w, K // (C * S))
-        block(x, dy, other, slope, its, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, abreast, streaming)
+        block(x, dy, other, slope, its, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, streaming)
         last -= 1
         if first == last:
             done, first, last = portion_from_the_end(taken, done, worker, workers, parts * pieces)
@@ -202,45 +206,24 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
 
 
 @Kernel
-def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, abreast, streaming, workers):
+def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, streaming, workers):
     """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch,
     with dy 7 in the place of 5.
     """
     taken = none_taken(workers)
     for worker in prange(workers):
         columns(
-            taken, worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, abreast,
+            taken, worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K,
             streaming,
         )  # fmt: skip
 
 
 @Kernel
-def running_columns(
-    x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, abreast, streaming, workers
-):  # fmt: skip
+def running_columns(x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers):
     """The same for columns; behind the 9 * C values of `both` are the tables, of this width."""
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
     tables = matrix_of_map(x, None, None, None, both, 9 * C, workers, OF_ONE * width)
     finalize_running(both, gamma, beta, eps, stats, coef)
     taken = none_taken(workers)
     for worker in prange(workers):
-        columns(
-            taken,
-            worker,
-            workers,
-            x,
-            None,
-            residual,
-            slope,
-            None,
-            y,
-            both,
-            coef,
-            tables,
-            N,
-            C,
-            S,
-            K,
-            abreast,
-            streaming,
-        )
+        columns(taken, worker, workers, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, streaming)

@@ -24,15 +24,19 @@ from nbnorm._cpu.vector import (
     activated,
     deviation,
     function,
+    is_float32,
     minus,
+    narrow,
     once,
     routine,
-    single,
     smaller,
+    vector,
 )
 from nbnorm._cpu.vector_memory import (
+    columns_at_once,
     is_single,
     lanes,
+    lanes_of_columns,
     load_as,
     load_part_as,
     prefetch,
@@ -83,7 +87,7 @@ def placed(u, scale, lost, shift):
 
 @overload(placed, jit_options=INLINED)
 def _(u, scale, lost, shift):
-    if u == single:
+    if is_float32(u):
         return lambda u, scale, lost, shift: affine_in_single(u, scale, lost, shift)
     return lambda u, scale, lost, shift: affine(u, scale, shift)
 
@@ -159,10 +163,27 @@ def rows_image(x, dy, other, slope, w, y, i, rows, stride, k, h, o, a, b, scale,
         store(y, at, image(u, v, z, slope, shifted(w, r, 0, 0), ALL, k, h, o, a, b, scale, shift, START))
 
 
+@routine
+def rows_rest(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift):
+    """y[i : i + n], fewer columns than are mapped at once."""
+    if w is None:
+        rest_of_few(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift)
+    else:
+        rest_of_many(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift)
+
+
+@routine
+def rest_of_many(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift):
+    part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, START)
+
+
+rest_of_few = rest_of_many if narrow is vector else few
+
+
 @function
 def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t, streaming):
     """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows where
-    y is not streamed.
+    y is not streamed, as many columns at a time as registers hold.
 
     Rows without a gap that are whole vectors wide may begin behind their first values, so that stores fill lines (half
     lines take twice as long): the tables repeat their first LANES columns behind the last. For the cursor a row is a
@@ -179,18 +200,18 @@ def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, sc
     while not streaming and i + (ABREAST - 1) * stride + cols <= end:
         j = 0
         while j < cols:
-            kv, hv, ov = lanes(k, t + j), lanes(h, t + j), lanes(o, t + j)
-            av, bv = lanes(a, t + j), lanes(b, t + j)
-            scale_v, shift_v = lanes(scale, t + j), lanes(shift, t + j)
+            kv, hv, ov = lanes_of_columns(w, k, t + j), lanes_of_columns(w, h, t + j), lanes_of_columns(w, o, t + j)
+            av, bv = lanes_of_columns(w, a, t + j), lanes_of_columns(w, b, t + j)
+            scale_v, shift_v = lanes_of_columns(w, scale, t + j), lanes_of_columns(w, shift, t + j)
             its = shifted(w, 0, 0, j)
-            if j + LANES <= cols:
+            if j + columns_at_once(w) <= cols:
                 rows_image(x, dy, other, slope, its, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
             else:
                 for r in range(ABREAST):
                     at, n = i + r * stride + j, cols - j
                     of_row = shifted(its, r, 0, 0)
-                    part(x, dy, other, slope, of_row, y, at, n, kv, hv, ov, av, bv, scale_v, shift_v, START)
-            j += LANES
+                    rows_rest(x, dy, other, slope, of_row, y, at, n, kv, hv, ov, av, bv, scale_v, shift_v)
+            j += columns_at_once(w)
         i += ABREAST * stride
         w = shifted(w, ABREAST, 0, 0)
     while i < end:

@@ -57,7 +57,7 @@ def apply(
     if cut.K:
         tables = np.empty((workers, (OF_ONE if dy is None else OF_TWO) * cut.width), coef.dtype)
         apply_columns(
-            x, dy, other, slope, w, y, stats, coef, tables, N, C, S, cut.K, cut.abreast, cut.streaming, workers
+            x, dy, other, slope, w, y, stats, coef, tables, N, C, S, cut.K, cut.streaming, workers
         )  # fmt: skip
     else:
         apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, cut.streaming, workers)

@@ -60,7 +60,6 @@ class Map(NamedTuple):
 
     K: int
     width: int  # of a table of coefficients
-    abreast: bool  # several rows at a time: everything is in cache, and needs no stream of its own to come from memory
     streaming: bool
 
 
@@ -116,7 +115,6 @@ def mapping(tensors: int, itemsize: int, N: int, C: int, S: int, in_rows: bool =
     traffic = tensors * itemsize * N * C * S
     streaming = streams(traffic)
     if not in_rows or S >= SHORT or (S > LANES and not streaming) or traffic == 0:
-        return Map(0, 0, False, streaming)
+        return Map(0, 0, streaming)
     K = columns(N, C, S, together).map_K
-    collide = K * itemsize % PAGE == 0  # rows would share the few places of one address in the first-level cache
-    return Map(K, min(K, MAP_WIDTH) + 3 * LANES, not (streaming or collide), streaming)
+    return Map(K, min(K, MAP_WIDTH) + 3 * LANES, streaming)

@@ -50,7 +50,7 @@ def running_forward(
         both[: 2 * C] = running.both
     if cut.K:
         running_columns(
-            x, residual, slope, y, both, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.abreast, cut.streaming,
+            x, residual, slope, y, both, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.streaming,
             workers,
         )  # fmt: skip
     else:

@@ -1,5 +1,5 @@
 """The vector value: 32 lanes that behave like one number inside a kernel, float64 or (`single`) float32; and fewer for
-sums of columns (`narrow`) where registers are few.
+sums and maps of columns (`narrow`, `narrow_single`) where registers are few.
 
 `+ - *`, `minus` and `fma` work lane by lane; vector_memory.py has the loads and stores. LLVM splits the value into as
 many registers as the CPU has use for, so one accumulator is several independent chains, and every CPU does the same
@@ -51,15 +51,20 @@ class Vector(types.Type):
 
 
 vector, single = Vector("Vector", DOUBLE), Vector("Single", FLOAT)
-# Sums of columns have six vectors at hand: k, h, dy, x and two sums. 32 registers of 8 float64 hold them, 16 of 4 would
-# spill half of them at every step. A sum of its own for each column has the same bits either way.
+# Sums of columns have six vectors at hand: k, h, dy, x and two sums; maps seven coefficients. 32 registers of 8 float64
+# hold them, 16 of 4 would spill half of them at every step. A column's bits are the same either way.
 FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 LARGE_REGISTERS = "+avx512f" in FEATURES.split(",")
 narrow = vector if LARGE_REGISTERS or config.DISABLE_JIT else Vector("Narrow", DOUBLE, FEW)
+narrow_single = single if narrow is vector else Vector("NarrowSingle", FLOAT, FEW)
 # Sums of segments have no tables, but two sums of 32 float64 would be 16 registers, all there are: so a run is read for
 # the lower half of the lanes, then again for the upper.
 HALF = LANES // 2
 half = Vector("Half", DOUBLE, HALF)
+
+
+def is_float32(kind):
+    return isinstance(kind, Vector) and kind.lanes.element == FLOAT
 
 
 @register_model(Vector)
@@ -123,7 +128,7 @@ def deviation(typingctx, x, origin, offset, power):
     """What a map scales: x - origin, or for float32 x, which has another one (Eq. 19), power*x + offset."""
 
     def emit(ctx, builder, sig, args):
-        if x == single:
+        if is_float32(x):
             return call_fma(builder, args[3], args[0], args[2])
         return _difference(builder, *args[:2])
 

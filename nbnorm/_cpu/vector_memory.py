@@ -17,7 +17,21 @@ from numba.core import cgutils
 from nbnorm._cpu import vector_python
 from nbnorm._cpu.arrays import I64, address_of, nothing, of_each
 from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._cpu.vector import FEW, LANES, X86, Vector, first, lanes_from, narrow, resized, single, splat, vector
+from nbnorm._cpu.vector import (
+    FEW,
+    LANES,
+    X86,
+    Vector,
+    first,
+    is_float32,
+    lanes_from,
+    narrow,
+    narrow_single,
+    resized,
+    single,
+    splat,
+    vector,
+)
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, number, widen
 from nbnorm._floats import narrow as round_to
 
@@ -31,7 +45,7 @@ def _memory(array_type, width):
 
 
 def _is_single(k):
-    return k == single or getattr(k, "dtype", k) == types.float32
+    return is_float32(k) or getattr(k, "dtype", k) == types.float32
 
 
 def _kind_of(k):
@@ -246,6 +260,14 @@ def lanes(typingctx, values, i):
 
 
 @intrinsic
+def lanes_of_columns(typingctx, w, table, i):
+    """table[i : i + columns_at_once(w)], float32 where the table is, otherwise float64."""
+    kind = _kind_of(table)
+    few = {vector: narrow, single: narrow_single}
+    return _load(table, few[kind] if w is types.none else kind, w)
+
+
+@intrinsic
 def is_single(typingctx, k):
     """Whether k, what `lanes` takes, is float32: a constant for LLVM."""
     answer = _is_single(k)
@@ -258,6 +280,7 @@ if config.DISABLE_JIT:
         fence,
         is_single,
         lanes,
+        lanes_of_columns,
         load,
         load_as,
         load_columns,

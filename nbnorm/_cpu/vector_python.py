@@ -204,6 +204,10 @@ def lanes(values: NDArray | float, i: int) -> Vector:
     return np.full(LANES, values) if np.ndim(values) == 0 else _inside(values, i, LANES)  # type: ignore[arg-type]
 
 
+def lanes_of_columns(w: Counted | None, table: NDArray, i: int) -> Vector:
+    return lanes(table, i)
+
+
 # ---- vector_mask.py, bool arrays
 
 

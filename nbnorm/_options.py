@@ -11,6 +11,8 @@ from numpy.typing import DTypeLike
 
 from nbnorm._arguments import short
 
+LEAST_SLOPE = float(np.finfo(np.float32).smallest_normal)  # in float32 less may be 0, and 0 times infinity NaN
+
 
 def missing(value: object) -> None:
     """One of the two."""
@@ -28,6 +30,8 @@ def activation(value: object) -> float | None:
         slope = value[1]
         if not _is_real(slope) or not 0 <= slope < 1:
             raise ValueError(f'the slope of "leaky_relu" is {short(slope)}; expected at least 0 and less than 1')
+        if 0 < slope < LEAST_SLOPE:
+            raise ValueError(f'the slope of "leaky_relu" is {short(slope)}; expected 0, or at least {LEAST_SLOPE:.3g}')
         return float(slope)
     raise ValueError(f'activation is {short(value)}; expected "relu", ("leaky_relu", slope) or None')
 

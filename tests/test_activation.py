@@ -544,6 +544,7 @@ REFUSED = {
     "no slope": ({"activation": "leaky_relu"}, ValueError, "activation is 'leaky_relu'", '("leaky_relu", slope)'),
     "a slope of 1": ({"activation": ("leaky_relu", 1)}, ValueError, "the slope", "is 1; expected", "less than 1"),
     "a negative slope": ({"activation": ("leaky_relu", -0.1)}, ValueError, "the slope", "-0.1"),
+    "too small a slope": ({"activation": ("leaky_relu", 1e-40)}, ValueError, "1e-40", "at least 1.18e-38"),
     "NaN": ({"activation": ("leaky_relu", np.nan)}, ValueError, "the slope", "nan"),
     "a word for a slope": ({"activation": ("leaky_relu", "0.1")}, ValueError, "the slope", "'0.1'"),
     "a list": ({"residual": [0.0]}, TypeError, "residual is a builtins.list", "np.asarray(residual)"),

@@ -151,7 +151,8 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
                 full = smaller(r1, size // K) - r  # the last row of all may be shorter
                 its = shifted(w, r, 0, j)
                 i, cols, t = r * K + j, stop - j, j - j0
-                rows_run(x, dy, other, slope, its, y, i, full, K, cols, k, h, o, a, b, scale, shift, t, ORDINARY)
+                end = i + (full - 1) * K + cols
+                rows_run(x, dy, other, slope, its, y, i, end, K, cols, k, h, o, a, b, scale, shift, t, ORDINARY)
                 m += full
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)

@@ -11,13 +11,13 @@ from numba import prange
 from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, own_k, signs_for_map
-from nbnorm._cpu.cursor import cursor, for_map, shifted
+from nbnorm._cpu.cursor import cursor, for_map, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, none_taken, portion
 from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_parameters, write_gradients
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import START, rows_run
 from nbnorm._cpu.origins import origins, signs_of
-from nbnorm._cpu.reduce import channels_totals, chunk_sums, column_sums, keep_sums
+from nbnorm._cpu.reduce import ONE_ROW, channels_totals, chunk_sums, column_sums, keep_sums
 from nbnorm._cpu.sums import add_sums
 from nbnorm._cpu.tables import own_table, spread
 from nbnorm._cpu.vector import LANES, smaller, zeros
@@ -68,19 +68,21 @@ def fused_segments(
 @Kernel
 def fused_columns(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, terms, width, channels, N,
-    C, S, block, streaming, workers,
+    C, S, tile, block, streaming, workers,
 ):  # fmt: skip
-    """Blocks of `channels` channels; scratch has the same and, 7 numbers later at most, where a line begins, for each
-    worker the sums and tables of a block: room is (2 * terms + 2 + OF_ONE) * width.
+    """Blocks of `channels` channels, `tile` samples side by side; scratch has the same and, 7 numbers later at most,
+    where a line begins, for each worker the sums and tables of a block: room is (2 * terms + 2 + OF_ONE) * width.
     """
-    rows = OF_ONE if dy is None else OF_TWO
-    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, rows, C)
-    edge = (3 + rows) * C + until_line(scratch, (3 + rows) * C)
-    K = C * S
+    numbers = OF_ONE if dy is None else OF_TWO
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, numbers, C)
+    edge = (3 + numbers) * C + until_line(scratch, (3 + numbers) * C)
+    K = C * S * tile
+    rows, rest = N // tile, N % tile * C * S
     blocks = (C + channels - 1) // channels
     taken = none_taken(workers)
     for worker in prange(workers):
         its, of_dy = cursor(w), for_map(dy, slope)
+        of_rows = rows_of(its, tile)
         acc = scratch[edge + worker * room :]
         k, h = acc[2 * terms * width :], acc[(2 * terms + 1) * width :]
         tables = matrix_of_map(x, dy, slope, w, acc, (2 * terms + 2) * width, OF_ONE, width)
@@ -93,7 +95,7 @@ def fused_columns(
         done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
         while first < last:
             c0, c1 = first * channels, smaller(C, (first + 1) * channels)
-            cols = (c1 - c0) * S
+            cols = (c1 - c0) * S * tile
             reach = cols + LANES if cols == K else cols  # rows_run goes on from the last column to the first
             origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
             spread(k, stats[ORIGIN], c0 * S, reach, C, S)
@@ -102,16 +104,19 @@ def fused_columns(
                 if slope is not None:
                     spread(of_scale, stats[SIGN_SCALE], c0 * S, reach, C, S)
                     spread(of_shift, stats[SIGN_SHIFT], c0 * S, reach, C, S)
-            for r in range(0, N, block):
+            for r in range(0, rows, block):
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
                 for j in range(at, at + terms * width, LANES):
                     store(acc, j, zeros())
-                i, of_block = r * K + c0 * S, shifted(its, r, 0, c0 * S)
-                n = smaller(block, N - r)
+                i, of_block = r * K + c0 * S, shifted(of_rows, r, 0, c0 * S)
+                n = smaller(block, rows - r)
                 column_sums(x, dy, of_dy, of_block, i, n, K, cols, k, h, of_scale, of_shift, acc, at, width)
+                if rest > 0 and r + block >= rows:
+                    i, of_rest = rows * K, shifted(of_rows, rows, 0, 0)
+                    column_sums(x, dy, of_dy, of_rest, i, ONE_ROW, K, rest, k, h, of_scale, of_shift, acc, at, width)
                 if at > 0:
                     add_sums(x, dy, its, acc, at, width)
-            channels_totals(x, dy, its, acc, width, c0, c1, S, 1, stats, sums)
+            channels_totals(x, dy, its, acc, width, c0, c1, S, tile, stats, sums)
             read_parameters(gamma, beta, c0, c1, stats, sums)
             finalize_channels(dy, gamma, c0, c1, stats, sums, eps, count, coef)
             write_gradients(dgamma, dbeta, c0, c1, sums)
@@ -125,9 +130,10 @@ def fused_columns(
                 spread(a, coef[A], c0 * S, reach, C, S)
                 if is_single(coef):
                     spread(h_of_map, coef[H], c0 * S, reach, C, S)
-            of_map = for_map(dy, shifted(its, 0, 0, c0 * S))
+            of_map = for_map(dy, shifted(of_rows, 0, 0, c0 * S))
+            i, end = c0 * S, (N - 1) * C * S + c1 * S
             rows_run(
-                x, dy, other, slope, of_map, y, c0 * S, N, K, cols, k_of_map, h_of_map, o, a, b, scale, shift, START,
+                x, dy, other, slope, of_map, y, i, end, K, cols, k_of_map, h_of_map, o, a, b, scale, shift, START,
                 streaming,
             )  # fmt: skip
             first += 1

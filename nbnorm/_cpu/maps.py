@@ -181,17 +181,16 @@ rest_of_few = rest_of_many if narrow is vector else few
 
 
 @function
-def rows_run(x, dy, other, slope, w, y, i, rows, stride, cols, k, h, o, a, b, scale, shift, t, streaming):
-    """`cols` columns of `rows` rows from y[i] on; the tables are read from position t on, once for ABREAST rows where
-    y is not streamed, as many columns at a time as registers hold.
+def rows_run(x, dy, other, slope, w, y, i, end, stride, cols, k, h, o, a, b, scale, shift, t, streaming):
+    """`cols` columns of each row from y[i] to y[end]; the tables are read from position t on, once for ABREAST rows
+    where y is not streamed, as many columns at a time as registers hold.
 
     Rows without a gap that are whole vectors wide may begin behind their first values, so that stores fill lines (half
     lines take twice as long): the tables repeat their first LANES columns behind the last. For the cursor a row is a
     sample.
     """
-    end = i + (rows - 1) * stride + cols
     if w is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-        if cols == stride and cols % LANES == 0 and rows > ABREAST:
+        if cols == stride and cols % LANES == 0 and i + ABREAST * stride < end:
             head = until_line(y, i)
             if head > 0:
                 part(x, dy, other, slope, w, y, i, head, k, h, o, a, b, scale, shift, t)

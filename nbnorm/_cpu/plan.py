@@ -52,6 +52,7 @@ class Blocks(NamedTuple):
 
     channels: int
     width: int  # of their tables
+    tile: int  # rows of N side by side, for all channels only
     rows: int  # of a partial sum
 
 
@@ -78,8 +79,9 @@ def segments(N: int, S: int) -> Segments:
 def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
     """`together`: whether rows may lie side by side."""
     base = C * S
+    small = N * base <= SMALL  # a column more then costs as much as what lies in it
     whole = LANES // gcd(base, LANES)  # rows until columns fill whole vectors
-    tile = whole if whole * base <= 1024 else 1
+    tile = whole if whole * base <= 1024 and (base < LANES or not small) else 1
     tile = max(1, min(N, tile * max(1, SHORT // (tile * base)))) if together else 1
     K = base * tile
     rows = -(-N // tile)
@@ -87,8 +89,8 @@ def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
     block = max(64 if K <= PANEL else 1024, BLOCK // min(K, PANEL), -(-rows // 128))
     # Apply prefers runs of a whole panel, unless the tables would cost more than the map.
     map_tile = tile * max(1, min(MAP_OF_TWO, N * base // 128) // K) if together else 1
-    channels = C if N * base <= SMALL else min(C, L2_BYTES // (4 * N * S))
-    if tile > 1 or channels * S < min(RUN, base):
+    channels = C if small else min(C, L2_BYTES // (4 * N * S))
+    if channels * S < min(RUN, base) or (tile > 1 and not small):
         channels = 0
     return Columns(tile, block, -(-rows // block), K, up(K, LANES), base * map_tile, channels)
 
@@ -97,11 +99,11 @@ def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
 def blocks(N: int, C: int, S: int, together: bool, workers: int) -> Blocks | None:
     """For the fused driver; None where blocks would not stay in cache."""
     cols = columns(N, C, S, together)
-    if not cols.channels:
+    if not cols.channels or (cols.tile > 1 and workers > 1):
         return None
-    channels = min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
+    channels = C if cols.tile > 1 else min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
     # Rows go on, and a vector reaches, beyond the columns.
-    return Blocks(channels, up(channels * S, LANES) + 2 * LANES, cols.block)
+    return Blocks(channels, up(channels * S * cols.tile, LANES) + 2 * LANES, cols.tile, cols.block)
 
 
 def streams(nbytes: int) -> bool:

@@ -118,13 +118,13 @@ def _fused_or_split(
     else:
         blocks = plan.blocks(N, C, S, throughout(w, C, S), workers)
         if blocks is not None:
-            channels, width, rows = blocks
+            channels, width, tile, rows = blocks
             terms = terms_of(x, dy, w)
             room = (2 * terms + 2 + OF_ONE) * width
             fused_columns(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
-                np.empty(of_channels + 7 + workers * room), room, terms, width, channels, N, C, S, rows,
-                streaming, workers,
+                np.empty(of_channels + 7 + workers * room), room, terms, width, channels, N, C, S, tile,
+                rows, streaming, workers,
             )  # fmt: skip
             return
     sums = np.zeros((3, C))

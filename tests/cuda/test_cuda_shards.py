@@ -44,6 +44,19 @@ def test_every_dtype(cupy, rng, dtype):
     check(cupy, rng, SHAPES["segments"], dtype, "local")
 
 
+@pytest.mark.parametrize("shape", [(10, 40, 65), (20, 40)], ids=["segments", "a table"])
+def test_a_constant_channel_gives_beta(cupy, rng, shape, dtype):
+    """To the bit, also where the root of the map is far from all x; a rank that has nothing knows no value of it."""
+    x = np.full(shape, 14.62, dtype_of(dtype))
+    state, on_gpu = state_on_gpu(rng, shape[1], eps=1.0)
+    state.gamma, on_gpu.gamma = state.gamma * 1e-3, on_gpu.gamma * 1e-3
+    n = shape[0] // 10
+    steps = in_shards(cupy, x, x, on_gpu, (7 * n, 3 * n, 0), "global")
+    y = reference.by_channel(joined(step.y for step in steps), 1)
+    assert (y == state.beta.astype(x.dtype)[:, None]).all()
+    assert all((step.saved.stats.m2.get() == 0).all() for step in steps)
+
+
 def check(cupy, rng, shape, dtype, param_grads):
     x = (sample(rng, shape, "float64") + 100).astype(dtype_of(dtype))
     dy = (rng.normal(size=shape) + 3).astype(x.dtype)

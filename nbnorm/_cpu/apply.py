@@ -21,16 +21,13 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
 from nbnorm._cpu.tables import spread
-from nbnorm._cpu.vector import FEW, LANES, function, larger, narrow, once, routine, smaller, vector
-from nbnorm._cpu.vector_memory import LINE, fence, is_single, load_as, store, until_line
+from nbnorm._cpu.vector import FEW, LANES, function, larger, once, routine, smaller
+from nbnorm._cpu.vector_memory import LINE, columns_at_once, fence, is_single, load_as, store, until_line
 from nbnorm._formulas import ORIGIN
 
 NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
 GROUP = 65_536  # values that are walked forwards before going back
 MANY = 256  # rows that share tables
-# The lines of rows that lie whole pages apart share the few places of one address in a first-level cache. Mapping rows
-# abreast was slower for it where LANES columns are mapped at once, and is faster all the same where FEW are.
-NARROW = narrow is not vector
 
 
 # ---- segments
@@ -137,7 +134,9 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
     """
     group, panel = larger(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
     ahead = larger(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
-    abreast = not streaming and (NARROW or K * y.itemsize % PAGE != 0)
+    # The lines of rows that lie whole pages apart share the few places of one address in a first-level cache: mapping
+    # such rows abreast was slower with LANES columns at once. With fewer it is faster all the same.
+    abreast = not streaming and (columns_at_once(w) < LANES or K * y.itemsize % PAGE != 0)
     # Numbers for line_start, not y: in the serial twin Numba counted references to it with an atomic instruction a row,
     # which waited until streaming stores had arrived in memory.
     edge = until_line(y, 0)

@@ -64,7 +64,7 @@ def batch_norm_training(
         Is added before the activation; any memory layout.
     activation : "relu", ("leaky_relu", slope) or None
         y is f(gamma*(x - mean)/sqrt(var + eps) + beta + residual): f(z) is z where that is positive, else 0, or slope*z
-        with 0 <= slope < 1. NaN stays NaN.
+        with slope 0, or 1.18e-38 <= slope < 1. NaN stays NaN.
     ghost : int, optional
         Ghost (virtual) batches: so many consecutive indices of the first axis that is no channel axis are a batch of
         their own, and a step of its own for the running statistics. The last one may be smaller.

@@ -12,17 +12,17 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbnorm._cpu.arrays import matrix_of_map
-from nbnorm._cpu.coefficients import OF_ONE, ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, own_k
+from nbnorm._cpu.arrays import matrix, matrix_of_map
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, own_k
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion_from_the_end, share
 from nbnorm._cpu.finalize import finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
-from nbnorm._cpu.tables import spread
+from nbnorm._cpu.tables import numbers_of, spread_map
 from nbnorm._cpu.vector import FEW, LANES, function, larger, once, routine, smaller
-from nbnorm._cpu.vector_memory import LINE, columns_at_once, fence, is_single, load_as, store, until_line
+from nbnorm._cpu.vector_memory import LINE, columns_at_once, fence, load_as, store, until_line
 from nbnorm._formulas import ORIGIN
 
 NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
@@ -36,28 +36,25 @@ MANY = 256  # rows that share tables
 @routine
 def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
-    k, scale, shift, b, o = own_k(origins, coef)[c], coef[SCALE, c], coef[SHIFT, c], coef[B, c], coef[ORIGIN_OF_DDX, c]
-    a, h = b, o
-    if dy is not None:
-        a, h = coef[A, c], coef[H, c]
+    own = numbers_of(dy, coef, own_k(origins, coef), c)
     if streaming:
         ahead = NONE
         if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
             if other is not None:
                 ahead = NEAR  # two arrays to read beside a streamed one: the CPU does not see that coming
-        run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, START, STREAMING, ahead)
+        run(x, dy, other, slope, w, y, i, end, own, START, STREAMING, ahead)
         return
     while i + LANES <= end:
-        u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
-        store(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, START))
+        u, v, z = load_as(own, x, i), load_as(own, dy, i), load_as(own, other, i)
+        store(y, i, image(u, v, z, slope, w, ALL, own, START))
         i += LANES
         w = shifted(w, 0, 0, LANES)
     while i + FEW <= end:
-        few(x, dy, other, slope, w, y, i, WHOLE, k, h, o, a, b, scale, shift)
+        few(x, dy, other, slope, w, y, i, WHOLE, own)
         i += FEW
         w = shifted(w, 0, 0, FEW)
     if i < end:
-        few(x, dy, other, slope, w, y, i, end - i, k, h, o, a, b, scale, shift)
+        few(x, dy, other, slope, w, y, i, end - i, own)
 
 
 @function
@@ -126,7 +123,7 @@ def line_start(i, size, edge, line):
 
 
 @once
-def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, scale, shift, streaming):
+def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, tables, streaming):
     """Columns j0:j1 of rows r0:r1; the tables begin at column j0, the cursor at row 0.
 
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
@@ -151,12 +148,12 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, k, h, o, a, b, sca
                 its = shifted(w, r, 0, j)
                 i, cols, t = r * K + j, stop - j, j - j0
                 end = i + (full - 1) * K + cols
-                rows_run(x, dy, other, slope, its, y, i, end, K, cols, k, h, o, a, b, scale, shift, t, ORDINARY)
+                rows_run(x, dy, other, slope, its, y, i, end, K, cols, tables, t, ORDINARY)
                 m += full
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)
                 its = shifted(w, m, 0, i - m * K)
-                run(x, dy, other, slope, its, y, i, end, k, h, o, a, b, scale, shift, i - m * K - j0, streaming, ahead)
+                run(x, dy, other, slope, its, y, i, end, tables, i - m * K - j0, streaming, ahead)
                 m += 1
         r1 = r
 
@@ -170,34 +167,16 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
     # Tables are built for a part of a piece, so it has many rows.
     pieces = 1 if parts >= 4 * workers else smaller(rows, larger(workers, smaller(rows // MANY, size // GROUP)))
     done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, parts * pieces)
-    k, width = tables[worker], smaller(K, MAP_WIDTH) + 3 * LANES
-    scale, shift, b, o = k[width:], k[2 * width :], k[3 * width :], k[4 * width :]
-    a, h = b, o
-    if dy is not None:
-        a, h = k[5 * width :], k[6 * width :]
+    own = matrix(tables[worker], 0, OF_ONE if dy is None else OF_TWO, smaller(K, MAP_WIDTH) + 3 * LANES)
     while first < last:
         task = last - 1
         r0, r1 = share(task // parts, pieces, rows)
         j = task % parts * wide
         j1 = smaller(K, j + wide)
         n = j1 - j + 2 * LANES  # a run that ends on a line boundary, and its last vector, reach beyond j1
-        spread(k, own_k(origins, coef), j, n, C, S)
-        spread(scale, coef[SCALE], j, n, C, S)
-        spread(shift, coef[SHIFT], j, n, C, S)
-        if is_single(coef):
-            spread(b, coef[B], j, n, C, S)
-            spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
-        if dy is not None:
-            spread(a, coef[A], j, n, C, S)
-            spread(h, coef[H], j, n, C, S)
-            if other is not None:
-                spread(b, coef[B], j, n, C, S)
-                spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
-            if slope is not None:
-                spread(b, coef[B], j, n, C, S)
-                spread(o, coef[ORIGIN_OF_DDX], j, n, C, S)
+        spread_map(own, dy, other, slope, origins, coef, False, j, n, C, S)
         its = rows_of(w, K // (C * S))
-        block(x, dy, other, slope, its, y, r0, r1, j, j1, K, size, k, h, o, a, b, scale, shift, streaming)
+        block(x, dy, other, slope, its, y, r0, r1, j, j1, K, size, own, streaming)
         last -= 1
         if first == last:
             done, first, last = portion_from_the_end(taken, done, worker, workers, parts * pieces)
@@ -207,8 +186,8 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
 
 @Kernel
 def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, 5 * (min(K, MAP_WIDTH) + 3 * LANES)) is scratch,
-    with dy 7 in the place of 5.
+    """K = C * S * a number of rows; tables (workers, OF_ONE * (min(K, MAP_WIDTH) + 3 * LANES)) is
+    scratch, with dy OF_TWO in the place of OF_ONE.
     """
     taken = none_taken(workers)
     for worker in prange(workers):

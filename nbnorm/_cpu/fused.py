@@ -10,7 +10,7 @@ from numba import prange
 
 from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.arrays import matrix, matrix_of_map
-from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, own_k, signs_for_map
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, B, H, K, signs_for_map
 from nbnorm._cpu.cursor import cursor, for_map, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, none_taken, portion
 from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_parameters, write_gradients
@@ -19,9 +19,9 @@ from nbnorm._cpu.maps import START, rows_run
 from nbnorm._cpu.origins import origins, signs_of
 from nbnorm._cpu.reduce import ONE_ROW, channels_totals, chunk_sums, column_sums, keep_sums
 from nbnorm._cpu.sums import add_sums
-from nbnorm._cpu.tables import own_table, spread
+from nbnorm._cpu.tables import spread, spread_map
 from nbnorm._cpu.vector import LANES, smaller, zeros
-from nbnorm._cpu.vector_memory import fence, is_single, store, until_line
+from nbnorm._cpu.vector_memory import fence, store, until_line
 from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 
@@ -71,12 +71,13 @@ def fused_columns(
     C, S, tile, block, streaming, workers,
 ):  # fmt: skip
     """Blocks of `channels` channels, `tile` samples side by side; scratch has the same and, 7 numbers later at most,
-    where a line begins, for each worker the sums and tables of a block: room is (2 * terms + 2 + OF_ONE) * width.
+    where a line begins, for each worker the sums and tables of a block: room is (2 * terms + OF_ONE) * width,
+    with dy OF_TWO in the place of OF_ONE.
     """
     numbers = OF_ONE if dy is None else OF_TWO
     sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, numbers, C)
     edge = (3 + numbers) * C + until_line(scratch, (3 + numbers) * C)
-    K = C * S * tile
+    stride = C * S * tile
     rows, rest = N // tile, N % tile * C * S
     blocks = (C + channels - 1) // channels
     taken = none_taken(workers)
@@ -84,19 +85,18 @@ def fused_columns(
         its, of_dy = cursor(w), for_map(dy, slope)
         of_rows = rows_of(its, tile)
         acc = scratch[edge + worker * room :]
-        k, h = acc[2 * terms * width :], acc[(2 * terms + 1) * width :]
-        tables = matrix_of_map(x, dy, slope, w, acc, (2 * terms + 2) * width, OF_ONE, width)
-        scale, shift, a, b, o = tables[0], tables[1], tables[2], tables[3], tables[4]
-        k_of_map, h_of_map = own_table(k, tables, 5), own_table(h, tables, 6)
-        of_scale, of_shift = k, h
-        if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-            if slope is not None:
-                of_scale, of_shift = b, o
+        # What sums read of each column, and in the same place what the map reads: its own where that is float32.
+        of_sums = matrix(acc, 2 * terms * width, numbers, width)
+        tables = matrix_of_map(x, dy, slope, w, acc, 2 * terms * width, numbers, width)
+        k, of_scale, of_shift = of_sums[K], of_sums[B], of_sums[ORIGIN_OF_DDX]
+        h = k
+        if dy is not None:
+            h = of_sums[H]
         done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
         while first < last:
             c0, c1 = first * channels, smaller(C, (first + 1) * channels)
             cols = (c1 - c0) * S * tile
-            reach = cols + LANES if cols == K else cols  # rows_run goes on from the last column to the first
+            reach = cols + LANES if cols == stride else cols  # rows_run goes on from the last column to the first
             origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
             spread(k, stats[ORIGIN], c0 * S, reach, C, S)
             if dy is not None:
@@ -108,34 +108,24 @@ def fused_columns(
                 at = terms * width if r > 0 else 0  # the sums of all blocks, and behind them those of one
                 for j in range(at, at + terms * width, LANES):
                     store(acc, j, zeros())
-                i, of_block = r * K + c0 * S, shifted(of_rows, r, 0, c0 * S)
+                i, of_block = r * stride + c0 * S, shifted(of_rows, r, 0, c0 * S)
                 n = smaller(block, rows - r)
-                column_sums(x, dy, of_dy, of_block, i, n, K, cols, k, h, of_scale, of_shift, acc, at, width)
+                column_sums(x, dy, of_dy, of_block, i, n, stride, cols, k, h, of_scale, of_shift, acc, at, width)
                 if rest > 0 and r + block >= rows:
-                    i, of_rest = rows * K, shifted(of_rows, rows, 0, 0)
-                    column_sums(x, dy, of_dy, of_rest, i, ONE_ROW, K, rest, k, h, of_scale, of_shift, acc, at, width)
+                    i, of_rest = rows * stride, shifted(of_rows, rows, 0, 0)
+                    column_sums(
+                        x, dy, of_dy, of_rest, i, ONE_ROW, stride, rest, k, h, of_scale, of_shift, acc, at, width
+                    )  # fmt: skip
                 if at > 0:
                     add_sums(x, dy, its, acc, at, width)
             channels_totals(x, dy, its, acc, width, c0, c1, S, tile, stats, sums)
             read_parameters(gamma, beta, c0, c1, stats, sums)
             finalize_channels(dy, gamma, c0, c1, stats, sums, eps, count, coef)
             write_gradients(dgamma, dbeta, c0, c1, sums)
-            spread(scale, coef[SCALE], c0 * S, reach, C, S)
-            spread(shift, coef[SHIFT], c0 * S, reach, C, S)
-            if is_single(coef):
-                spread(b, coef[B], c0 * S, reach, C, S)
-                spread(o, coef[ORIGIN_OF_DDX], c0 * S, reach, C, S)
-                spread(k_of_map, own_k(k, coef), c0 * S, reach, C, S)
-            if dy is not None:
-                spread(a, coef[A], c0 * S, reach, C, S)
-                if is_single(coef):
-                    spread(h_of_map, coef[H], c0 * S, reach, C, S)
+            spread_map(tables, dy, other, slope, k, coef, True, c0 * S, reach, C, S)
             of_map = for_map(dy, shifted(of_rows, 0, 0, c0 * S))
             i, end = c0 * S, (N - 1) * C * S + c1 * S
-            rows_run(
-                x, dy, other, slope, of_map, y, i, end, K, cols, k_of_map, h_of_map, o, a, b, scale, shift, START,
-                streaming,
-            )  # fmt: skip
+            rows_run(x, dy, other, slope, of_map, y, i, end, stride, cols, tables, START, streaming)
             first += 1
             if first == last:
                 done, first, last = portion(taken, done, worker, workers, blocks)

@@ -2,7 +2,7 @@
 
 y = scale*(x - k) + shift, or with dy an array dx = a*(dy - h) + scale*(x - k) + shift, and with `other`, ddx, too
 dx = a*(dy - h) + b*(ddx - o) + scale*(x - k) + shift, in float64; with coefficients in float32 their forms in float32
-(coefficients.py). One read of each input, one write.
+(coefficients.py). One read of each input, one write. `coef` has their rows: tables, or a number or a vector for each.
 
 With a `slope` there is an activation. Forwards `other` is a residual, or None; backwards b and o are scale and shift of
 y, whose sign says how much of dy is let through.
@@ -14,9 +14,11 @@ import numpy as np
 from numba.extending import overload
 
 from nbnorm._cpu.arrays import leading, of_ddx
+from nbnorm._cpu.coefficients import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, K
 from nbnorm._cpu.counted import counted_image, lanes_that_count
 from nbnorm._cpu.cursor import shifted
 from nbnorm._cpu.origins import let_through
+from nbnorm._cpu.tables import lanes_of, lanes_of_columns
 from nbnorm._cpu.vector import (
     FEW,
     INLINED,
@@ -35,8 +37,6 @@ from nbnorm._cpu.vector import (
 from nbnorm._cpu.vector_memory import (
     columns_at_once,
     is_single,
-    lanes,
-    lanes_of_columns,
     load_as,
     load_part_as,
     prefetch,
@@ -55,29 +55,22 @@ ABREAST = 4  # rows that share what is loaded of the tables
 
 
 @routine
-def image(x, dy, other, slope, w, n, k, h, o, a, b, scale, shift, t):
-    """The map of vectors x, dy and other (or None), at the cursor, of which n lanes are there.
-
-    Coefficients are numbers, vectors, or tables read at t.
-    """
-    u, scale, shift = deviation(x, lanes(k, t), lanes(o, t), lanes(b, t)), lanes(scale, t), lanes(shift, t)
-    g = dy
-    if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-        if slope is not None:
-            g = let_through(dy, u, slope, lanes(b, t), lanes(o, t))
+def image(x, dy, other, slope, w, n, coef, t):
+    """The map of vectors x, dy and other (or None), at the cursor, of which n lanes are there; of tables from t on."""
+    k, o, b = lanes_of(coef, K, t), lanes_of(coef, ORIGIN_OF_DDX, t), lanes_of(coef, B, t)
+    u, scale, shift = deviation(x, k, o, b), lanes_of(coef, SCALE, t), lanes_of(coef, SHIFT, t)
+    if dy is None:
+        return beside(placed(u, scale, k, shift), other, slope)
+    a, h, g = lanes_of(coef, A, t), lanes_of(coef, H, t), dy
+    if slope is not None:
+        g = let_through(dy, u, slope, b, o)
     if w is not None:
         m, factor = lanes_that_count(w, x, n)
-        return counted_image(
-            x, leading(g), of_ddx(g), other, u, m, factor, lanes(h, t), lanes(o, t), lanes(a, t), lanes(b, t), scale,
-            shift,
-        )  # fmt: skip
-    if dy is None:
-        return beside(placed(u, scale, lanes(k, t), shift), other, slope)
-    # dy - h in float64, k*dy + h in float32
-    v, a = deviation(leading(g), lanes(h, t), lanes(h, t), lanes(k, t)), lanes(a, t)
+        return counted_image(x, leading(g), of_ddx(g), other, u, m, factor, h, o, a, b, scale, shift)
+    v = deviation(leading(g), h, h, k)  # dy - h in float64, k*dy + h in float32
     if other is None:
         return affine_of_two(v, a, u, scale, shift)
-    return affine_of_three(minus(other, lanes(o, t)), lanes(b, t), v, a, u, scale, shift)
+    return affine_of_three(minus(other, o), b, v, a, u, scale, shift)
 
 
 def placed(u, scale, lost, shift):
@@ -103,85 +96,85 @@ def beside(z, residual, slope):
 
 
 @routine
-def part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, t):
+def part(x, dy, other, slope, w, y, i, n, coef, t):
     """y[i : i + n], n <= LANES."""
-    u, v = load_part_as(scale, x, i, n, LANES), load_part_as(scale, dy, i, n, LANES)
-    z = load_part_as(scale, other, i, n, LANES)
-    store_part(y, i, n, image(u, v, z, slope, w, n, k, h, o, a, b, scale, shift, t), LANES)
+    u, v = load_part_as(coef, x, i, n, LANES), load_part_as(coef, dy, i, n, LANES)
+    z = load_part_as(coef, other, i, n, LANES)
+    store_part(y, i, n, image(u, v, z, slope, w, n, coef, t), LANES)
 
 
 @routine
-def few(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift):
+def few(x, dy, other, slope, w, y, i, n, coef):
     """y[i : i + n], n <= FEW."""
-    u, v = load_part_as(scale, x, i, n, FEW), load_part_as(scale, dy, i, n, FEW)
-    z = load_part_as(scale, other, i, n, FEW)
-    store_part(y, i, n, image(u, v, z, slope, w, n, k, h, o, a, b, scale, shift, START), FEW)
+    u, v = load_part_as(coef, x, i, n, FEW), load_part_as(coef, dy, i, n, FEW)
+    z = load_part_as(coef, other, i, n, FEW)
+    store_part(y, i, n, image(u, v, z, slope, w, n, coef, START), FEW)
 
 
 @routine
-def run(x, dy, other, slope, w, y, i, end, k, h, o, a, b, scale, shift, t, streaming, ahead):
-    """y[i:end], which is at the cursor; coefficients are numbers, or tables read from position t on.
+def run(x, dy, other, slope, w, y, i, end, coef, t, streaming, ahead):
+    """y[i:end], which is at the cursor; of tables from position t on.
 
     Streaming from memory, it asks for what lies `ahead` values further on; 0 where the CPU sees that coming.
     """
     if streaming:
         n = smaller(end - i, until_line(y, i))
         if n > 0:
-            part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, t)
+            part(x, dy, other, slope, w, y, i, n, coef, t)
             i += n
             t += n
             w = shifted(w, 0, 0, n)
         while i + LANES <= end:
             if ahead > 0:
-                prefetch(scale, x, i + ahead)
-                prefetch(scale, dy, i + ahead)
-                prefetch(scale, other, i + ahead)
-            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
-            stream(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, t))
+                prefetch(coef, x, i + ahead)
+                prefetch(coef, dy, i + ahead)
+                prefetch(coef, other, i + ahead)
+            u, v, z = load_as(coef, x, i), load_as(coef, dy, i), load_as(coef, other, i)
+            stream(y, i, image(u, v, z, slope, w, ALL, coef, t))
             i += LANES
             t += LANES
             w = shifted(w, 0, 0, LANES)
     else:
         while i + LANES <= end:
-            u, v, z = load_as(scale, x, i), load_as(scale, dy, i), load_as(scale, other, i)
-            store(y, i, image(u, v, z, slope, w, ALL, k, h, o, a, b, scale, shift, t))
+            u, v, z = load_as(coef, x, i), load_as(coef, dy, i), load_as(coef, other, i)
+            store(y, i, image(u, v, z, slope, w, ALL, coef, t))
             i += LANES
             t += LANES
             w = shifted(w, 0, 0, LANES)
     if i < end:
-        part(x, dy, other, slope, w, y, i, end - i, k, h, o, a, b, scale, shift, t)
+        part(x, dy, other, slope, w, y, i, end - i, coef, t)
 
 
 # ---- rows
 
 
 @once
-def rows_image(x, dy, other, slope, w, y, i, rows, stride, k, h, o, a, b, scale, shift):
+def rows_image(x, dy, other, slope, w, y, i, rows, stride, coef):
     for r in range(rows):
         at = i + r * stride
-        u, v, z = load_as(scale, x, at), load_as(scale, dy, at), load_as(scale, other, at)
-        store(y, at, image(u, v, z, slope, shifted(w, r, 0, 0), ALL, k, h, o, a, b, scale, shift, START))
+        u, v, z = load_as(coef, x, at), load_as(coef, dy, at), load_as(coef, other, at)
+        store(y, at, image(u, v, z, slope, shifted(w, r, 0, 0), ALL, coef, START))
 
 
 @routine
-def rows_rest(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift):
+def rows_rest(x, dy, other, slope, w, y, i, n, coef):
     """y[i : i + n], fewer columns than are mapped at once."""
     if w is None:
-        rest_of_few(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift)
+        rest_of_few(x, dy, other, slope, w, y, i, n, coef)
     else:
-        rest_of_many(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift)
+        rest_of_many(x, dy, other, slope, w, y, i, n, coef)
 
 
 @routine
-def rest_of_many(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift):
-    part(x, dy, other, slope, w, y, i, n, k, h, o, a, b, scale, shift, START)
+def rest_of_many(x, dy, other, slope, w, y, i, n, coef):
+    part(x, dy, other, slope, w, y, i, n, coef, START)
 
 
 rest_of_few = rest_of_many if narrow is vector else few
 
 
 @function
-def rows_run(x, dy, other, slope, w, y, i, end, stride, cols, k, h, o, a, b, scale, shift, t, streaming):
+def rows_run(x, dy, other, slope, w, y, i, end, stride, cols, tables, t, streaming):
     """`cols` columns of each row from y[i] to y[end]; the tables are read from position t on, once for ABREAST rows
     where y is not streamed, as many columns at a time as registers hold.
 
@@ -193,28 +186,24 @@ def rows_run(x, dy, other, slope, w, y, i, end, stride, cols, k, h, o, a, b, sca
         if cols == stride and cols % LANES == 0 and i + ABREAST * stride < end:
             head = until_line(y, i)
             if head > 0:
-                part(x, dy, other, slope, w, y, i, head, k, h, o, a, b, scale, shift, t)
+                part(x, dy, other, slope, w, y, i, head, tables, t)
                 i += head
                 t += head
     while not streaming and i + (ABREAST - 1) * stride + cols <= end:
         j = 0
         while j < cols:
-            kv, hv, ov = lanes_of_columns(w, k, t + j), lanes_of_columns(w, h, t + j), lanes_of_columns(w, o, t + j)
-            av, bv = lanes_of_columns(w, a, t + j), lanes_of_columns(w, b, t + j)
-            scale_v, shift_v = lanes_of_columns(w, scale, t + j), lanes_of_columns(w, shift, t + j)
-            its = shifted(w, 0, 0, j)
+            coef, its = lanes_of_columns(dy, w, tables, t + j), shifted(w, 0, 0, j)
             if j + columns_at_once(w) <= cols:
-                rows_image(x, dy, other, slope, its, y, i + j, ABREAST, stride, kv, hv, ov, av, bv, scale_v, shift_v)
+                rows_image(x, dy, other, slope, its, y, i + j, ABREAST, stride, coef)
             else:
                 for r in range(ABREAST):
                     at, n = i + r * stride + j, cols - j
-                    of_row = shifted(its, r, 0, 0)
-                    rows_rest(x, dy, other, slope, of_row, y, at, n, kv, hv, ov, av, bv, scale_v, shift_v)
+                    rows_rest(x, dy, other, slope, shifted(its, r, 0, 0), y, at, n, coef)
             j += columns_at_once(w)
         i += ABREAST * stride
         w = shifted(w, ABREAST, 0, 0)
     while i < end:
         stop = smaller(i + cols, end)
-        run(x, dy, other, slope, w, y, i, stop, k, h, o, a, b, scale, shift, t, streaming, NONE)
+        run(x, dy, other, slope, w, y, i, stop, tables, t, streaming, NONE)
         i += stride
         w = shifted(w, 1, 0, 0)

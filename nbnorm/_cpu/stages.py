@@ -120,7 +120,7 @@ def _fused_or_split(
         if blocks is not None:
             channels, width, tile, rows = blocks
             terms = terms_of(x, dy, w)
-            room = (2 * terms + 2 + OF_ONE) * width
+            room = (2 * terms + (OF_ONE if dy is None else OF_TWO)) * width
             fused_columns(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
                 np.empty(of_channels + 7 + workers * room), room, terms, width, channels, N, C, S, tile,

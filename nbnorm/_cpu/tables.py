@@ -1,11 +1,17 @@
-"""Tables: the numbers of channels, one for each column, so that lanes which run along columns can load them."""
+"""Tables: the numbers of channels, one for each column, so that lanes which run along columns can load them; and what
+maps make of coefficients (coefficients.py), which are such tables or a number or a vector for each row of them.
+"""
 
 from __future__ import annotations
 
-from numba.extending import overload
+from numba import config, types
+from numba.core import cgutils
 
-from nbnorm._cpu.vector import INLINED, LANES, function, smaller
-from nbnorm._cpu.vector_memory import lanes, load_part_as, store
+from nbnorm._cpu.arrays import I64, address_of
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, B, K, own_k
+from nbnorm._cpu.intrinsic import intrinsic
+from nbnorm._cpu.vector import LANES, function, narrow, narrow_single, smaller, splat, vector
+from nbnorm._cpu.vector_memory import is_single, kind_of, lanes, load_part_as, store
 
 
 @function
@@ -36,13 +42,71 @@ def spread(table, values, j, n, C, S):
         c = c + 1 if c + 1 < C else 0
 
 
-def own_table(table, tables, row):
-    """`table`, or where those of the map are float32 and it is not this row of them."""
-    return table if tables.itemsize == 8 else tables[row]
+@function
+def spread_map(tables, dy, other, slope, origins, coef, for_sums, j, n, C, S):
+    """The same of every row that the map reads, into tables which, in float64, have what sums read or not."""
+    of_three = dy is not None and (other is not None or slope is not None)
+    for row in range(OF_ONE if dy is None else OF_TWO):
+        spare = B <= row <= K and (for_sums or not (of_three or row == K))
+        if is_single(coef) or not spare:
+            spread(tables[row], own_k(origins, coef) if row == K else coef[row], j, n, C, S)
 
 
-@overload(own_table, jit_options=INLINED)
-def _(table, tables, row):
-    if table.dtype == tables.dtype:
-        return lambda table, tables, row: table
-    return lambda table, tables, row: tables[row]
+# ---- what maps read
+
+
+def _row(ctx, builder, array_type, array, row, i, kind):
+    """array[row, i], of an LLVM type, from which on so many are loaded."""
+    columns = builder.extract_value(cgutils.create_struct_proxy(array_type)(ctx, builder, array).shape, 1)
+    pointer = address_of(ctx, builder, array_type, array, builder.add(builder.mul(I64(row), columns), i), kind)
+    return builder.load(pointer, align=array_type.dtype.bitwidth // 8)
+
+
+@intrinsic(prefer_literal=True)
+def lanes_of(typingctx, coef, row, i):
+    """Of tables coef[row, i : i + LANES]; else that row, a vector or one number in every lane."""
+    kind = kind_of(coef)
+
+    def emit(ctx, builder, sig, args):
+        if isinstance(coef, types.Array):
+            return _row(ctx, builder, coef, args[0], row.literal_value, args[2], kind.lanes)
+        value = builder.extract_value(args[0], row.literal_value)
+        return value if coef.dtype == kind else splat(builder, value)
+
+    return kind(coef, row, types.int64), emit
+
+
+def _rows(dy):
+    return OF_ONE if dy is types.none else OF_TWO
+
+
+@intrinsic
+def lanes_of_columns(typingctx, dy, w, tables, i):
+    """A vector for each row, tables[:, i : i + columns_at_once(w)]."""
+    kind = kind_of(tables)
+    kind = {vector: narrow}.get(kind, narrow_single) if w is types.none else kind
+    result = types.UniTuple(kind, _rows(dy))
+
+    def emit(ctx, builder, sig, args):
+        loaded = [_row(ctx, builder, tables, args[2], row, args[3], kind.lanes) for row in range(_rows(dy))]
+        return ctx.make_tuple(builder, result, loaded)
+
+    return result(dy, w, tables, types.int64), emit
+
+
+@intrinsic
+def numbers_of(typingctx, dy, coef, k, c):
+    """A number for each row, coef[:, c], but k[c] for that of K."""
+    result = types.UniTuple(coef.dtype, _rows(dy))
+
+    def emit(ctx, builder, sig, args):
+        element = ctx.get_data_type(coef.dtype)
+        loaded = [_row(ctx, builder, coef, args[1], row, args[3], element) for row in range(_rows(dy))]
+        loaded[K] = builder.load(address_of(ctx, builder, k, args[2], args[3], element))
+        return ctx.make_tuple(builder, result, loaded)
+
+    return result(dy, coef, k, types.int64), emit
+
+
+if config.DISABLE_JIT:
+    from nbnorm._cpu.vector_python import lanes_of, lanes_of_columns, numbers_of  # noqa: F401

@@ -26,7 +26,6 @@ from nbnorm._cpu.vector import (
     is_float32,
     lanes_from,
     narrow,
-    narrow_single,
     resized,
     single,
     splat,
@@ -45,11 +44,13 @@ def _memory(array_type, width):
 
 
 def _is_single(k):
-    return is_float32(k) or getattr(k, "dtype", k) == types.float32
+    k = getattr(k, "dtype", k)  # of an array or a tuple
+    return is_float32(k) or k == types.float32
 
 
-def _kind_of(k):
-    """The vector that k is, or that `lanes` makes of it."""
+def kind_of(k):
+    """The vector that k is, or that `lanes` makes of it; k may be what `lanes_of` takes."""
+    k = getattr(k, "dtype", k)
     return k if isinstance(k, Vector) else single if _is_single(k) else vector
 
 
@@ -77,7 +78,7 @@ def load(typingctx, array, i):
 @intrinsic
 def load_as(typingctx, k, array, i):
     """The same as what `lanes` makes of k: float32 where that is, and as many as that has."""
-    return _load(array, _kind_of(k), k)
+    return _load(array, kind_of(k), k)
 
 
 def kind_of_columns(w):
@@ -131,7 +132,7 @@ def load_part(typingctx, array, i, n, width):
 @intrinsic(prefer_literal=True)
 def load_part_as(typingctx, k, array, i, n, width):
     """The same as what `lanes` makes of k."""
-    return _load_part(array, width, _kind_of(k), k)
+    return _load_part(array, width, kind_of(k), k)
 
 
 def _narrow(builder, values, dtype):
@@ -203,7 +204,7 @@ def _prefetch(array, k):
         return of_each(array, 1, lambda one: _prefetch(one, k))
     if array is types.none:
         return nothing(types.void(k, array, types.int64))
-    lanes = _kind_of(k).lanes.count
+    lanes = kind_of(k).lanes.count
 
     def emit(ctx, builder, sig, args):
         _, size = _memory(array, lanes)
@@ -250,7 +251,7 @@ def lanes(typingctx, values, i):
 
     It is float32 where that is, otherwise float64.
     """
-    kind = _kind_of(values)
+    kind = kind_of(values)
     if isinstance(values, types.Array):
         return _load(values, kind)
     if isinstance(values, Vector):
@@ -260,16 +261,8 @@ def lanes(typingctx, values, i):
 
 
 @intrinsic
-def lanes_of_columns(typingctx, w, table, i):
-    """table[i : i + columns_at_once(w)], float32 where the table is, otherwise float64."""
-    kind = _kind_of(table)
-    few = {vector: narrow, single: narrow_single}
-    return _load(table, few[kind] if w is types.none else kind, w)
-
-
-@intrinsic
 def is_single(typingctx, k):
-    """Whether k, what `lanes` takes, is float32: a constant for LLVM."""
+    """Whether k, what `lanes` or `lanes_of` takes, is float32: a constant for LLVM."""
     answer = _is_single(k)
     return types.boolean(k), lambda ctx, builder, sig, args: ctx.get_constant(types.boolean, answer)
 
@@ -280,7 +273,6 @@ if config.DISABLE_JIT:
         fence,
         is_single,
         lanes,
-        lanes_of_columns,
         load,
         load_as,
         load_columns,

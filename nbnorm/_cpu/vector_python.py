@@ -150,15 +150,15 @@ def load_part(array: Any, i: int, n: int, width: int) -> Any:
     return None if array is None else np.concatenate([_widen(_inside(array, i, n)), np.zeros(LANES - n)])
 
 
-def is_single(k: NDArray | np.floating) -> bool:
-    return getattr(k, "dtype", None) == np.float32
+def is_single(k: Any) -> bool:
+    return getattr(k[0] if isinstance(k, tuple) else k, "dtype", None) == np.float32
 
 
-def load_as(k: NDArray | np.floating, array: Any, i: int) -> Any:
+def load_as(k: Any, array: Any, i: int) -> Any:
     return _as(k, load(array, i))
 
 
-def load_part_as(k: NDArray | np.floating, array: Any, i: int, n: int, width: int) -> Any:
+def load_part_as(k: Any, array: Any, i: int, n: int, width: int) -> Any:
     return _as(k, load_part(array, i, n, width))
 
 
@@ -170,7 +170,7 @@ def load_columns(w: Counted | None, array: Any, i: int) -> Any:
     return load(array, i)
 
 
-def _as(k: NDArray | np.floating, v: Any) -> Any:
+def _as(k: Any, v: Any) -> Any:
     return v.astype(np.float32) if v is not None and is_single(k) else v
 
 
@@ -188,7 +188,7 @@ def stream(array: NDArray, i: int, v: Vector) -> None:
     store(array, i, v)
 
 
-def prefetch(k: Vector | float, array: NDArray | None, i: int) -> None:
+def prefetch(k: Any, array: NDArray | None, i: int) -> None:
     pass
 
 
@@ -204,8 +204,19 @@ def lanes(values: NDArray | float, i: int) -> Vector:
     return np.full(LANES, values) if np.ndim(values) == 0 else _inside(values, i, LANES)  # type: ignore[arg-type]
 
 
-def lanes_of_columns(w: Counted | None, table: NDArray, i: int) -> Vector:
-    return lanes(table, i)
+# ---- tables.py
+
+
+def lanes_of(coef: NDArray | tuple, row: int, i: int) -> Vector:
+    return lanes(coef[row], i if isinstance(coef, np.ndarray) else 0)
+
+
+def lanes_of_columns(dy: NDArray | None, w: Counted | None, tables: NDArray, i: int) -> tuple[Vector, ...]:
+    return tuple(lanes(row, i) for row in tables)
+
+
+def numbers_of(dy: NDArray | None, coef: NDArray, k: NDArray, c: int) -> tuple:
+    return *coef[:4, c], k[c], *coef[5:, c]
 
 
 # ---- vector_mask.py, bool arrays

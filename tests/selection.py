@@ -8,6 +8,8 @@
   the parameters do not act together.
 - `exhaustive`: none; the marker's argument says what takes its place. Also of one case: `pytest.param(…, marks=…)`.
 - `float32_by_default`: of the four dtypes float32 (conftest.py); the marker's argument says where the others are.
+- `float32_in`: of the cases with one of these values, layouts or forms, those of float32; the last argument says what
+  takes the place of the others. For kernels that only loads and stores distinguish.
 
 The choice is the same on every machine, for it looks at nothing but the cases and their order.
 """
@@ -18,6 +20,7 @@ import itertools
 
 import numpy as np
 
+OTHER_DTYPES = {"float16", "bfloat16", "float64"}
 # Of the first two, every case runs with --exhaustive.
 STRENGTHS = ("each_value", 1), ("each_pair", 2), ("values_at_most", 1), ("pairs_at_most", 2)
 
@@ -40,9 +43,19 @@ def covering(rows, strength):
     return sorted(chosen)
 
 
+def is_of_another_dtype(item):
+    """Where its marker wants float32."""
+    if (marker := item.get_closest_marker("float32_in")) is None:
+        return False
+    names = {value for value in item.callspec.params.values() if isinstance(value, str)}
+    return not names.isdisjoint(marker.args[:-1]) and not names.isdisjoint(OTHER_DTYPES)
+
+
 def left_out(items, exhaustive):
     """The tests that are not run, with `--exhaustive` or without."""
-    out = set() if exhaustive else {item for item in items if item.get_closest_marker("exhaustive")}
+    out = set()
+    if not exhaustive:
+        out = {item for item in items if item.get_closest_marker("exhaustive") or is_of_another_dtype(item)}
     for marker, strength in STRENGTHS[2 * exhaustive :]:
         marked = [item for item in items if item not in out and item.get_closest_marker(marker)]
         for _, cases in itertools.groupby(marked, key=lambda item: item.nodeid.partition("[")[0]):

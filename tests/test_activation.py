@@ -597,7 +597,10 @@ def test_places_that_do_not_fit_change_nothing(of_segments):
     [
         {"activation": "relu"},
         {"residual": EVERY},
-        {"activation": "relu", "where": EVERY == 0, "weights": np.ones((8, 1, 70))},
+        pytest.param(
+            {"activation": "relu", "where": EVERY == 0, "weights": np.ones((8, 1, 70))},
+            marks=pytest.mark.exhaustive("kernels of their own; an activation alone"),
+        ),
     ],
     ids=["activation", "residual", "activation and where"],
 )

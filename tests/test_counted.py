@@ -298,7 +298,7 @@ def test_too_few_values_are_refused_by_every_rank(momentum, masked, rng):
 
 
 def test_shards_with_masks_of_their_own(rng):
-    check_shards("float32", "where, all of x", (9, 3, 7), "local", False, rng)
+    check_shards("float32", "where, all of x", (9, 3, 70), "local", False, rng)
 
 
 @pytest.mark.values_at_most("test_parallel_sync has the exchange, test_a_step_equals_the_definition the forms")
@@ -406,7 +406,9 @@ def test_scaled_weights_give_the_same_y(rng):
 
 
 @pytest.mark.parametrize("size", [2.0**-60, 2.0**60, "some a million million times"])
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(
+    "activation", [None, pytest.param("relu", marks=pytest.mark.exhaustive("without; test_activation.py"))]
+)
 def test_weights_may_be_of_any_size(size, activation, rng):
     """dy has an origin that its weights take down to size: w*h is about as large as dy."""
     x, where = sample(rng, SHAPE), rng.random((5, 1, 5, 14)) < 0.6
@@ -496,7 +498,9 @@ def over(array, dtype, shape):
 
 
 @pytest.mark.parametrize("ghost", [None, 4])
-@pytest.mark.parametrize("counting", ["where", "weights"])
+@pytest.mark.parametrize(
+    "counting", ["where", pytest.param("weights", marks=pytest.mark.exhaustive("kernels of their own; a mask"))]
+)
 def test_results_do_not_go_where_masks_are(given, counting, ghost):
     """The backward pass would read y, or dx, as the mask."""
     dtype, shape = {"where": (bool, (8, 1, 6)), "weights": (np.float32, (8, 3, 6))}[counting]
@@ -552,6 +556,7 @@ def test_a_moving_average_refuses_statistics_of_one_value(given):
     assert given.state.num_samples.tolist() == [48, 1, 48]
 
 
+@pytest.mark.exhaustive("kernels for weights alone; test_too_few_values_are_refused_by_every_rank has them with a mask")
 def test_pooling_refuses_weights_whose_variance_would_be_lost(given, rng):
     """Weights that sum to one in a batch: nothing could be kept of its variance."""
     state = given.state = nbnorm.BatchNormState(3, momentum=None)

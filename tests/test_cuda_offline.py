@@ -15,17 +15,8 @@ from nbnorm._counted import Both, Tangent
 pytest.importorskip("numba_cuda", reason="the extra `test` brings numba-cuda for Linux")
 pytest.importorskip("cuda.core", reason="the linker of numba-cuda[cu13]")
 
-HOPPER = (9, 0)
-ARCHITECTURES = ((7, 5), (8, 0), HOPPER, (10, 0), (12, 0))
-# By default the oldest and Hopper; the marker leaves the others to --exhaustive.
-every_architecture = pytest.mark.parametrize(
-    "cc",
-    [
-        pytest.param(cc, marks=() if cc in ((7, 5), HOPPER) else pytest.mark.exhaustive("two architectures"))
-        for cc in ARCHITECTURES
-    ],
-    ids=[f"sm_{major}{minor}" for major, minor in ARCHITECTURES],
-)
+TURING, HOPPER = (7, 5), (9, 0)
+ARCHITECTURES = (TURING, (8, 0), HOPPER, (10, 0), (12, 0))
 # Hundreds of combinations, seconds each: for who changes a kernel, NBNORM_EVERY_COMBINATION=1 and --exhaustive.
 EVERY_COMBINATION = os.environ.get("NBNORM_EVERY_COMBINATION") == "1"
 some_combinations = pytest.mark.each_value if EVERY_COMBINATION else pytest.mark.values_at_most
@@ -119,29 +110,28 @@ COUNTED = {
     for weights in ("float32", F64, None)
     if (counting := (where, weights, "counted")) not in (*arrays, (None, None, "counted"))
 }
-# By default one form of each kernel, a second a piece: with most in its registers, or with the widest access. And a few
-# of those without packs.
+# By default one form of each kernel, seconds a piece, for one dtype and the oldest architecture or Hopper: where other
+# tests here ask for one, that. And a few of those without packs.
 BY_DEFAULT = {
-    "reduce.reduce_segments of three counted",
-    "reduce.reduce_columns of two",
-    "apply.apply_segments of two",
-    "apply.apply_columns of two gated and counted",
-    "apply.normalize_segments",
-    "apply.normalize_columns beside",
-    "apply.gradient_segments",
-    "apply.gradient_columns gated",
-    "apply.running_segments",
-    "apply.running_columns",
-    "counted.first_short counted",
-    "fused.fused_segments",
-    "fused.fused_gradient_segments gated",
-    "finalize.finalize",
-    "finalize.finalize_gradient",
-    "finalize_derivatives.finalize_second",
-    "combine.merge_shards",
-    "combine.shard_sums",
-    "renorm.correct",
-    "finalize.commit_batch",
+    "reduce.reduce_segments": ("float32", HOPPER),
+    "reduce.reduce_segments of two": ("float32", HOPPER),
+    "reduce.reduce_columns of two": ("float64", TURING),
+    "apply.apply_columns of two gated and counted": ("float32", TURING),
+    "apply.normalize_segments": ("float32", HOPPER),
+    "apply.normalize_columns": ("uint16", TURING),
+    "apply.gradient_segments": ("uint16", HOPPER),
+    "apply.gradient_columns": ("float32", HOPPER),
+    "apply.running_segments": ("float32", HOPPER),
+    "apply.running_columns": ("int16", TURING),
+    "counted.first_short counted": ("float32", TURING),
+    "fused.fused_segments": ("int16", HOPPER),
+    "finalize.finalize": ("float32", TURING),
+    "finalize.finalize_gradient": ("float32", HOPPER),
+    "finalize_derivatives.finalize_second": ("float32", TURING),
+    "combine.merge_shards": ("float32", HOPPER),
+    "combine.shard_sums": ("float32", TURING),
+    "renorm.correct": ("float32", HOPPER),
+    "finalize.commit_batch": ("float32", TURING),
 }
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
@@ -165,8 +155,20 @@ OTHERS = {
 }
 
 
-def by_default(names):
-    return [name if name in BY_DEFAULT else pytest.param(name, marks=another) for name in names]
+def of_each(names, dtypes=DTYPES):
+    """Every name, dtype and architecture, of which those of BY_DEFAULT run by default."""
+    return [
+        pytest.param(
+            name,
+            memory,
+            cc,
+            marks=() if BY_DEFAULT.get(name) == (memory, cc) else another,
+            id="-".join((name, *[memory] * (len(dtypes) > 1), "sm_{}{}".format(*cc))),
+        )
+        for name in names
+        for memory in dtypes
+        for cc in ARCHITECTURES
+    ]
 
 
 REGISTERS = 128  # of a thread: two blocks of 256 on every multiprocessor
@@ -239,26 +241,23 @@ def check_resources(compile_for, name, memory, cc):
     return ptx
 
 
-@pytest.mark.each_value
-@every_architecture
-@pytest.mark.parametrize("name", by_default(OTHERS))
-def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, cc):
-    check_resources(compile_for, name, "float32", cc)
+@pytest.mark.parametrize(("name", "memory", "cc"), of_each(OTHERS, ["float32"]))
+def test_a_kernel_without_packs_links_within_its_resources(compile_for, name, memory, cc):
+    check_resources(compile_for, name, memory, cc)
 
 
 @some_combinations
-@every_architecture
-@pytest.mark.parametrize("memory", DTYPES)
-@pytest.mark.parametrize("name", by_default(KERNELS))
+@pytest.mark.parametrize(("name", "memory", "cc"), of_each(KERNELS))
 def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 
 
 @pytest.mark.exhaustive("test_a_kernel_links_within_its_resources has masks of one kind")
 @some_combinations
-@every_architecture
-@pytest.mark.parametrize("memory", DTYPES)
-@pytest.mark.parametrize("name", list(COUNTED)[:: 1 if EVERY_COMBINATION else 3])  # of each kernel one kind or two
+@pytest.mark.parametrize(
+    ("name", "memory", "cc"),
+    of_each(list(COUNTED)[:: 1 if EVERY_COMBINATION else 3]),  # of each kernel one kind or two
+)
 def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memory, cc):
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
 
@@ -270,7 +269,7 @@ def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memo
         pytest.param(
             "reduce.reduce_columns of two gated and counted uint8, float64, counted", "float32", (7, 5), marks=another
         ),
-        ("apply.normalize_columns beside", "int16", (12, 0)),
+        pytest.param("apply.normalize_columns beside", "int16", (12, 0), marks=another),
         # Packs of 8 bytes, four of each of two arrays at once, as 14x14 images have them.
         ("fused.fused_gradient_segments, half packs", "uint16", HOPPER),
         pytest.param("fused.fused_gradient_segments gated, half packs", "uint16", (10, 0), marks=another),
@@ -323,8 +322,9 @@ def test_the_first_packs_are_asked_for_before_origins_or_coefficients_are_found(
     assert (wide(before, "ld.global"), before.count("prefetch.L2")) == ((0, 4) if of_cache else (4, 0))
 
 
-@pytest.mark.each_value
-@pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])
+@pytest.mark.parametrize(
+    "memory", ["float32", pytest.param("uint16", marks=another), pytest.param("int16", marks=another)]
+)
 @pytest.mark.parametrize("name", ["reduce.reduce_segments"])
 def test_float64_work_for_a_narrow_value_is_what_was_counted(compile_for, name, memory):
     """docs/kernels.md counts conversions and operations; a stray one would cost cards with slow float64 dearly."""
@@ -338,22 +338,28 @@ def loop_of(ptx, instruction):
     return max(re.split(r"\n\$L__\w+:", ptx), key=lambda block: block.count(instruction))
 
 
+ARRAYS = {
+    "apply.running_segments": 1,
+    "apply.running_columns": 1,
+    "apply.normalize_segments": 1,
+    "apply.normalize_columns": 1,
+    "apply.apply_segments": 1,
+    "apply.gradient_segments frozen": 1,
+    "fused.fused_segments": 1,
+    "apply.gradient_segments": 2,
+    "apply.gradient_columns": 2,
+    "apply.apply_segments of two": 2,
+    "fused.fused_gradient_segments": 2,
+}
+
+
 @pytest.mark.each_value
-@pytest.mark.parametrize("memory", ["float32", "uint16", "int16"])
 @pytest.mark.parametrize(
-    ("name", "arrays"),
+    ("name", "arrays", "memory"),
     [
-        ("apply.running_segments", 1),
-        pytest.param("apply.running_columns", 1, marks=another),
-        pytest.param("apply.normalize_segments", 1, marks=another),
-        pytest.param("apply.normalize_columns", 1, marks=another),
-        pytest.param("apply.apply_segments", 1, marks=another),
-        pytest.param("apply.gradient_segments frozen", 1, marks=another),
-        ("fused.fused_segments", 1),
-        ("apply.gradient_segments", 2),
-        ("apply.gradient_columns", 2),
-        pytest.param("apply.apply_segments of two", 2, marks=another),
-        pytest.param("fused.fused_gradient_segments", 2, marks=another),
+        pytest.param(name, arrays, memory, marks=() if BY_DEFAULT.get(name) == (memory, HOPPER) else another)
+        for name, arrays in ARRAYS.items()
+        for memory in ("float32", "uint16", "int16")
     ],
 )
 def test_the_map_of_narrow_values_has_no_float64(compile_for, name, arrays, memory):

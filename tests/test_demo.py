@@ -66,6 +66,7 @@ def test_a_run_is_reproduced_and_has_what_the_report_needs(setting, rng):
     assert run._replace(before=0, after=0) == again._replace(before=0, after=0)
 
 
+@pytest.mark.exhaustive("the same of one step: test_activation.py")
 @pytest.mark.parametrize("network", networks.NETWORKS)
 def test_a_relu_in_the_normalization_and_one_behind_it_are_the_same_network(network, rng):
     data, setting = digits(rng), Setting(network, 0.1, 1.0, normalized=True)

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import reference
-from common import random_state, refuse, same_bits, sample, snapshot
+from common import arguments_that_fit, random_state, refuse, same_bits, sample, snapshot
 from test_counted import FORMS, every_form
 from test_functional import LAYOUTS, every_layout, features
 from tolerance import assert_stat_close, dtype_of
@@ -38,6 +38,7 @@ def step_by_step(x, dy, state, axis, n, masks=None, **options):
 
 
 @pytest.mark.pairs_at_most("each ghost batch is a step, which test_functional.py has in every case")
+@pytest.mark.float32_by_default("test_functional.py: a step")
 @every_layout
 @pytest.mark.parametrize("parameters", [{}, {"dtype": "float64"}, {"use_gamma": False}, {"use_beta": False}], ids=str)
 @pytest.mark.parametrize("momentum", [0.25, None])
@@ -132,31 +133,44 @@ def test_what_is_saved_is_of_each_and_of_all(rng):
 
 
 def test_what_is_saved_of_all_is_so_beside_other_options(rng):
-    x, state = sample(rng, (7, 3, 6)), random_state(rng, 3)
+    x, state = sample(rng, (7, 3, 70)), random_state(rng, 3)
     y, saved = training(x, state, ghost=3, renorm=nbnorm.Renorm(3, 5), residual=x, activation="relu")
     for one in (saved, *saved.groups, copy.deepcopy(saved)):
         assert same_bits(one.gamma, state.gamma.astype(np.float64))
     assert saved.y is y
 
 
-def test_no_ghost_batch_writes_over_what_another_one_reads(given):
+@pytest.fixture
+def of_segments(rng):
+    """Arguments that fit, of a shape for which test_activation.py compiles the kernels."""
+    return arguments_that_fit(rng, (8, 3, 70))
+
+
+def test_no_ghost_batch_writes_over_what_another_one_reads(of_segments):
     """A shifted place for a result may overlap no y of its own ghost batch, but the next one's: wrong numbers, once."""
-    memory = np.zeros((12, 3, 6), np.float32)
+    given, memory = of_segments, np.zeros((12, 3, 70), np.float32)
     y, saved = training(
         given.x, given.state, ghost=4, residual=np.ones_like(given.x), activation="relu", out=memory[:8]
     )
     exact = backward(given.dy, saved)
-    for name in ("out", "dresidual_out"):
-        refuse(given, lambda n=name: backward(given.dy, saved, **{n: memory[4:]}), ValueError, f"{name} overlaps y",
-               arrays=[memory])  # fmt: skip
+    refuse_places(given, saved, memory, "y")
     found = backward(given.dy, saved, out=y)  # which `saved` has no use for any more
     assert found.dx is y
     assert all(same_bits(a, b) for a, b in zip(found, exact, strict=True))
-    memory[...] = 1
+
+
+@pytest.mark.exhaustive("kernels of their own; y, which is refused in the same place")
+def test_no_ghost_batch_writes_over_weights_of_another_one(of_segments):
+    given, memory = of_segments, np.ones((12, 3, 70), np.float32)
     _, saved = training(given.x, given.state, ghost=4, residual=np.ones_like(given.x), weights=memory[:8])
+    refuse_places(given, saved, memory, "weights")
+
+
+def refuse_places(given, saved, memory, what):
+    """For either gradient, half of what the ghost batches have there."""
     for name in ("out", "dresidual_out"):
         refuse(given, lambda n=name: backward(given.dy, saved, **{n: memory[4:]}), ValueError,
-               f"{name} overlaps weights", arrays=[memory])  # fmt: skip
+               f"{name} overlaps {what}", arrays=[memory])  # fmt: skip
 
 
 def test_copies_of_saved_give_the_same_gradients(rng):

@@ -146,6 +146,7 @@ def test_the_machine_is_named_with_its_caches():
     assert peers.machine().startswith(peers.cpu())
 
 
+@pytest.mark.exhaustive("its parts in the other tests here, all but the processes of peers")
 def test_the_command(tmp_path):
     saved = tmp_path / "peers.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--shapes", "tiny", "32x64x7x7", "--threads", "1"]

@@ -41,7 +41,14 @@ class Case(SimpleNamespace):
     __hash__ = object.__hash__
 
     def get_closest_marker(self, name):
-        return name in self.markers
+        return SimpleNamespace(args=self.markers[name]) if name in self.markers else None
+
+
+def some_cases(markers, *values):
+    return [
+        Case(nodeid=f"test[{row}]", callspec=SimpleNamespace(params=dict(enumerate(row))), markers=markers)
+        for row in itertools.product(*values)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,9 +66,20 @@ class Case(SimpleNamespace):
     ids=str,
 )
 def test_how_many_of_3_times_2_times_2_cases_run(markers, default, exhaustive):
-    cases = [
-        Case(nodeid=f"test[{row}]", callspec=SimpleNamespace(params=dict(enumerate(row))), markers=markers)
-        for row in itertools.product(range(3), range(2), range(2))
-    ]
+    cases = some_cases(dict.fromkeys(markers, ()), range(3), range(2), range(2))
     assert len(cases) - len(left_out(cases, exhaustive=False)) == default
     assert len(cases) - len(left_out(cases, exhaustive=True)) == exhaustive
+
+
+def test_in_some_layouts_float32_alone_runs_by_default():
+    cases = [
+        case
+        for markers in ({}, {"float32_in": ("rows", "last", "elsewhere")})
+        for case in some_cases(markers, ("first", "rows", "last", "elsewhere"), ("float64", "float32"), (1.0,))
+    ]
+    out = left_out(cases, exhaustive=False)
+    assert {(*case.markers, *case.callspec.params.values()) for case in out} == {
+        ("float32_in", "rows", "float64", 1.0),
+        ("float32_in", "last", "float64", 1.0),
+    }
+    assert not left_out(cases, exhaustive=True)

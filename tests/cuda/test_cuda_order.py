@@ -61,6 +61,7 @@ def test_what_is_read_last_is_read_again_first(cupy, rng, read, shape):
         assert all(packs == sorted(packs)[::-1] for one in descending for packs in one)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(4, 3, 64), (2, 3, 67), (120, 12), (37, 3), (9, 3, 5)], ids=str)
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_statistics_folded_in_on_the_way_are_those_of_a_launch_of_its_own(cupy, rng, shape, momentum):

@@ -197,6 +197,7 @@ def test_what_is_not_finite_stays_in_its_channel(cupy, rng, shape, dtype):
         assert [np.isnan(other[1].astype(float)).all() for other in found] == [True] * 3 + [False] + [True] * 2
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("shape", "counting"),
     [((2, 40, 70), False), ((2, 40, 72), False), ((20, 40), False), ((2, 40, 70), True), ((20, 40), True)],

@@ -117,9 +117,16 @@ DAMAGES = {
     "overwritten": lambda data: b"\xff" * len(data),
     "another pickle": lambda data: b"\x80\x04}.",
 }
+MORE = {"empty", "overwritten"}
 
 
-every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+every_damage = pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(damage, id=name, marks=pytest.mark.exhaustive("two of them") if name in MORE else ())
+        for name, damage in DAMAGES.items()
+    ],
+)
 every_suffix = pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 one_suffix = pytest.mark.parametrize(
     "suffix",

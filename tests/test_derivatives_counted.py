@@ -19,10 +19,15 @@ import nbnorm
 
 frozen_or_not = pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
 # A step has ten kernels for masks, and others for weights; for segments, and others for columns; for every dtype. By
-# default float64 segments with weights are compared with the complex step, float32 ones with a mask with the oracle.
-columns = pytest.mark.exhaustive("segments with weights or a mask; columns without: test_derivatives.py")
-SHAPES = [*(pytest.param(one, marks=columns) for one in ((4, 3, 1), (3, 2, 4), (40, 3, 9))), (3, 2, 70)]  # (N, C, S)
+# default float32 segments with a mask, weights and missing values are compared with the oracle.
+other_kernels = pytest.mark.exhaustive("float32 segments with a mask, weights and missing values")
+SHAPES = [(4, 3, 1), (3, 2, 4), (3, 2, 70), (40, 3, 9)]  # (N, C, S)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+of_all_kinds = pytest.mark.parametrize(
+    "more",
+    [{"weights": np.ones((1, 1, 1)), "nan": "omit"}, pytest.param({}, marks=other_kernels)],
+    ids=["all", "a mask"],
+)
 
 
 def some_weights(rng, shape, fractions=True):
@@ -65,6 +70,7 @@ def test_the_oracle_equals_the_complex_step(shape, rng):
     assert_gradient_close(tangent, exact.ddy, terms[0][:, None])
 
 
+@other_kernels
 @every_shape
 def test_both_equal_the_complex_step(shape, rng):
     x, dy, state, cotangents = case(rng, shape)
@@ -83,6 +89,7 @@ def test_both_equal_the_complex_step(shape, rng):
     assert_gradient_close(nbnorm.batch_norm_jvp(*cotangents, saved), expected, terms[0][:, None])
 
 
+@other_kernels
 @every_shape
 @frozen_or_not
 def test_the_backward_pass_is_the_adjoint_of_forward_mode(shape, use_running, rng):
@@ -98,6 +105,7 @@ def test_the_backward_pass_is_the_adjoint_of_forward_mode(shape, use_running, rn
 
 
 @needs_wide
+@other_kernels
 @every_shape
 @frozen_or_not
 def test_gamma_may_be_zero(shape, use_running, rng):
@@ -110,6 +118,7 @@ def test_gamma_may_be_zero(shape, use_running, rng):
 
 
 @needs_wide
+@other_kernels
 @pytest.mark.parametrize("present", [(True, False, False), (False, True, True), (False, False, False)], ids=str)
 @frozen_or_not
 def test_what_is_not_there_is_zero(present, use_running, rng):
@@ -124,7 +133,8 @@ def test_what_is_not_there_is_zero(present, use_running, rng):
 # ---- what must be so
 
 
-@pytest.mark.parametrize("shape", [(6, 3, 70), pytest.param((6, 3), marks=columns)], ids=str)
+@other_kernels
+@pytest.mark.parametrize("shape", [(6, 3, 70), (6, 3)], ids=str)
 def test_integer_weights_are_repeated_rows(shape, rng):
     """Of cotangents that are the same in every repetition: the gradient of a weighted row is the sum of theirs."""
     x, _, state, (ddx, *of_parameters) = case(rng, shape)
@@ -144,14 +154,23 @@ def test_integer_weights_are_repeated_rows(shape, rng):
     assert_gradient_close(found.dgamma, expected.dgamma, terms[2])
 
 
-@pytest.mark.parametrize("shape", [(8, 3, 70), pytest.param((8, 3), marks=columns)], ids=str)
-def test_a_mask_of_rows_equals_the_rows(shape, rng):
+@pytest.mark.parametrize(
+    ("shape", "weights"),
+    [
+        ((8, 3, 70), True),
+        pytest.param((8, 3, 70), False, marks=other_kernels),
+        pytest.param((8, 3), False, marks=other_kernels),
+    ],
+    ids=str,
+)
+def test_a_mask_of_rows_equals_the_rows(shape, weights, rng):
     """Whose cotangents and gradients are 0 elsewhere, also where x, dy and ddx are not finite."""
     x, dy, state, (ddx, *of_parameters) = case(rng, shape, "float32")
     rows = np.array([1, 0, 1, 1, 0, 1, 1, 1], bool)
     x[~rows], dy[~rows], ddx[~rows] = np.nan, np.inf, np.nan
     where = rows.reshape(-1, *(1,) * (len(shape) - 1))
-    saved, _ = forward(x, state, False, where=where)
+    more = {"weights": np.ones(where.shape), "nan": "omit"} if weights else {}
+    saved, _ = forward(x, state, False, where=where, **more)
     found = nbnorm.batch_norm_double_backward(ddx, *of_parameters, dy, saved)
     tangent = nbnorm.batch_norm_jvp(ddx, *of_parameters, saved)
     for array in (found.ddy, found.dx, tangent):
@@ -163,6 +182,7 @@ def test_a_mask_of_rows_equals_the_rows(shape, rng):
 
 
 @needs_wide
+@other_kernels
 @pytest.mark.parametrize("scale", [1e-9, 1e9, 1e18])
 def test_weights_may_be_of_any_size(scale, rng):
     """Far from their mean 0, dy and ddx need origins that do not grow with the weights."""
@@ -174,12 +194,13 @@ def test_weights_may_be_of_any_size(scale, rng):
     check_derivatives(*cotangents, dy, saved, state, w=w)
 
 
-def test_a_gradient_that_is_not_finite_stays_in_its_channel(rng):
+@of_all_kinds
+def test_a_gradient_that_is_not_finite_stays_in_its_channel(more, rng):
     """Also where the value does not count: its dx is multiplied with ddx."""
     x, dy, state, cotangents = case(rng, (6, 3, 70), "float32")
     where = np.ones((6, 1, 70), bool)
     where[2, 0, 5] = False
-    saved, _ = forward(x, state, False, where=where)
+    saved, _ = forward(x, state, False, where=where, **more)
     good = nbnorm.batch_norm_double_backward(*cotangents, dy, saved)
     for array in (dy, cotangents[0]):
         before, array[2, 1, 5] = array[2, 1, 5], np.nan
@@ -208,7 +229,11 @@ def check_form(rng, layout, form, dtype, use_running, shape=SHAPE):
 
 @pytest.mark.parametrize(
     ("layout", "form"),
-    [("NCHW", "where, padding"), pytest.param("rows", "where, first axis", marks=columns)],
+    [
+        ("NCHW", "all"),
+        pytest.param("NCHW", "where, padding", marks=other_kernels),
+        pytest.param("rows", "where, first axis", marks=other_kernels),
+    ],
 )
 def test_each_form_of_work(layout, form, rng):
     check_form(rng, layout, form, "float32", False)
@@ -257,11 +282,12 @@ def test_every_shape(shape, form, rng):
         pytest.param("float16", 1e2, marks=pytest.mark.exhaustive("kernels of its own")),
     ],
 )
-def test_the_contract_holds_for_gradients_far_from_zero(name, mean, rng):
+@of_all_kinds
+def test_the_contract_holds_for_gradients_far_from_zero(name, mean, more, rng):
     x = sample(rng, (40, 3, 70), name)
     dy, ddx = ((rng.normal(size=x.shape) + mean).astype(x.dtype) for _ in range(2))
     state, where = random_state(rng, 3), rng.random((40, 1, 70)) < 0.7
-    saved, _ = forward(x, state, False, where=where)
+    saved, _ = forward(x, state, False, where=where, **more)
     w = reference.counts(x, where)
     check_derivatives(ddx, rng.normal(size=3), None, dy, saved, state, w=w)
 
@@ -300,11 +326,20 @@ def check_shards(rng, form, shape, use_running, dtype="float32", bounds=(0, 2, 2
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [pytest.param((9, 3, 7), marks=columns), (9, 3, 70)], ids=str)
-def test_shards_with_masks_of_their_own(shape, rng):
-    check_shards(rng, "where, all of x", shape, False)
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        ("all", (9, 3, 70)),
+        pytest.param("where, all of x", (9, 3, 70), marks=other_kernels),
+        pytest.param("where, all of x", (9, 3, 7), marks=other_kernels),
+    ],
+    ids=str,
+)
+def test_shards_with_masks_of_their_own(form, shape, rng):
+    check_shards(rng, form, shape, False)
 
 
+@other_kernels
 def test_one_shard_may_have_no_mask(rng):
     check_shards(rng, "where, all of x", (9, 3, 70), False, without=(2,))
 

@@ -59,6 +59,7 @@ def calls_of(bn, x):
     yield bn.eval()(x)
 
 
+@pytest.mark.float32_by_default("test_gradients.py has frozen statistics of every dtype")
 def test_in_evaluation_mode_backward_gives_the_gradient_of_frozen_statistics(dtype, rng):
     x, dy = (sample(rng, (20, 5, 4), dtype) for _ in range(2))
     bn = nbnorm.BatchNorm.from_state(random_state(rng, 5)).eval()

@@ -3,6 +3,7 @@ magnitude.
 """
 
 import math
+import os
 from fractions import Fraction as F
 from itertools import product
 
@@ -17,6 +18,7 @@ SMALLEST = F(1, 2**149)  # float32 number
 LARGEST = {"float16": 4.8, "bfloat16": 38.0, "float32": 38.0}  # exponents of ten
 SMALLEST_TEN = {"float16": -7.0, "bfloat16": -38.0, "float32": -38.0}
 pytestmark = pytest.mark.filterwarnings("ignore:overflow")
+TIMES = int(os.environ.get("NBNORM_EXAMPLES", "500"))
 narrow_dtypes = pytest.mark.parametrize("name", ["float16", "float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 
 
@@ -56,7 +58,7 @@ def assert_near(y, x, k, scale, shift):
 @pytest.mark.parametrize("kind", ["no beta", "beta", "root at x"])
 def test_any_magnitude(name, kind, rng):
     dtype = dtype_of(name)
-    for _ in range(500):
+    for _ in range(TIMES):
         size = 10 ** rng.uniform(SMALLEST_TEN[name], LARGEST[name])
         k, *values = (size * rng.normal() * 10 ** rng.uniform(-4, 0, 9)).astype(dtype).astype(float)
         inv_std = 1 / math.sqrt(size**2 * 10 ** rng.uniform(-6, 3) + 10 ** rng.uniform(-12, -3))
@@ -185,7 +187,7 @@ def assert_dx_near(dx, dy, x, h, a, k, scale, shift):
 @pytest.mark.parametrize("mean", [0, 1, 1e4])
 def test_a_gradient_of_any_magnitude(name, mean, rng):
     dtype, mean, tried = dtype_of(name), min(mean, 30) if name == "float16" else mean, 0
-    while tried < 300:
+    while tried < TIMES:
         size, of_dy = 10 ** rng.uniform(SMALLEST_TEN[name], LARGEST[name] - 5, 2)
         k, *xs = (size * (mean + rng.normal(size=6))).astype(dtype).astype(float)
         h, *dys = (of_dy * (mean + rng.normal(size=6))).astype(dtype).astype(float)

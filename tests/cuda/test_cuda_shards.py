@@ -44,7 +44,7 @@ def test_every_dtype(cupy, rng, dtype):
     check(cupy, rng, SHAPES["segments"], dtype, "local")
 
 
-@pytest.mark.each_value
+@pytest.mark.float32_by_default("test_cuda_values.py: of a whole batch")
 @pytest.mark.parametrize("shape", [(10, 40, 65), (20, 40)], ids=["segments", "a table"])
 def test_a_constant_channel_gives_beta(cupy, rng, shape, dtype):
     """To the bit, also where the root of the map is far from all x; a rank that has nothing knows no value of it."""

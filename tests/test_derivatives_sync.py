@@ -62,7 +62,7 @@ def test_shards_equal_the_whole(form, cut, use_running, rng):
 
 def test_shards_may_have_nothing_in_common(rng):
     """Sorted data: means of x, dy and ddx that differ by many deviations from shard to shard. float64, to 1e-12."""
-    x, dy, ddx = (sample(rng, (1000, 3, 9), "float64") for _ in range(3))
+    x, dy, ddx = (sample(rng, (1000, 3, 64), "float64") for _ in range(3))
     x[:10] += 1e4
     x[10:500] -= 50
     dy[:10] += 100

@@ -68,6 +68,7 @@ def test_every_system_computes_what_the_oracle_does(name, text, monkeypatch):
     np.testing.assert_allclose(running, np.array([mean, var], np.float64), rtol=1e-5, atol=tolerance)
 
 
+@pytest.mark.float32_by_default("the same check of other arrays")
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_what_is_right_passes_the_check_before_it_is_timed(name, dtype, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

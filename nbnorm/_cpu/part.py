@@ -26,7 +26,10 @@ class _Codegen:
 
 
 class Part(JITCodeLibrary):
-    """LLVM code that waits to be linked. The names are Numba's own: one that a later Numba does not call costs time."""
+    """LLVM code that waits to be linked. The names are Numba's own: one that a later Numba does not call costs time.
+
+    Numba's passes over each function stay: without them maps of columns took three times as long.
+    """
 
     @property
     def codegen(self) -> Any:

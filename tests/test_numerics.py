@@ -111,7 +111,6 @@ def test_the_contract_holds(name, case_dtype, form, rng):
 
 
 @pytest.mark.each_pair
-@pytest.mark.float32_in("channels last", "7x7", "test_the_contract_holds")
 @every_form
 @pytest.mark.parametrize(("name", "case_dtype"), of_cases(CASES, "bfloat16", "float64"))
 def test_the_contract_holds_with_the_running_statistics(name, case_dtype, form, rng):

@@ -198,7 +198,6 @@ def test_channels_do_not_depend_on_each_other(rng):
 
 @needs_wide
 def test_float64_at_a_hundred_million_deviations(rng):
-    nbnorm.set_num_threads(1)  # until the test ends: float64 kernels for several threads would be compiled for it alone
     x, dy, axis = given(rng, "images", "float64", mean=1e8)
     check(x, dy, random_state(rng, 3, dtype="float64", momentum=1.0), (700, 300, 0), axis)
 

@@ -38,7 +38,6 @@ def test_a_map_is_cut_by_its_shape_and_its_bytes(what, tensors, itemsize, shape,
 )
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("by_columns", [False, True])
-@pytest.mark.float32_by_default("a cut does not look at the dtype")
 def test_no_cut_of_a_map_changes_a_bit(by_columns, streaming, shape, dtype, rng, monkeypatch):
     x, dy, state = sample(rng, shape, dtype), sample(rng, shape, dtype), random_state(rng, shape[1])
 

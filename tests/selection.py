@@ -9,7 +9,7 @@
 - `exhaustive`: none; the marker's argument says what takes its place. Also of one case: `pytest.param(…, marks=…)`.
 - `float32_by_default`: of the four dtypes float32 (conftest.py); the marker's argument says where the others are.
 - `float32_in`: of the cases with one of these values, layouts or forms, those of float32; the last argument says what
-  takes the place of the others. For kernels that only loads and stores distinguish.
+  takes the place of the others.
 
 The choice is the same on every machine, for it looks at nothing but the cases and their order.
 """

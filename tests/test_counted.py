@@ -297,8 +297,11 @@ def test_too_few_values_are_refused_by_every_rank(momentum, masked, rng):
     assert [snapshot(state) for state in own] == before
 
 
-def test_shards_with_masks_of_their_own(rng):
-    check_shards("float32", "where, all of x", (9, 3, 70), "local", False, rng)
+@pytest.mark.parametrize(
+    "shape", [(9, 3, 70), pytest.param((9, 3, 7), marks=pytest.mark.exhaustive("kernels of their own"))], ids=str
+)
+def test_shards_with_masks_of_their_own(shape, rng):
+    check_shards("float32", "where, all of x", shape, "local", False, rng)
 
 
 @pytest.mark.values_at_most("test_parallel_sync has the exchange, test_a_step_equals_the_definition the forms")

@@ -111,11 +111,12 @@ COUNTED = {
     if (counting := (where, weights, "counted")) not in (*arrays, (None, None, "counted"))
 }
 # By default one form of each kernel, seconds a piece, for one dtype and the oldest architecture or Hopper: where other
-# tests here ask for one, that. And a few of those without packs.
+# tests here ask for one, that (test_what_once_spilled has fused_gradient_segments). And a few of those without packs.
 BY_DEFAULT = {
     "reduce.reduce_segments": ("float32", HOPPER),
     "reduce.reduce_segments of two": ("float32", HOPPER),
     "reduce.reduce_columns of two": ("float64", TURING),
+    "apply.apply_segments of two": ("float32", TURING),
     "apply.apply_columns of two gated and counted": ("float32", TURING),
     "apply.normalize_segments": ("float32", HOPPER),
     "apply.normalize_columns": ("uint16", TURING),

@@ -60,9 +60,10 @@ def test_shards_equal_the_whole(form, cut, use_running, rng):
     assert messages == [[25] if use_running else [25, 25, 13]] * len(cut)
 
 
-def test_shards_may_have_nothing_in_common(rng):
+@pytest.mark.parametrize("S", [64, pytest.param(9, marks=pytest.mark.exhaustive("segments"))])
+def test_shards_may_have_nothing_in_common(S, rng):
     """Sorted data: means of x, dy and ddx that differ by many deviations from shard to shard. float64, to 1e-12."""
-    x, dy, ddx = (sample(rng, (1000, 3, 64), "float64") for _ in range(3))
+    x, dy, ddx = (sample(rng, (1000, 3, S), "float64") for _ in range(3))
     x[:10] += 1e4
     x[10:500] -= 50
     dy[:10] += 100

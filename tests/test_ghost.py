@@ -16,6 +16,10 @@ from nbnorm import batch_norm_backward as backward
 from nbnorm import batch_norm_training as training
 
 SHAPE = (7, 4, 5, 14)  # three ghost batches, the last one of a single image
+# By default those for which test_activation.py compiles the kernels.
+segments_or_columns = pytest.mark.parametrize(
+    "S", [70, pytest.param(6, marks=pytest.mark.exhaustive("kernels of their own"))]
+)
 
 
 def case(rng, layout, dtype, shape=SHAPE):
@@ -132,23 +136,19 @@ def test_what_is_saved_is_of_each_and_of_all(rng):
     assert same_bits(saved.gamma, np.ones(3))
 
 
-def test_what_is_saved_of_all_is_so_beside_other_options(rng):
-    x, state = sample(rng, (7, 3, 70)), random_state(rng, 3)
+@segments_or_columns
+def test_what_is_saved_of_all_is_so_beside_other_options(S, rng):
+    x, state = sample(rng, (7, 3, S)), random_state(rng, 3)
     y, saved = training(x, state, ghost=3, renorm=nbnorm.Renorm(3, 5), residual=x, activation="relu")
     for one in (saved, *saved.groups, copy.deepcopy(saved)):
         assert same_bits(one.gamma, state.gamma.astype(np.float64))
     assert saved.y is y
 
 
-@pytest.fixture
-def of_segments(rng):
-    """Arguments that fit, of a shape for which test_activation.py compiles the kernels."""
-    return arguments_that_fit(rng, (8, 3, 70))
-
-
-def test_no_ghost_batch_writes_over_what_another_one_reads(of_segments):
+@segments_or_columns
+def test_no_ghost_batch_writes_over_what_another_one_reads(S, rng):
     """A shifted place for a result may overlap no y of its own ghost batch, but the next one's: wrong numbers, once."""
-    given, memory = of_segments, np.zeros((12, 3, 70), np.float32)
+    given, memory = arguments_that_fit(rng, (8, 3, S)), np.zeros((12, 3, S), np.float32)
     y, saved = training(
         given.x, given.state, ghost=4, residual=np.ones_like(given.x), activation="relu", out=memory[:8]
     )
@@ -160,8 +160,8 @@ def test_no_ghost_batch_writes_over_what_another_one_reads(of_segments):
 
 
 @pytest.mark.exhaustive("kernels of their own; y, which is refused in the same place")
-def test_no_ghost_batch_writes_over_weights_of_another_one(of_segments):
-    given, memory = of_segments, np.ones((12, 3, 70), np.float32)
+def test_no_ghost_batch_writes_over_weights_of_another_one(given):
+    memory = np.ones((12, 3, 6), np.float32)
     _, saved = training(given.x, given.state, ghost=4, residual=np.ones_like(given.x), weights=memory[:8])
     refuse_places(given, saved, memory, "weights")
 

@@ -82,10 +82,13 @@ class Alone(Communicator):
         ctypes.memmove(received, sent, 8 * count)
 
 
+@pytest.mark.parametrize(
+    "shape", [(6, 3, 70), pytest.param((6, 3, 1), marks=pytest.mark.exhaustive("kernels of their own"))], ids=str
+)
 @pytest.mark.parametrize(("mask", "of_statistics"), [(None, 9), ((6, 1, 1), 12), ((6, 3, 1), 12)], ids=str)
-def test_a_step_with_a_mask(nccl, rng, mask, of_statistics):
+def test_a_step_with_a_mask(nccl, rng, mask, of_statistics, shape):
     """Three messages: whether all is well, the statistics, of each channel its count too, and the gradients."""
-    x, dy = sample(rng, (6, 3, 70)), sample(rng, (6, 3, 70))  # kernels that other tests have, too
+    x, dy = sample(rng, shape), sample(rng, shape)
     counting = {} if mask is None else {"where": np.arange(np.prod(mask)).reshape(mask) % 4 > 0}
     state, comm = random_state(rng, 3), Alone()
     other = copy.deepcopy(state)

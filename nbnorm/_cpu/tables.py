@@ -8,7 +8,7 @@ from numba import config, types
 from numba.core import cgutils
 
 from nbnorm._cpu.arrays import I64, address_of
-from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, B, K, own_k
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, B, H, K, own_k
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, function, narrow, narrow_single, smaller, splat, vector
 from nbnorm._cpu.vector_memory import is_single, kind_of, lanes, load_part_as, store
@@ -43,12 +43,14 @@ def spread(table, values, j, n, C, S):
 
 
 @function
-def spread_map(tables, dy, other, slope, origins, coef, for_sums, j, n, C, S):
-    """The same of every row that the map reads, into tables which, in float64, have what sums read or not."""
+def spread_map(tables, dy, other, slope, origins, coef, filled, j, n, C, S):
+    """The same of every row that the map reads. `filled` tables have, in float64, what sums read: k, h, and in the rows
+    of b and o the sign of y.
+    """
     of_three = dy is not None and (other is not None or slope is not None)
     for row in range(OF_ONE if dy is None else OF_TWO):
-        spare = B <= row <= K and (for_sums or not (of_three or row == K))
-        if is_single(coef) or not spare:
+        of_sums, unread = B <= row <= K or row == H, B <= row <= ORIGIN_OF_DDX and not of_three
+        if is_single(coef) or not (unread or (filled and of_sums)):
             spread(tables[row], own_k(origins, coef) if row == K else coef[row], j, n, C, S)
 
 

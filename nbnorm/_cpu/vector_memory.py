@@ -247,15 +247,13 @@ def until_line(typingctx, array, i):
 
 @intrinsic
 def lanes(typingctx, values, i):
-    """What position i is multiplied with or added to: a slice of a table, a vector, or one number in every lane.
+    """What position i is multiplied with or added to: a slice of a table, or one number in every lane.
 
     It is float32 where that is, otherwise float64.
     """
     kind = kind_of(values)
     if isinstance(values, types.Array):
         return _load(values, kind)
-    if isinstance(values, Vector):
-        return values(values, types.int64), lambda ctx, builder, sig, args: args[0]
     number = types.float32 if kind is single else types.float64
     return kind(number, types.int64), lambda ctx, builder, sig, args: splat(builder, args[0])
 

@@ -216,7 +216,7 @@ def lanes_of_columns(dy: NDArray | None, w: Counted | None, tables: NDArray, i: 
 
 
 def numbers_of(dy: NDArray | None, coef: NDArray, k: NDArray, c: int) -> tuple:
-    return *coef[:4, c], k[c], *coef[5:, c]
+    return *coef[:4, c], k[c], *coef[5:, c]  # 4 is coefficients.K
 
 
 # ---- vector_mask.py, bool arrays

@@ -14,6 +14,7 @@ from typing import Any
 
 import numba
 
+from nbnorm._cpu.part import ParallelCompiler
 from nbnorm._cpu.progress import progress
 from nbnorm._cpu.threads import exactly, guard, limited
 from nbnorm._cpu.vector import OPTIONS
@@ -111,7 +112,7 @@ class Kernel:
 
     def __init__(self, body: Callable[..., None]) -> None:
         self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self.parallel = Compiled(body, parallel=True)
+        self.parallel = Compiled(body, parallel=True, pipeline_class=ParallelCompiler)
         # Numba's disk cache knows a function by file, name and line but not by `parallel`: under the same name
         # the serial twin would be handed the parallel code.
         name = body.__name__ + "_serial"

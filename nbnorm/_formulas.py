@@ -89,6 +89,13 @@ def accumulate_compensated(s, q, s_lost, q_lost, v, u):
 
 
 @formula
+def count_compensated(count, lost, often):
+    """The same for how often values count."""
+    count, error = two_sum(count, often)
+    return count, lost + error
+
+
+@formula
 def join_compensated(sums, others):
     """Two compensated sums together."""
     s, s_error = two_sum(sums[0], others[0])
@@ -108,6 +115,12 @@ def moments(s, q, count):
     if m2 < 0:
         m2 = m2 * 0
     return d + (m2 - m2), m2
+
+
+@formula
+def is_far(d, m2, count):
+    """Eq. 43: whether k is more than two standard deviations from the mean, as a value that hardly counts may be."""
+    return d * d * count > 4.0 * m2
 
 
 @formula

@@ -338,8 +338,8 @@ class BatchNormState:
     def _demand_running(self) -> Running:
         if self._running is None:
             raise ValueError(
-                "the state has no running statistics (track_running=False); "
-                "make it with track_running=True, or use batch_norm_training"
+                "the state has no running statistics (track_running=False); make it with track_running=True, "
+                "or normalize with the batch's: batch_norm_training without use_running and renorm"
             )
         return self._running
 

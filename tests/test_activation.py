@@ -8,7 +8,7 @@ import pytest
 import reference
 from common import arguments_that_fit, random_state, refuse, same_bits, sample
 from ranks import run, work_of
-from test_counted import FORMS, KINDS, SHAPES, spoiled
+from test_counted import FORMS, KINDS, SHAPES, mostly_far, spoiled
 from test_counted import cut as cut_masks
 from test_functional import LAYOUTS, every_layout, features
 from tolerance import (
@@ -448,6 +448,20 @@ def test_a_rank_that_fails_changes_no_dy(rng):
     first, second = run(2, work)
     assert (type(first), type(second)) == (ValueError, RuntimeError)
     assert same_bits(np.concatenate(given), dy)
+
+
+@pytest.mark.exhaustive("kernels for weights alone; test_counted.py has such weights")
+@pytest.mark.parametrize("shape", [(40, 2, 70), (300, 2)], ids=str)
+@pytest.mark.parametrize("memory", ["float32", "float64"])
+def test_y_lies_where_the_residual_was_however_often_x_is_read(shape, memory, rng):
+    """The first origin of these weights is not near the mean: y is not written before there is one that is."""
+    x, weights = mostly_far(sample(rng, shape, memory), 1e-30, 1e8)
+    state, residual = random_state(rng, 2), sample(rng, shape, memory)
+    plain = reference.weighted_training(x, reference.counts(x, None, weights), state.gamma, state.beta).y
+    place = residual.copy()
+    y, _ = training(x, state, weights=weights, residual=place, activation="relu", out=place)
+    assert y is place
+    assert_y_close(y, plain, residual, "relu", 1)
 
 
 @pytest.mark.exhaustive("test_ghost, test_renorm")

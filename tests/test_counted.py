@@ -399,7 +399,62 @@ def test_weights_of_0_and_1_are_a_mask_to_the_bit(rng):
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.exhaustive("a kernel for weights alone")
+def mostly_far(x, weight, place):
+    """x, which in nine of ten rows is far away, and weights with which these hardly count."""
+    weights = np.where(np.arange(len(x)) % 10 == 3, 1.0, weight).reshape(-1, *(1,) * (x.ndim - 1))
+    return np.where(weights < 1, x + x.dtype.type(place), x), weights
+
+
+far_shapes = [(40, 2, 70), (300, 2), (2000, 40), (40, 3, 9)]
+weights_alone = pytest.mark.exhaustive("a kernel for weights alone")
+
+
+@pytest.mark.parametrize(
+    ("memory", "shape", "form"),
+    [
+        ("float32", (40, 4, 5, 14), {"where": np.True_.reshape(1, 1, 1, 1), "nan": "omit"}),
+        *(pytest.param("float32", shape, {}, marks=weights_alone) for shape in far_shapes),
+        *(pytest.param("float64", shape, {}, marks=weights_alone) for shape in far_shapes),
+        *(pytest.param("bfloat16", shape, {}, marks=weights_alone) for shape in far_shapes),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("weight", "place"), [(1e-16, 1e6), (1e-30, 1e8), (1e-100, 1e30)])
+def test_what_hardly_counts_may_be_far_away(memory, shape, form, weight, place, rng):
+    """None of the nine values of which an origin is the median counts for more than next to nothing."""
+    x, weights = mostly_far(sample(rng, shape, memory), weight, place)
+    dy = np.where(weights < 1, 0, rng.normal(size=shape)).astype(dtype_of(memory))
+    counting = {"weights": weights, **form}
+    w, state = reference.counts(x, None, weights), random_state(rng, shape[1])
+    _, saved, _ = check_counted(x, dy, w, state, counting, 1)
+    found = nbnorm.batch_stats(x, **counting)
+    assert same_bits(found.mean, saved.mean)
+    assert_stat_close(found.m2 / found.count, reference.weighted_training(x, w).var)
+
+
+@weights_alone
+@pytest.mark.parametrize("memory", ["float32", "float64"])
+def test_what_is_long_ago_may_be_forgotten(memory, rng):
+    """Of a trend only the last of thousands of values count, none of which is one of nine."""
+    x = (np.arange(5000.0)[:, None] + rng.normal(size=(5000, 2))).astype(memory)
+    weights = 0.9 ** np.arange(4999.0, -1, -1)[:, None]
+    dy = rng.normal(size=x.shape).astype(memory)
+    check_counted(x, dy, reference.counts(x, None, weights), random_state(rng, 2), {"weights": weights}, 1)
+
+
+@weights_alone
+@pytest.mark.parametrize("shape", [(10**5, 2), (10, 2, 10**4)], ids=str)
+def test_counts_of_float64_data_are_compensated(shape, rng):
+    """As their sums are: plain ones of so many weights were off by tens of units, and y by more than 16."""
+    x, dy = rng.normal(size=(2, *shape))
+    weights = rng.uniform(0.5, 2, (shape[0], 1, *shape[2:]))
+    w = reference.counts(x, None, weights)
+    _, saved, _ = check_counted(x, dy, w, random_state(rng, 2), {"weights": weights}, 1)
+    exact = reference.wide(weights).sum()
+    assert (np.abs(saved.count - exact) <= 2 * 2.0**-53 * exact).all()
+
+
+@weights_alone
 def test_scaled_weights_give_the_same_y(rng):
     """A power of two scales every sum exactly."""
     x, weights = sample(rng, (20, 3)), rng.uniform(0.5, 3, (20, 1))

@@ -146,6 +146,7 @@ OTHERS = {
     "finalize.count_channels": ((F64, F64), [1] * 4),
     "combine.merge_shards": ((F64, F64, F64), [1] * 5),
     "combine.finalize_given": ((F64, *PARAMETERS, F64), [1] + [1.0] * 2),
+    "combine.move_origins": ((F64, F64), [1] * 2),
     "combine.shard_sums": ((F64, F64, F64, F64), [1] * 4 + [1.0]),
     "combine.add_shards": ((F64, F64, F64), [1] * 3),
     "combine.whole_gradients": ((F64, F64, F64, *PARAMETERS), [1, 1.0]),

@@ -28,6 +28,7 @@ from nbnorm._formulas import (
     centred_product,
     gradient_map,
     inverse_std,
+    is_far,
     moments,
     moving_average,
     normalizing_map,
@@ -149,6 +150,21 @@ def finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef):
     read_parameters(gamma, beta, first, C, stats, sums)
     finalize_channels(dy, gamma, first, C, stats, sums, eps, count, coef)
     write_gradients(dgamma, dbeta, first, C, sums)
+
+
+@Compiled
+def move_origins(stats, single, some):
+    """Origins that are far from the mean, to the mean, Eq. 43, as float32 where x has no more digits. `some` (1,) gets
+    whether there were any: their sums are to be taken again.
+    """
+    some[0] = False
+    for c in range(stats.shape[1]):
+        if is_far(stats[DEVIATION, c], stats[M2, c], stats[COUNT, c]):
+            k = stats[ORIGIN, c] + stats[DEVIATION, c]
+            if single:
+                k = float64(np.float32(k))
+            some[0] |= k != stats[ORIGIN, c]
+            stats[ORIGIN, c] = k
 
 
 @Compiled

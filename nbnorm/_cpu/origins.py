@@ -74,13 +74,15 @@ def gated_origin(dy, x, slope, w, stats, c, N, C, S):
 
 @routine
 def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
-    """The origin of x in stats or, when the sums are to be `centred`, of dy in sums, for channels first:last.
+    """The origin of x in stats or of dy in sums, for channels first:last, when the sums are to be `centred` anew.
 
-    Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
+    Otherwise that of x is there already, and dy keeps its origin 0: frozen statistics do not depend on x, so that the
+    sum of u is not known.
     """
     for c in range(first, last):
         if dy is None:
-            stats[ORIGIN, np.uintp(c)] = origin(x, x, w, None, c, N, C, S)
+            if centred:
+                stats[ORIGIN, np.uintp(c)] = origin(x, x, w, None, c, N, C, S)
         elif centred:
             if slope is None:
                 if w is None:

@@ -14,9 +14,10 @@ from nbnorm._counted import Counted, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, SCALE, A, B
 from nbnorm._cpu.counted import first_short
-from nbnorm._cpu.finalize import finalize, finalize_given
+from nbnorm._cpu.finalize import finalize, finalize_given, move_origins
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.passes import ABSENT, EVERY, apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.shards import normalize
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import SIGN_SCALE
@@ -32,17 +33,38 @@ def training_forward(
     residual: Array | None = None, slope: float | None = None,
 ) -> bool:  # fmt: skip
     """y and stats from x: reduce, finalize, apply. Returns False: `commit` has to fold the batch into `running`."""
-    _fused_or_split(
-        x, None, residual, slope, w, y, shape, stats, as_parameter(gamma), as_parameter(beta), None, None, eps
-    )  # fmt: skip
+    weighted = w is not None and w.weights is not None
+    at_once = not weighted or residual is None  # else y, which may lie in its place, would be written before k is near
+    if at_once:
+        _fused_or_split(
+            x, None, residual, slope, w, y, shape, stats, as_parameter(gamma), as_parameter(beta), None, None, eps
+        )  # fmt: skip
+    if weighted and (not at_once or _have_moved(x, stats)):
+        _statistics(x, shape, stats, w, centred=not at_once)
+        normalize(x, y, shape, gamma, beta, eps, None, stats, residual, slope)
     return False
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
-    sums = np.zeros((3, shape[1]))
-    reduce(x, None, None, w, True, shape, stats, sums)
-    finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), np.empty((2, shape[1])))
+    _statistics(x, shape, stats, w, centred=True)
+
+
+def _statistics(x: Array, shape: Shape, stats: Array, w: Counted | None, centred: bool) -> None:
+    """The same, of weighted values again until their origins are near; the first ones are there if not `centred`."""
+    sums, coef = np.zeros((3, shape[1])), np.empty((2, shape[1]))
+    moved = True
+    while moved:
+        reduce(x, None, None, w, centred, shape, stats, sums)
+        finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), coef)
+        moved, centred = w is not None and w.weights is not None and _have_moved(x, stats), False
+
+
+def _have_moved(x: Array, stats: Array) -> bool:
+    """Whether origins were so far from the mean that they are there now, and stats are to be found anew."""
+    some = np.empty(1, np.bool_)
+    move_origins(stats, x.itemsize < 8, some)
+    return bool(some[0])
 
 
 def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:

@@ -1,8 +1,8 @@
 """Sums: what reduce accumulates, a tuple of vectors.
 
 A pair (s, q) for narrow types, whose values and products leave float64 bits to spare. For float64 data four,
-(s, q, s_lost, q_lost): what the additions lose is kept beside them (docs/math.md, Eq. 15). One more counts, in a pass
-over x of which not every value does.
+(s, q, s_lost, q_lost): what the additions lose is kept beside them (docs/math.md, Eq. 15). In a pass over x of which
+not every value counts there is one more that counts, and for float64 data what that loses.
 
 Each function of one vector a sum stands twice: in plain Python, to be read, and as what Numba compiles for any length.
 """
@@ -34,17 +34,17 @@ from nbnorm._cpu.vector import (
 )
 from nbnorm._cpu.vector_memory import columns_at_once, kind_of_columns, load_columns, load_part, masked, store
 from nbnorm._floats import DOUBLE, I32, number
-from nbnorm._formulas import accumulate, accumulate_compensated, join_compensated
+from nbnorm._formulas import accumulate, accumulate_compensated, count_compensated, join_compensated
 
 
 def terms_of(x, dy, w):
     """How many sums a pass over x, and dy or None, has, with values that count by w or None."""
-    return (4 if x.itemsize == 8 else 2) + (w is not None and dy is None)
+    return (4 if x.itemsize == 8 else 2) * (3 if w is not None and dy is None else 2) // 2
 
 
 def _terms_of(x, dy, w):
     """The same of their types."""
-    return (4 if x.dtype == types.float64 else 2) + (w is not types.none and dy is types.none)
+    return (4 if x.dtype == types.float64 else 2) * (3 if w is not types.none and dy is types.none else 2) // 2
 
 
 def _in_place(plain, kind):
@@ -108,13 +108,16 @@ def _(sums, v, u):
         2: lambda sums, v, u: accumulate(sums[0], sums[1], v, u),
         3: lambda sums, v, u: (*accumulate(sums[0], sums[1], v, u), sums[2]),
         4: lambda sums, v, u: accumulate_compensated(sums[0], sums[1], sums[2], sums[3], v, u),
-        5: lambda sums, v, u: (*accumulate_compensated(sums[0], sums[1], sums[2], sums[3], v, u), sums[4]),
+        6: lambda sums, v, u: (*accumulate_compensated(sums[0], sums[1], sums[2], sums[3], v, u), sums[4], sums[5]),
     }[len(sums)]
 
 
 def add_values(sums, v, u, often):
     """One more vector of values, which count so often, where that is not known."""
-    return (*add(sums[:-1], v, u), sums[-1] + often) if len(sums) % 2 else add(sums, v, u)
+    s = add(sums, v, u)
+    if len(s) == 3:
+        return (*s[:2], s[2] + often)
+    return (*s[:4], *count_compensated(*s[4:], often)) if len(s) == 6 else s
 
 
 @overload(add_values, jit_options=INLINED)
@@ -123,7 +126,7 @@ def _(sums, v, u, often):
         2: lambda sums, v, u, often: add(sums, v, u),
         3: lambda sums, v, u, often: (*add(sums[:2], v, u), sums[2] + often),
         4: lambda sums, v, u, often: add(sums, v, u),
-        5: lambda sums, v, u, often: (*add(sums[:4], v, u), sums[4] + often),
+        6: lambda sums, v, u, often: (*add(sums[:4], v, u), *count_compensated(sums[4], sums[5], often)),
     }[len(sums)]
 
 
@@ -131,7 +134,8 @@ def join(sums, others):
     """Two sums together."""
     if len(sums) < 4:
         return tuple(a + b for a, b in zip(sums, others, strict=True))
-    return (*join_compensated(sums[:4], others[:4]), *(a + b for a, b in zip(sums[4:], others[4:], strict=True)))
+    both = join_compensated(sums[:4], others[:4])
+    return both if len(sums) == 4 else (*both, *count_compensated(sums[4], sums[5] + others[5], others[4]))
 
 
 @overload(join, jit_options=INLINED)
@@ -140,15 +144,22 @@ def _(sums, others):
         2: lambda sums, others: (sums[0] + others[0], sums[1] + others[1]),
         3: lambda sums, others: (sums[0] + others[0], sums[1] + others[1], sums[2] + others[2]),
         4: lambda sums, others: join_compensated(sums, others),
-        5: lambda sums, others: (*join_compensated(sums[:4], others[:4]), sums[4] + others[4]),
+        6: lambda sums, others: (
+            *join_compensated(sums[:4], others[:4]),
+            *count_compensated(sums[4], sums[5] + others[5], others[4]),
+        ),
     }[len(sums)]
+
+
+def _three_numbers(sums, plus, none):
+    """s, q and the count, of which what was lost is a part."""
+    count = none if len(sums) % 3 else sums[2] if len(sums) == 3 else plus(*sums[4:])
+    return [*sums[:2], count] if len(sums) < 4 else [plus(sums[0], sums[2]), plus(sums[1], sums[3]), count]
 
 
 def totals(sums):
     """The lanes together: two numbers and the count, 0 where it is known."""
-    s, q, *others = (fold(v) for v in sums)
-    count = others.pop() if len(sums) % 2 else 0.0
-    return (s + others[0], q + others[1], count) if others else (s, q, count)
+    return _three_numbers([fold(v) for v in sums], lambda a, b: a + b, 0.0)
 
 
 @overload(totals, jit_options=INLINED)
@@ -157,22 +168,23 @@ def _(sums):
         2: lambda sums: (fold(sums[0]), fold(sums[1]), 0.0),
         3: lambda sums: (fold(sums[0]), fold(sums[1]), fold(sums[2])),
         4: lambda sums: (fold(sums[0]) + fold(sums[2]), fold(sums[1]) + fold(sums[3]), 0.0),
-        5: lambda sums: (fold(sums[0]) + fold(sums[2]), fold(sums[1]) + fold(sums[3]), fold(sums[4])),
+        6: lambda sums: (
+            fold(sums[0]) + fold(sums[2]),
+            fold(sums[1]) + fold(sums[3]),
+            fold(sums[4]) + fold(sums[5]),
+        ),
     }[len(sums)]
 
 
 def column_totals(x, dy, w, memory, at, width):
     """The numbers of one column, which `store_sums` left in memory; as `totals` with zeros in the other lanes."""
-    s, q, *others = (memory[at + r * width] for r in range(terms_of(x, dy, w)))
-    count = others.pop() if len(others) % 2 else 0.0
-    return (s + others[0], q + others[1], count) if others else (s, q, count)
+    return _three_numbers([memory[at + r * width] for r in range(terms_of(x, dy, w))], lambda a, b: a + b, 0.0)
 
 
 @_in_place(column_totals, _numbers)
 def _(builder, kind, terms, memory, at, width):
-    s, q, *others = (builder.load(place) for place in _rows(builder, terms, memory, at, width, DOUBLE))
-    count = others.pop() if len(others) % 2 else DOUBLE(0.0)
-    return [builder.fadd(s, others[0]), builder.fadd(q, others[1]), count] if others else [s, q, count]
+    places = _rows(builder, terms, memory, at, width, DOUBLE)
+    return _three_numbers([builder.load(place) for place in places], builder.fadd, DOUBLE(0.0))
 
 
 def load_sums(x, dy, w, memory, at, width):

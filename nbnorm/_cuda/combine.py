@@ -7,7 +7,7 @@ the order of the ranks: every rank finds the same bits. A thread works on one ch
 
 from __future__ import annotations
 
-from numba import float64
+from numba import float32, float64
 
 from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
 from nbnorm._cuda.finalize import channel_sums, count_of, divisor_of, parameter
@@ -28,6 +28,7 @@ from nbnorm._formulas import (
     centred_product,
     gradient_map,
     inverse_std,
+    is_far,
     moved,
     moved_sums,
     normalizing_map,
@@ -72,6 +73,21 @@ def finalize_given(stats, gamma, beta, coef, C, count, eps):
         scale, shift = normalizing_map(stats[DEVIATION * C + c], inv_std, scale, parameter(beta, c, 0.0))
         coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
         coef[VARIES * C + c] = 1.0 if stats[M2 * C + c] > 0.0 else 0.0
+
+
+@Kernel
+def move_origins(stats, some, C, single):
+    """Origins that are far from the mean, to the mean, Eq. 43, as float32 where x has no more digits. `some` (1,) is
+    not 0 then: their sums are to be taken again.
+    """
+    c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if c < C and is_far(stats[DEVIATION * C + c], stats[M2 * C + c], stats[COUNT * C + c]):
+        k = stats[ORIGIN * C + c] + stats[DEVIATION * C + c]
+        if single:
+            k = float64(float32(k))
+        if k != stats[ORIGIN * C + c]:
+            some[0] = 1.0
+        stats[ORIGIN * C + c] = k
 
 
 @Kernel

@@ -77,11 +77,17 @@ def gated_origin(dy, x, slope, w, stats, c, N, C, S):
 def origins(x, dy, slope, w, centred, c, N, C, S, stats):
     """k and h of channel c; k is found in the forward pass and taken from it in the backward pass.
 
-    Frozen statistics do not depend on x, so that the sum of u is not known and dy must keep its origin 0.
+    Not `centred`, k has been found before, and dy keeps its origin 0: frozen statistics do not depend on x, so that the
+    sum of u is not known.
     """
     k, h = 0.0, 0.0
     if dy is None:
-        k = channel_origin(x, x, w, None, c, N, C, S)
+        if w is None:
+            k = origin(x, c, N, C, S)
+        elif centred:
+            k = counted_origin(x, x, w, None, c, N, C, S)
+        else:
+            k = stats[ORIGIN * C + c]
     else:
         k = stats[ORIGIN * C + c]
         if centred:

@@ -1,7 +1,8 @@
 """The stages on CuPy arrays: scratch memory, the cut of the work, and the choice between one launch and several.
 
 Arrays lie in memory as the elements of an (N, C, S) array, `shape`; gamma and beta may be None, stats is (5, C).
-Everything that can fail has been checked by the caller; but for `short_channel` nothing here waits for the GPU.
+Everything that can fail has been checked by the caller; but for `short_channel`, and statistics of values with weights,
+nothing here waits for the GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import normalize_columns, normalize_segments
 from nbnorm._cuda.coefficients import ROWS, ROWS_OF_THREE, SCALE, SHIFT, A, B
-from nbnorm._cuda.combine import finalize_given
+from nbnorm._cuda.combine import finalize_given, move_origins
 from nbnorm._cuda.counted import first_short
 from nbnorm._cuda.finalize import POOLED, UNKNOWN, finalize
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
@@ -52,6 +53,9 @@ def training_forward(
     if w is not None:
         parts, coef = reduce(sums, pack, x, None, None, w, stats), scratch(ROWS * shape[1])
         _finalize(sums, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
+        while w.weights is not None and _have_moved(x, stats):
+            parts = reduce(sums, pack, x, None, None, w, stats, centred=0)
+            _finalize(sums, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
         apply(sums, pack, x, None, residual, slope, None, y, coef)
         return False
     cut = cut_of_map(shape, x.itemsize, residual)
@@ -89,9 +93,25 @@ def training_forward(
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
     """stats of x, but for gamma."""
     cut = cut_of_statistics(shape, x.itemsize, w)
-    parts = reduce(cut, (in_memory(x.dtype), cut.lanes), x, None, None, w, stats)
-    count = float(shape[0] * shape[2]) if w is None else UNKNOWN
+    pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2]) if w is None else UNKNOWN
+    parts = reduce(cut, pack, x, None, None, w, stats)
     _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
+    while w is not None and w.weights is not None and _have_moved(x, stats):
+        parts = reduce(cut, pack, x, None, None, w, stats, centred=0)
+        _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
+
+
+def _have_moved(x: Array, stats: Array) -> bool:
+    """Whether origins were so far from the mean that they are there now, and stats are to be found anew. Waits for the
+    GPU.
+    """
+    C, some = stats.shape[1], scratch(1)
+    some[...] = 0
+    move_origins(
+        (max(1, -(-C // plan.THREADS)), 1), plan.THREADS, (F64, F64), pointer(stats), pointer(some), C,
+        int(x.dtype.itemsize < 8),
+    )  # fmt: skip
+    return bool(some.get()[0])
 
 
 def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:

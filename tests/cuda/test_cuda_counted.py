@@ -6,7 +6,7 @@ import reference
 from common import sample
 from ranks import run, work_of
 from steps import state_on_gpu
-from test_counted import FORMS, assert_map_close, cut, every_form, spoiled
+from test_counted import FORMS, assert_map_close, cut, every_form, mostly_far, spoiled
 from tolerance import assert_close, assert_gradient_close, assert_stat_close, dtype_of
 
 import nbnorm
@@ -88,6 +88,25 @@ def test_statistics_and_pooling(cupy, dtype, shape, form, rng):
     state.update(nbnorm.batch_stats(cupy.asarray(np.zeros((0, *shape[1:]), x.dtype))))
     assert_stat_close(np.broadcast_to(nbnorm._device.host(state.num_samples), count.shape), count)
     assert_stat_close(state.running_var.get(), m2 / (count - 1))
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("shape", [(40, 2, 64), (60, 3)], ids=str)
+@pytest.mark.parametrize(("weight", "place"), [(1e-30, 1e8), (1e-100, 1e30)])
+def test_what_hardly_counts_may_be_far_away(cupy, shape, weight, place, rng):
+    """None of the nine values of which an origin is the median counts for more than next to nothing."""
+    x, weights = mostly_far(sample(rng, shape), weight, place)
+    dy, w, (state, own) = sample(rng, shape), reference.counts(x, None, weights), state_on_gpu(rng, shape[1])
+    y, saved = nbnorm.batch_norm_training(cupy.asarray(x), own, weights=cupy.asarray(weights))
+    batch = reference.weighted_training(x, w, state.gamma, state.beta, state.eps)
+    assert_close(y.get(), batch.y)
+    assert_stat_close(saved.mean.get(), batch.mean)
+    assert_stat_close(saved.inv_std.get(), 1 / np.sqrt(batch.var + reference.Wide(state.eps)))
+    found = nbnorm.batch_norm_backward(cupy.asarray(dy), saved)
+    exact = reference.weighted_backward(dy, x, w, state.gamma, state.eps)
+    assert_gradients(found, exact, dy, reference.absent(x, w), state, batch.var)
+    alone = nbnorm.batch_stats(cupy.asarray(x), weights=cupy.asarray(weights))
+    assert_stat_close(alone.m2.get(), batch.var * batch.count)
 
 
 @pytest.mark.each_value

@@ -17,7 +17,7 @@ from nbnorm._which import counted
 
 
 class Moments(NamedTuple):
-    """As `BatchStats`, but that the mean is origin + deviation, not added up; the origin is a value of the channel."""
+    """As `BatchStats`, but that the mean is origin + deviation, not added up; the origin is near it."""
 
     count: NDArray[np.float64]  # type: ignore[assignment]  # tuple.count, which nobody needs here
     origin: NDArray[np.float64]

@@ -69,10 +69,12 @@ def gather_statistics(
 def exchange(sync: Sync, packed: Any, ranks: int | None) -> Any:
     """Everyone's; ranks is their number, where it is known."""
     gathered = sync(packed)
-    expected = (len(gathered) if ranks is None else ranks, packed.size)
-    if gathered.shape != expected or gathered.dtype != np.float64 or not gathered.flags.c_contiguous:
+    shape, dtype = getattr(gathered, "shape", ()), getattr(gathered, "dtype", None)
+    expected = (*(shape[:1] if ranks is None else (ranks,)), packed.size)
+    if len(shape) != 2 or shape != expected or dtype != np.float64 or not gathered.flags.c_contiguous:
+        found = f"a {type(gathered).__qualname__}" if dtype is None else f"{dtype} of shape {shape!s:.40}"
         raise ValueError(
-            f"sync returned {gathered.dtype} of shape {gathered.shape!s:.40}; expected C-contiguous float64, "
+            f"sync returned {found}; expected C-contiguous float64, "
             f"({'ranks' if ranks is None else ranks}, {packed.size})"
         )
     return gathered

@@ -48,7 +48,8 @@ def batch_stats(
 
     Notes
     -----
-    One read of x, float64 sums of x - k with k a value of the channel: no digits are lost when the mean is large.
+    One read of x, float64 sums of x - k with k a value of the channel: no digits are lost when the mean is large. With
+    weights more where that value is far from the mean, which is what others are then subtracted from.
 
     References
     ----------

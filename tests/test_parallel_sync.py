@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ranks
 import reference
-from common import random_state, same_bits, sample, snapshot
+from common import random_state, refuse, same_bits, sample, snapshot
 from tolerance import assert_close, assert_stat_close, dtype_of, needs_wide
 
 import nbnorm
@@ -313,8 +313,26 @@ def test_sync_and_param_grads_are_checked(given):
         nbnorm.batch_norm_training(given.x, given.state, sync=3)
     with pytest.raises(ValueError, match="param_grads is 'all'; expected 'local'"):
         nbnorm.batch_norm_backward(given.dy, given.saved, param_grads="all")
-    with pytest.raises(ValueError, match=r"float64 of shape \(1, 2\); expected C-contiguous float64, \(ranks, 3\)"):
-        nbnorm.batch_norm_training(given.x, given.state, sync=lambda packed: np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        (np.zeros((1, 2)), "float64 of shape (1, 2)"),
+        (np.zeros((1, 3), np.float32), "float32 of shape (1, 3)"),
+        (np.zeros(()), "float64 of shape ()"),
+        (None, "a NoneType"),
+        ([[3.0, 4.0, 0.0]], "a list"),
+    ],
+    ids=str,
+)
+def test_what_sync_returns_is_checked(given, returned, named):
+    refuse(
+        given,
+        lambda: nbnorm.batch_norm_training(given.x, given.state, sync=lambda packed: returned),
+        ValueError,
+        f"sync returned {named}; expected C-contiguous float64, (ranks, 3)",
+    )
 
 
 def test_without_a_sync_there_is_one_shard(given):

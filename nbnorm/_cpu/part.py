@@ -69,5 +69,4 @@ class ParallelCompiler(CompilerBase):
         state.library = codegen.create_library(state.func_id.func_qualname)
         state.library.enable_object_caching()
         state.targetctx = context.subtarget(_internal_codegen=_CodegenOfParts(codegen))
-        state.targetctx.cached_internal_func = context.cached_internal_func  # else compiled again for every kernel
         return [DefaultPassBuilder.define_nopython_pipeline(state)]

@@ -135,7 +135,9 @@ def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
 
 @Kernel
 def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
-    """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is; parts (C * chunks, 3) scratch."""
+    """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is; parts (C * chunks, 3)
+    is scratch.
+    """
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
     taken = none_taken(workers)
     for worker in prange(workers):

@@ -20,7 +20,7 @@ from nbnorm._cpu.passes import ABSENT, EVERY, apply, as_parameter, empty_coeffic
 from nbnorm._cpu.shards import normalize
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import SIGN_SCALE
+from nbnorm._formulas import LOOKS, SIGN_SCALE
 from nbnorm._running import Running
 
 Array = NDArray
@@ -34,7 +34,8 @@ def training_forward(
 ) -> bool:  # fmt: skip
     """y and stats from x: reduce, finalize, apply. Returns False: `commit` has to fold the batch into `running`."""
     weighted = w is not None and w.weights is not None
-    at_once = not weighted or residual is None  # else y, which may lie in its place, would be written before k is near
+    # y is written once where it takes the place of the residual, and so not before k is near.
+    at_once = not weighted or residual is None or not np.may_share_memory(y, residual)
     if at_once:
         _fused_or_split(
             x, None, residual, slope, w, y, shape, stats, as_parameter(gamma), as_parameter(beta), None, None, eps
@@ -53,11 +54,13 @@ def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = N
 def _statistics(x: Array, shape: Shape, stats: Array, w: Counted | None, centred: bool) -> None:
     """The same, of weighted values again until their origins are near; the first ones are there if not `centred`."""
     sums, coef = np.zeros((3, shape[1])), np.empty((2, shape[1]))
-    moved = True
-    while moved:
+    looks = 0 if w is None or w.weights is None else LOOKS
+    while True:
         reduce(x, None, None, w, centred, shape, stats, sums)
         finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), coef)
-        moved, centred = w is not None and w.weights is not None and _have_moved(x, stats), False
+        if not looks or not _have_moved(x, stats):
+            break
+        looks, centred = looks - 1, False
 
 
 def _have_moved(x: Array, stats: Array) -> bool:

@@ -32,7 +32,7 @@ from nbnorm._cuda.passes import (
     reduce,
     signs_of,
 )
-from nbnorm._formulas import SIGN_SCALE
+from nbnorm._formulas import LOOKS, SIGN_SCALE
 from nbnorm._running import Running
 
 Array = Any
@@ -53,9 +53,11 @@ def training_forward(
     if w is not None:
         parts, coef = reduce(sums, pack, x, None, None, w, stats), scratch(ROWS * shape[1])
         _finalize(sums, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
-        while w.weights is not None and _have_moved(x, stats):
+        looks = 0 if w.weights is None else LOOKS
+        while looks and _have_moved(x, stats):
             parts = reduce(sums, pack, x, None, None, w, stats, centred=0)
             _finalize(sums, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
+            looks -= 1
         apply(sums, pack, x, None, residual, slope, None, y, coef)
         return False
     cut = cut_of_map(shape, x.itemsize, residual)
@@ -96,9 +98,11 @@ def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = N
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2]) if w is None else UNKNOWN
     parts = reduce(cut, pack, x, None, None, w, stats)
     _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
-    while w is not None and w.weights is not None and _have_moved(x, stats):
+    looks = 0 if w is None or w.weights is None else LOOKS
+    while looks and _have_moved(x, stats):
         parts = reduce(cut, pack, x, None, None, w, stats, centred=0)
         _finalize(cut, shape, parts, stats, None, None, None, count, 1.0)
+        looks -= 1
 
 
 def _have_moved(x: Array, stats: Array) -> bool:

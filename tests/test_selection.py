@@ -1,6 +1,8 @@
 """What the default suite leaves out: never a pair of values that occurs."""
 
+import importlib
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +35,25 @@ def test_float32_runs_by_default_and_every_other_dtype_with_exhaustive():
         for param in float32_by_default("elsewhere")
     }
     assert others == {"float32": []} | {name: [("elsewhere",)] for name in ("float16", "bfloat16", "float64")}
+
+
+def test_what_float32_in_names_occurs():
+    """A value that no case has would mark nothing."""
+    marked = {}
+    for path in Path(__file__).parent.glob("test_*.py"):
+        if "mark." + "float32_in(" in path.read_text():
+            of_module = vars(importlib.import_module(path.stem)).items()
+            marked |= {name: one.pytestmark for name, one in of_module if name.startswith("test") and is_marked(one)}
+    assert len(marked) >= 3
+    for name, marks in marked.items():
+        cases = [case for mark in marks if mark.name == "parametrize" for case in mark.args[1]]
+        values = {value for case in cases for value in getattr(case, "values", [case]) if isinstance(value, str)}
+        named = {value for mark in marks if mark.name == "float32_in" for value in mark.args[:-1]}
+        assert named <= values, name
+
+
+def is_marked(test):
+    return any(mark.name == "float32_in" for mark in getattr(test, "pytestmark", ()))
 
 
 class Case(SimpleNamespace):

@@ -31,7 +31,7 @@ def origin(x, c, N, C, S):
 
 @routine
 def channel_origin(array, x, w, average, c, N, C, S):
-    """Of x or dy."""
+    """h, of an array that is no x."""
     return origin(array, c, N, C, S) if w is None else counted_origin(array, x, w, average, c, N, C, S)
 
 

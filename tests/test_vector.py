@@ -10,8 +10,9 @@ import pytest
 from numba import config, njit
 
 from nbnorm._cpu import arrays, cursor, deal, tables, vector, vector_mask, vector_memory, vector_python
+from nbnorm._cpu.apply import in_step
 from nbnorm._cpu.vector import LANES, minus
-from nbnorm._cpu.vector_memory import load, store
+from nbnorm._cpu.vector_memory import LINE, load, store
 
 TINY, HUGE = 5e-324, 1.7976931348623157e308
 TWINS = (vector, arrays, vector_memory, vector_mask, cursor, deal, tables)  # of vector_python
@@ -33,6 +34,24 @@ def test_a_difference_as_a_product_has_the_bits_of_a_subtraction(rng):
         exact = a - b
     np.testing.assert_array_equal(found, exact)
     np.testing.assert_array_equal(np.signbit(found)[exact == 0], np.signbit(exact)[exact == 0])
+
+
+@njit
+def begin(tables, y):
+    return in_step(tables, y)
+
+
+@pytest.mark.parametrize(
+    ("of_tables", "of_y"),
+    [("float32", "uint16"), ("float32", "float32"), ("float64", "float32"), ("float64", "float64")],
+)
+def test_tables_lie_to_lines_as_y_does(of_tables, of_y):
+    for i in range(LINE // np.dtype(of_tables).itemsize):
+        for j in range(LINE // np.dtype(of_y).itemsize):
+            tables, y = np.empty(64, of_tables)[i:], np.empty(64, of_y)[j:]
+            at, until = begin(tables, y), -y.ctypes.data % LINE // y.itemsize
+            assert 0 <= at < LINE // tables.itemsize
+            assert (tables.ctypes.data + (at + until) * tables.itemsize) % LINE == 0
 
 
 STEPS = """

@@ -159,6 +159,14 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, tables, streaming)
 
 
 @once
+def in_step(tables, y):
+    """Where tables begin that lie to the lines of memory as y does: vectors of them that belong to whole lines of y are
+    whole lines too. Half lines take two loads each.
+    """
+    return (until_line(tables, 0) - until_line(y, 0)) & (LINE // tables.itemsize - 1)
+
+
+@once
 def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, streaming):
     """What one worker does."""
     size = N * C * S
@@ -167,7 +175,9 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
     # Tables are built for a part of a piece, so it has many rows.
     pieces = 1 if parts >= 4 * workers else smaller(rows, larger(workers, smaller(rows // MANY, size // GROUP)))
     done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, parts * pieces)
-    own = matrix(tables[worker], 0, OF_ONE if dy is None else OF_TWO, smaller(K, MAP_WIDTH) + 3 * LANES)
+    its_own = tables[worker]
+    at = in_step(its_own, y)
+    own = matrix(its_own, at, OF_ONE if dy is None else OF_TWO, smaller(K, MAP_WIDTH) + 3 * LANES)
     while first < last:
         task = last - 1
         r0, r1 = share(task // parts, pieces, rows)
@@ -186,8 +196,8 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
 
 @Kernel
 def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, streaming, workers):
-    """K = C * S * a number of rows; tables (workers, OF_ONE * (min(K, MAP_WIDTH) + 3 * LANES)) is
-    scratch, with dy OF_TWO in the place of OF_ONE.
+    """K = C * S * a number of rows; tables (workers, OF_ONE * (min(K, MAP_WIDTH) + 3 * LANES) + LANES)
+    is scratch, with dy OF_TWO in the place of OF_ONE.
     """
     taken = none_taken(workers)
     for worker in prange(workers):
@@ -201,7 +211,7 @@ def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, st
 def running_columns(x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers):
     """The same for columns; behind the 9 * C values of `both` are the tables, of this width."""
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
-    tables = matrix_of_map(x, None, None, None, both, 9 * C, workers, OF_ONE * width)
+    tables = matrix_of_map(x, None, None, None, both, 9 * C, workers, OF_ONE * width + LANES)
     finalize_running(both, gamma, beta, eps, stats, coef)
     taken = none_taken(workers)
     for worker in prange(workers):

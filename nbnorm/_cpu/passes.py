@@ -38,10 +38,11 @@ def reduce(
     else:
         cols = plan.columns(N, C, S, throughout(w, C, S))
         terms = terms_of(x, dy, w)
-        acc, tables = np.empty(cols.blocks * terms * cols.width), 2 if slope is None else 4
+        tables = workers * (2 if slope is None else 4) * (plan.PANEL + plan.LANES)
+        scratch = np.empty(7 + cols.blocks * terms * cols.width + tables)
         reduce_columns(
-            x, dy, slope, w, centred, stats, sums, acc, np.empty((workers, tables, plan.PANEL + plan.LANES)), N, C, S,
-            cols.tile, cols.block, cols.blocks, terms, cols.width, workers,
+            x, dy, slope, w, centred, stats, sums, scratch, N, C, S, cols.tile, cols.block, cols.blocks, terms,
+            cols.width, workers,
         )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def apply(
     runs = in_rows(w, S), throughout(w, C, S)
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S, *runs)
     if cut.K:
-        tables = np.empty((workers, (OF_ONE if dy is None else OF_TWO) * cut.width), coef.dtype)
+        tables = np.empty((workers, (OF_ONE if dy is None else OF_TWO) * cut.width + plan.LANES), coef.dtype)
         apply_columns(
             x, dy, other, slope, w, y, stats, coef, tables, N, C, S, cut.K, cut.streaming, workers
         )  # fmt: skip

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from nbnorm._cpu.arrays import matrix
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion
 from nbnorm._cpu.launch import Kernel
@@ -53,6 +54,7 @@ from nbnorm._cpu.vector_memory import (
     load_columns,
     prefetch,
     store,
+    until_line,
 )
 from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN_SHIFT, SUM
 
@@ -218,25 +220,27 @@ def channels_totals(x, dy, w, acc, width, first, last, S, tile, stats, sums):
 
 @Kernel
 def reduce_columns(
-    x, dy, slope, w, centred, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width, workers
+    x, dy, slope, w, centred, stats, sums, scratch, N, C, S, tile, block, blocks, terms, width, workers
 ):  # fmt: skip
     """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is.
 
-    acc (blocks * terms * width) and tables (workers, 2, or with a slope 4, PANEL + LANES) are
-    scratch; terms counts sums and counts.
+    scratch has, 7 numbers later at most, where a line begins, sums and counts (blocks, terms, width) and tables
+    (workers, 2, or with a slope 4, PANEL + LANES).
     """
     K = C * S * tile
     rows, rest = N // tile, N % tile * C * S
     wide = even(width, PANEL)
     tasks = (width + wide - 1) // wide * blocks
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
+    acc, numbers = scratch[until_line(scratch, 0) :], 2 if slope is None else 4
+    tables = matrix(acc, blocks * terms * width, workers * numbers, PANEL + LANES)
     taken = none_taken(workers)
     for worker in prange(workers):
         its = rows_of(cursor(w), tile)
-        k, h, filled = tables[worker, 0], tables[worker, 1], -1
+        k, h, filled = tables[worker * numbers], tables[worker * numbers + 1], -1
         scale, shift = k, h
         if slope is not None:
-            scale, shift = tables[worker, 2], tables[worker, 3]
+            scale, shift = tables[worker * numbers + 2], tables[worker * numbers + 3]
         done, first, last = portion(taken, NONE_DONE, worker, workers, tasks)
         while first < last:
             panel, b = first // blocks, first % blocks

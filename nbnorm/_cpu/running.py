@@ -45,7 +45,8 @@ def running_forward(
     gamma, beta = as_parameter(gamma), as_parameter(beta)
     tensors = 2 if residual is None else 3
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
-    both = np.empty(9 * C + OF_ONE * workers * cut.width)  # statistics, parameters, coefficients, tables of columns
+    # Statistics, parameters, coefficients, and tables of columns.
+    both = np.empty(9 * C + workers * (OF_ONE * cut.width + plan.LANES))
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
         both[: 2 * C] = running.both
     if cut.K:

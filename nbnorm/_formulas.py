@@ -47,10 +47,21 @@ def sample_index(c, part, N, C, S):
     return (((N - 1) * part >> 3) * C + c) * S + ((S - 1) * part >> 3)  # shifts: a division takes 20 instructions
 
 
+# How many of a channel's places are looked at for a value that counts, for each of nine. Where none is found there the
+# first one's serves, for which more are looked at, one in TRIES but no more than MANY_TRIES, and then all.
+TRIES, MANY_TRIES = 64, 4_096
+
+
+@formula
+def sample_place(part, N, S):
+    """The place of a channel's N*S values that is around part/8 of the way through it."""
+    return ((N - 1) * part >> 3) * S + ((S - 1) * part >> 3)
+
+
 @formula
 def next_place(m, size):
     """Where among so many places to look next for a value that counts: a golden section further on, around."""
-    return (m + size * 618 // 1000 + 1) % size
+    return (m + size * 618_034 // 1_000_000 + 1) % size
 
 
 @formula

@@ -434,6 +434,40 @@ def test_what_hardly_counts_may_be_far_away(memory, shape, form, weight, place, 
 
 
 @weights_alone
+def few_together(x, place, rng):
+    """A mask of x in which three values of all channels but the last count, one after the other, and x far from them."""
+    N, C = x.shape[:2]
+    size = x.size // C
+    of_channels, start = np.zeros((C, size), bool), int(place * (size - 3))
+    of_channels[:-1, start : start + 3] = True
+    where = of_channels.reshape(C, N, -1).swapaxes(0, 1).reshape(x.shape)
+    return where, np.where(where, 1e5 + rng.normal(size=x.shape), -1e30).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 700), (9000, 3)], ids=str)
+@pytest.mark.parametrize("place", [0.0, 0.37, 1.0])
+def test_few_values_that_count_are_found_wherever_they_are(shape, place, rng):
+    """Also where steps of a golden section do not come. What does not count would leave no digit."""
+    where, x = few_together(np.empty(shape), place, rng)
+    dy, state, part = rng.normal(size=shape).astype(np.float32), random_state(rng, shape[1]), (slice(None), slice(2))
+    count, mean, m2 = reference.weighted_stats(x, where.astype(float))
+    found = nbnorm.batch_stats(x, where=where)
+    assert found.count.tolist() == count.tolist() == [3, 3, 0]
+    assert_stat_close(found.mean, mean)
+    assert_stat_close(found.m2, m2)
+    with pytest.raises(ValueError, match="channel 2"):
+        training(x, state, where=where)
+    x, dy, where, state = x[part], dy[part], where[part], random_state(rng, 2)
+    y, saved = training(x, state, where=where)
+    exact = reference.weighted_training(x, where.astype(float), state.gamma, state.beta, state.eps)
+    assert_close(y[where], exact.y[where])
+    found = nbnorm.batch_norm_backward(dy, saved)
+    exact = reference.weighted_backward(dy, x, where.astype(float), state.gamma, state.eps)
+    assert_close(found.dx, exact.dx)
+    assert_stat_close(found.dgamma, exact.dgamma)
+    assert_stat_close(found.dbeta, exact.dbeta)
+
+
 @pytest.mark.parametrize("memory", ["float32", "float64"])
 def test_what_is_long_ago_may_be_forgotten(memory, rng):
     """Of a trend only the last of thousands of values count, none of which is one of nine."""

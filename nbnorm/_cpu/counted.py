@@ -9,11 +9,9 @@ from nbnorm._cpu.arrays import element
 from nbnorm._cpu.cursor import counts, cursor, factors, holds, omits, present, shifted
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.sums import add, add_values
-from nbnorm._cpu.vector import function, routine
+from nbnorm._cpu.vector import function, routine, smaller
 from nbnorm._cpu.vector_mask import below, either, finite, joined, kept, often, positive
-from nbnorm._formulas import affine, affine_of_two, fma, next_place
-
-TRIES = 64  # places where a value that counts is looked for, before every place is
+from nbnorm._formulas import MANY_TRIES, TRIES, affine, affine_of_two, fma, next_place
 
 
 @routine
@@ -77,18 +75,28 @@ def times(w, x, i):
 
 
 @function
-def found(x, w, c, part, N, C, S):
-    """The index of a value that counts, looked for from around part/8 of the way through channel c; -1: none does."""
-    size = N * S
-    m = (N - 1) * part // 8 * S + (S - 1) * part // 8
-    for tries in range(TRIES + size):
-        if tries == TRIES:
-            m = 0
+def near(x, w, c, m, tries, N, C, S):
+    """The index of a value of channel c that counts, at place m or golden sections further on; -1 after so many tries."""
+    for _ in range(tries):
         n, s = m // S, m % S
         i = (n * C + c) * S + s
         if times(shifted(w, n, c, s), x, i) > 0.0:
             return i
-        m = next_place(m, size) if tries < TRIES else m + 1
+        m = next_place(m, N * S)
+    return -1
+
+
+@function
+def anywhere(x, w, c, N, C, S):
+    """The index of a value of channel c that counts; -1: none does."""
+    i = near(x, w, c, 0, smaller(TRIES + N * S // TRIES, MANY_TRIES), N, C, S)
+    if i >= 0:
+        return i
+    for n in range(N):
+        for s in range(S):
+            i = (n * C + c) * S + s
+            if times(shifted(w, n, c, s), x, i) > 0.0:
+                return i
     return -1
 
 
@@ -99,15 +107,24 @@ def per_time(value, w, x, i, c, average, C, S):
 
 
 @Compiled
-def first_short(x, w, least, N, C, S, answer):
-    """answer[0] is the first channel whose values do not count more than `least` times in all, or C; w a Counted."""
-    answer[0], its = C, cursor(w)
+def first_short(x, w, least, N, C, S, totals, answer):
+    """answer[0] is the first channel whose values do not count more than `least` times in all, or C; w a Counted.
+
+    totals (C), zeros, is scratch. Sample by sample, as memory goes, until every channel has enough.
+    """
+    its = cursor(w)
+    for n in range(N):
+        enough = True
+        for c in range(C):
+            total, s = totals[c], 0
+            while s < S and not total > least:
+                total += times(shifted(its, n, c, s), x, (n * C + c) * S + s)
+                s += 1
+            totals[c] = total
+            enough = enough and total > least
+        if enough:
+            break
+    answer[0] = C
     for c in range(C - 1, -1, -1):
-        total = 0.0
-        for m in range(N * S):
-            n, s = m // S, m % S
-            total += times(shifted(its, n, c, s), x, (n * C + c) * S + s)
-            if total > least:
-                break
-        if not total > least:
+        if not totals[c] > least:
             answer[0] = c

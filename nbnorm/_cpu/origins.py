@@ -9,46 +9,72 @@ from __future__ import annotations
 import numpy as np
 
 from nbnorm._cpu.arrays import element, is_tangent
-from nbnorm._cpu.counted import found, per_time
+from nbnorm._cpu.counted import anywhere, near, per_time
 from nbnorm._cpu.vector import function, gated, routine
-from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, ninther, sample_index
+from nbnorm._formulas import (
+    COUNT,
+    DY_ORIGIN,
+    ORIGIN,
+    SIGN_SCALE,
+    SIGN_SHIFT,
+    TRIES,
+    affine,
+    gate,
+    ninther,
+    sample_index,
+    sample_place,
+)
 
 
 @routine
-def sample(array, x, w, stats, c, part, N, C, S):
-    """Of x, or of dy for each time it counts by the `stats` (Eq. 23), a value that counts; 0 when none does."""
+def index(x, w, there, c, part, N, C, S):
+    """Of a value around part/8 of the way through channel c that counts, or the one that is `there`."""
+    i = sample_index(c, part, N, C, S)
     if w is not None:
-        i = found(x, w, c, part, N, C, S)
+        i = near(x, w, c, sample_place(part, N, S), TRIES, N, C, S)
         if i < 0:
-            return 0.0
+            i = there
+    return i
+
+
+@routine
+def sample(array, x, w, there, stats, c, part, N, C, S):
+    """Of x, or of dy for each time it counts by the `stats` (Eq. 23)."""
+    i = index(x, w, there, c, part, N, C, S)
+    if w is not None:
         if stats is None:
             return element(array, i)
         if is_tangent(array):  # whose sum is weighted as that of x
             return element(array, i)
         return per_time(element(array, i), w, x, i, c, stats[COUNT, c] / (N * S), C, S)
-    return element(array, sample_index(c, part, N, C, S))
+    return element(array, i)
 
 
 @routine
 def origin(array, x, w, stats, c, N, C, S):
-    """k, or h, from nine values."""
+    """k, or h, from nine values; 0 where none counts."""
+    there = 0
+    if w is not None:
+        there = anywhere(x, w, c, N, C, S)
+        if there < 0:
+            return 0.0
     return ninther(
-        sample(array, x, w, stats, c, np.intp(0), N, C, S), sample(array, x, w, stats, c, np.intp(1), N, C, S),
-        sample(array, x, w, stats, c, np.intp(2), N, C, S), sample(array, x, w, stats, c, np.intp(3), N, C, S),
-        sample(array, x, w, stats, c, np.intp(4), N, C, S), sample(array, x, w, stats, c, np.intp(5), N, C, S),
-        sample(array, x, w, stats, c, np.intp(6), N, C, S), sample(array, x, w, stats, c, np.intp(7), N, C, S),
-        sample(array, x, w, stats, c, np.intp(8), N, C, S),
-    )  # fmt: skip
+        sample(array, x, w, there, stats, c, np.intp(0), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(1), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(2), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(3), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(4), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(5), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(6), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(7), N, C, S),
+        sample(array, x, w, there, stats, c, np.intp(8), N, C, S),
+    )
 
 
 @routine
-def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
+def gated_sample(dy, x, slope, w, there, stats, c, part, N, C, S):
     """Of what is let through of dy."""
-    i = sample_index(c, part, N, C, S)
-    if w is not None:
-        i = found(x, w, c, part, N, C, S)
-        if i < 0:
-            return 0.0
+    i = index(x, w, there, c, part, N, C, S)
     z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
     g = gate(element(dy, i), z, slope)
     if w is not None:
@@ -58,17 +84,22 @@ def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
 
 @function
 def gated_origin(dy, x, slope, w, stats, c, N, C, S):
-    """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back."""
+    """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back, or none counts."""
+    there = 0
+    if w is not None:
+        there = anywhere(x, w, c, N, C, S)
+        if there < 0:
+            return 0.0
     return ninther(
-        gated_sample(dy, x, slope, w, stats, c, np.intp(0), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(1), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(2), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(3), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(4), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(5), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(6), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(7), N, C, S),
-        gated_sample(dy, x, slope, w, stats, c, np.intp(8), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(0), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(1), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(2), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(3), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(4), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(5), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(6), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(7), N, C, S),
+        gated_sample(dy, x, slope, w, there, stats, c, np.intp(8), N, C, S),
     )
 
 

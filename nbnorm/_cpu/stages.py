@@ -73,7 +73,7 @@ def _have_moved(x: Array, stats: Array) -> bool:
 def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:
     """The first channel whose values do not count more than `least` times in all."""
     answer = np.empty(1, np.int64)
-    first_short(x, w, least, *shape, answer)
+    first_short(x, w, least, *shape, np.zeros(shape[1]), answer)
     return None if answer[0] == shape[1] else int(answer[0])
 
 

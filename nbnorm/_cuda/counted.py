@@ -12,9 +12,20 @@ from numba import float64
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import THREADS, WIDTH
 from nbnorm._cuda.vector import element, finite, joined, kept, lanes_at, lanes_from, ordered, routine
-from nbnorm._formulas import accumulate, affine, affine_of_two, fma, next_place, ninther
+from nbnorm._formulas import (
+    MANY_TRIES,
+    TRIES,
+    accumulate,
+    affine,
+    affine_of_two,
+    fma,
+    next_place,
+    ninther,
+    sample_index,
+    sample_place,
+)
 
-TRIES = 64  # places where a value that counts is looked for, before every place is
+AT_ONCE = 8  # places that are looked at before any of them is known
 
 
 @routine
@@ -123,19 +134,50 @@ def times(w, x, i, n, c, s):
 
 
 @routine
-def found(x, w, c, part, N, C, S):
-    """The index of a value that counts, looked for from around part/8 of the way through channel c; -1: none does."""
-    size = N * S
-    m = ((N - 1) * part >> 3) * S + ((S - 1) * part >> 3)
-    for tries in range(TRIES + size):
-        if tries == TRIES:
-            m = 0
+def near(x, w, c, m, tries, N, C, S):
+    """The index of a value of channel c that counts, at place m or golden sections further on; -1 after so many tries."""
+    for _ in range(tries):
         n, s = m // S, m % S
         i = (n * C + c) * S + s
         if times(w, x, i, n, c, s) > 0.0:
             return i
-        m = next_place(m, size) if tries < TRIES else m + 1
+        m = next_place(m, N * S)
     return -1
+
+
+@routine
+def anywhere(x, w, c, N, C, S):
+    """The index of a value of channel c that counts; -1: none does.
+
+    Of all places so many at a time, since a load that waits for the last one takes most of a microsecond.
+    """
+    i = near(x, w, c, 0, min(TRIES + N * S // TRIES, MANY_TRIES), N, C, S)
+    if i >= 0:
+        return i
+    size = N * S
+    for first in range(0, size, AT_ONCE):
+        total = 0.0
+        for m in range(first, first + AT_ONCE):
+            n, s = min(m, size - 1) // S, min(m, size - 1) % S
+            total += times(w, x, (n * C + c) * S + s, n, c, s)
+        if total > 0.0:
+            for m in range(first, size):
+                n, s = m // S, m % S
+                i = (n * C + c) * S + s
+                if times(w, x, i, n, c, s) > 0.0:
+                    return i
+    return -1
+
+
+@routine
+def index(x, w, there, c, part, N, C, S):
+    """Of a value around part/8 of the way through channel c that counts, or the one that is `there`."""
+    i = sample_index(c, part, N, C, S)
+    if w is not None:
+        i = near(x, w, c, sample_place(part, N, S), TRIES, N, C, S)
+        if i < 0:
+            i = there
+    return i
 
 
 @routine
@@ -149,22 +191,22 @@ def per_time(value, w, x, i, c, average, C, S):
 
 
 @routine
-def sample(array, x, w, average, c, part, N, C, S):
-    i = found(x, w, c, part, N, C, S)
+def sample(array, x, w, there, average, c, part, N, C, S):
+    i = index(x, w, there, c, part, N, C, S)
     return per_time(element(array, i), w, x, i, c, average, C, S)
 
 
 @routine
 def counted_origin(array, x, w, average, c, N, C, S):
     """Eq. 2 for values of x, or of dy, that count; 0 when none does."""
-    k = 0.0
-    if found(x, w, c, 0, N, C, S) >= 0:
+    k, there = 0.0, anywhere(x, w, c, N, C, S)
+    if there >= 0:
         k = ninther(
-            sample(array, x, w, average, c, 0, N, C, S), sample(array, x, w, average, c, 1, N, C, S),
-            sample(array, x, w, average, c, 2, N, C, S), sample(array, x, w, average, c, 3, N, C, S),
-            sample(array, x, w, average, c, 4, N, C, S), sample(array, x, w, average, c, 5, N, C, S),
-            sample(array, x, w, average, c, 6, N, C, S), sample(array, x, w, average, c, 7, N, C, S),
-            sample(array, x, w, average, c, 8, N, C, S),
+            sample(array, x, w, there, average, c, 0, N, C, S), sample(array, x, w, there, average, c, 1, N, C, S),
+            sample(array, x, w, there, average, c, 2, N, C, S), sample(array, x, w, there, average, c, 3, N, C, S),
+            sample(array, x, w, there, average, c, 4, N, C, S), sample(array, x, w, there, average, c, 5, N, C, S),
+            sample(array, x, w, there, average, c, 6, N, C, S), sample(array, x, w, there, average, c, 7, N, C, S),
+            sample(array, x, w, there, average, c, 8, N, C, S),
         )  # fmt: skip
     return k
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._cuda.counted import counted_origin, found, per_time
+from nbnorm._cuda.counted import anywhere, counted_origin, index, per_time
 from nbnorm._cuda.vector import element, element_to_compare, gated, is_tangent, leading, routine
 from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, ninther, sample_index
 
@@ -45,9 +45,9 @@ def average_of(dy, w, c, N, C, S, stats):
 
 
 @routine
-def gated_sample(dy, x, slope, w, stats, c, part, N, C, S):
+def gated_sample(dy, x, slope, w, there, stats, c, part, N, C, S):
     """Of what is let through of dy."""
-    i = sample_index(c, part, N, C, S) if w is None else found(x, w, c, part, N, C, S)
+    i = index(x, w, there, c, part, N, C, S)
     z = affine(element(x, i) - stats[ORIGIN * C + c], stats[SIGN_SCALE * C + c], stats[SIGN_SHIFT * C + c])
     g = gate(element(dy, i), z, slope)
     if w is not None:
@@ -60,16 +60,20 @@ def gated_origin(dy, x, slope, w, stats, c, N, C, S):
     """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back."""
     there = 0
     if w is not None:
-        there = found(x, w, c, 0, N, C, S)
+        there = anywhere(x, w, c, N, C, S)
     h = 0.0
     if there >= 0:
         h = ninther(
-            gated_sample(dy, x, slope, w, stats, c, 0, N, C, S), gated_sample(dy, x, slope, w, stats, c, 1, N, C, S),
-            gated_sample(dy, x, slope, w, stats, c, 2, N, C, S), gated_sample(dy, x, slope, w, stats, c, 3, N, C, S),
-            gated_sample(dy, x, slope, w, stats, c, 4, N, C, S), gated_sample(dy, x, slope, w, stats, c, 5, N, C, S),
-            gated_sample(dy, x, slope, w, stats, c, 6, N, C, S), gated_sample(dy, x, slope, w, stats, c, 7, N, C, S),
-            gated_sample(dy, x, slope, w, stats, c, 8, N, C, S),
-        )  # fmt: skip
+            gated_sample(dy, x, slope, w, there, stats, c, 0, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 1, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 2, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 3, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 4, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 5, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 6, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 7, N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, 8, N, C, S),
+        )
     return h
 
 

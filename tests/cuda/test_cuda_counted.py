@@ -6,7 +6,7 @@ import reference
 from common import sample
 from ranks import run, work_of
 from steps import state_on_gpu
-from test_counted import FORMS, assert_map_close, cut, every_form, mostly_far, spoiled
+from test_counted import FORMS, assert_map_close, cut, every_form, few_together, mostly_far, spoiled
 from tolerance import assert_close, assert_gradient_close, assert_stat_close, dtype_of
 
 import nbnorm
@@ -91,7 +91,9 @@ def test_statistics_and_pooling(cupy, dtype, shape, form, rng):
 
 
 @pytest.mark.each_value
-@pytest.mark.parametrize("shape", [(40, 2, 64), (60, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(40, 2, 64), (60, 3), (90, 1, 67), (2600, 3)], ids=str
+)  # of one block, and of several
 @pytest.mark.parametrize(("weight", "place"), [(1e-30, 1e8), (1e-100, 1e30)])
 def test_what_hardly_counts_may_be_far_away(cupy, dtype, shape, weight, place, rng):
     """None of the nine values of which an origin is the median counts for more than next to nothing."""
@@ -108,6 +110,17 @@ def test_what_hardly_counts_may_be_far_away(cupy, dtype, shape, weight, place, r
     assert_gradients(found, exact, dy, reference.absent(x, w), state, batch.var)
     alone = nbnorm.batch_stats(cupy.asarray(x), weights=cupy.asarray(weights))
     assert_stat_close(alone.m2.get(), batch.var * batch.count)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 70), (300, 3)], ids=str)
+@pytest.mark.parametrize("place", [0.0, 0.37, 1.0])
+def test_few_values_that_count_are_found_wherever_they_are(cupy, shape, place, rng):
+    where, x = few_together(np.empty(shape), place, rng)
+    found = nbnorm.batch_stats(cupy.asarray(x), where=cupy.asarray(where))
+    count, mean, m2 = reference.weighted_stats(x, where.astype(float))
+    assert found.count.get().tolist() == count.tolist() == [3, 3, 0]
+    assert_stat_close(found.mean.get(), mean)
+    assert_stat_close(found.m2.get(), m2)
 
 
 @pytest.mark.each_value

@@ -94,4 +94,14 @@ def moved(array: Any, device: str) -> Any:
     """An array, or None, on a device that is current: itself if it is there, otherwise a copy."""
     if array is None:
         return None
-    return host(array) if device == "cpu" else library(device).asarray(array)
+    if device == "cpu":
+        return host(array)
+    xp, there = library(device), of(array)
+    if there in ("cpu", device):
+        return xp.asarray(array)
+    # Streams of two GPUs do not wait for each other: not for what is written there, nor for what is read.
+    with current(there):
+        xp.cuda.get_current_stream().synchronize()
+    copy = xp.asarray(array)
+    xp.cuda.get_current_stream().synchronize()
+    return copy

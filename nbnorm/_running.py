@@ -75,11 +75,10 @@ class Running:
     def update(self, kernels: ModuleType, momentum: float | None, stats: BatchStats, count: float | None) -> None:
         """Fold the statistics of a batch in and count it; training does so from those of its kernels.
 
-        `count` is None when `stats` has one of each channel.
+        `count` is None when `stats` has one of each channel. Their device is current.
         """
-        with kernels.on_device_of(stats.mean):
-            each = None if count is not None else stats.count.reshape(-1)
-            kernels.commit(self, momentum, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1), each), count)
+        each = None if count is not None else stats.count.reshape(-1)
+        kernels.commit(self, momentum, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1), each), count)
 
     def count_each(self) -> NDArray:
         """`samples`, which is there from now on. Who holds the lock calls it; nothing waits for a GPU."""

@@ -58,10 +58,10 @@ def weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray | 
         )
     if sample_weight.shape != X.shape[:1]:
         raise ValueError(f"sample_weight has shape {sample_weight.shape!s:.60}; expected {X.shape[:1]}, as axis 0 of X")
-    if (sample_weight < 0).any():
-        raise ValueError(
-            f"sample_weight has values such as {float(sample_weight.min()):g}; expected none that is negative"
-        )
-    if not sample_weight.any():
+    with _device.current(_device.of(sample_weight)):
+        least, some = float(sample_weight.min(initial=0)), bool(sample_weight.any())
+    if least < 0:
+        raise ValueError(f"sample_weight has values such as {least:g}; expected none that is negative")
+    if not some:
         raise ValueError("sample_weight is zero everywhere; expected a weight that counts")
     return sample_weight.reshape(-1, *(1,) * (X.ndim - 1))

@@ -32,7 +32,8 @@ def present_moments(
 
 def is_finite(found: Moments) -> bool:
     """Whether no channel has a NaN or an infinite value. Waits for a GPU."""
-    return bool(np.isfinite(found.deviation).all()) and bool(np.isfinite(found.m2).all())
+    with _device.current(_device.of(found.m2)):
+        return bool(np.isfinite(found.deviation).all()) and bool(np.isfinite(found.m2).all())
 
 
 def mean_and_rest(found: Moments) -> tuple[Any, Any]:

@@ -28,10 +28,11 @@ def fold_in(stats: BatchStats, running: Running, momentum: float | None) -> None
         _arguments.same_device(name, array, found, _device.of(running.both), "the state", 'state.to("{found}")')
     if momentum is None:
         running.demand_count()
-    count = _count_of(stats, running.mean.shape, momentum)
-    if momentum is None and count is None:
-        running.demand_variance(stats.count, stats.m2)
-    running.update(kernels, momentum, stats, count)
+    with kernels.on_device_of(stats.mean):
+        count = _count_of(stats, running.mean.shape, momentum)
+        if momentum is None and count is None:
+            running.demand_variance(stats.count, stats.m2)
+        running.update(kernels, momentum, stats, count)
 
 
 def _count_of(stats: BatchStats, shape: tuple[int, ...], momentum: float | None) -> float | None:

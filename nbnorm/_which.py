@@ -30,15 +30,17 @@ def counted(
         if array is not None:
             found = kernels_for(name, array).device(array)
             _arguments.same_device(name, array, found, kernels.device(x), "x", "an array there")
-    if where is None and weights is None:  # every value that is not missing
-        where = kernels.xp.ones((1,) * x.ndim, np.bool_)
-    if where is not None:
-        _arguments.mask(where, x)
-        where = where.view(np.uint8)
-    if weights is not None:
-        weights = compact(weights)
-        _arguments.weights(weights, x)
-        if weights.dtype.newbyteorder("=") not in (np.float32, np.float64):
-            weights = weights.astype(np.float64)
-    places = (placed(kernels, layout, x.shape, array) for array in (where, weights))
-    return Counted(*next(places), *next(places), nan == "omit")
+    with kernels.on_device_of(x):
+        if where is None and weights is None:  # every value that is not missing
+            where = kernels.xp.ones((1,) * x.ndim, np.bool_)
+        if where is not None:
+            _arguments.mask(where, x)
+            where = where.view(np.uint8)
+        if weights is not None:
+            weights = compact(weights)
+            kernels.refuse_in_capture("weights=")
+            _arguments.weights(weights, x)
+            if weights.dtype.newbyteorder("=") not in (np.float32, np.float64):
+                weights = weights.astype(np.float64)
+        places = (placed(kernels, layout, x.shape, array) for array in (where, weights))
+        return Counted(*next(places), *next(places), nan == "omit")

@@ -175,14 +175,13 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._names_checked(X)
-        factor = 1 / self.scale_ if self.with_std else None
-        if not self.with_mean:
-            return self._mapped(X, copy, None, factor, None)
-        rest = getattr(self, "_mean_rest", None)
-        if rest is not None:
-            # Of no use beside a mean_ that somebody has assigned; beside the own one it is at most half a unit of it.
-            rest = -rest * (abs(rest) <= EPSILON / 2 * abs(self.mean_)) * (1 if factor is None else factor)
-        return self._mapped(X, copy, self.mean_, factor, rest)
+        with _device.current(_device.of(self._channels())):
+            factor = 1 / self.scale_ if self.with_std else None
+            rest = getattr(self, "_mean_rest", None) if self.with_mean else None
+            if rest is not None:
+                # Of no use beside a mean_ that somebody has assigned; beside the own one at most half a unit of it.
+                rest = -rest * (abs(rest) <= EPSILON / 2 * abs(self.mean_)) * (1 if factor is None else factor)
+        return self._mapped(X, copy, self.mean_ if self.with_mean else None, factor, rest)
 
     def inverse_transform(self, X: ArrayLike, copy: bool | None = None) -> Any:
         """``X*scale_ + mean_``: what `transform` made X of.
@@ -346,6 +345,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
 def _statistics(X: NDArray, axes: tuple[int, ...], weights: NDArray | None) -> Moments:
     stats = present_moments(X, axes, weights=weights)
-    if not is_finite(stats) and np.isinf(X).any():
+    with _device.current(_device.of(X)):
+        infinite = not is_finite(stats) and np.isinf(X).any()
+    if infinite:
         raise ValueError(f"X contains infinity or a value too large for {X.dtype}; expected finite values, or NaN")
     return stats

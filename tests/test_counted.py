@@ -433,9 +433,8 @@ def test_what_hardly_counts_may_be_far_away(memory, shape, form, weight, place, 
     assert_stat_close(found.m2 / found.count, reference.weighted_training(x, w).var)
 
 
-@weights_alone
 def few_together(x, place, rng):
-    """A mask of x in which three values of all channels but the last count, one after the other, and x far from them."""
+    """A mask in which three values in a row count, of all channels but the last; x is far away elsewhere."""
     N, C = x.shape[:2]
     size = x.size // C
     of_channels, start = np.zeros((C, size), bool), int(place * (size - 3))
@@ -468,6 +467,7 @@ def test_few_values_that_count_are_found_wherever_they_are(shape, place, rng):
     assert_stat_close(found.dbeta, exact.dbeta)
 
 
+@weights_alone
 @pytest.mark.parametrize("memory", ["float32", "float64"])
 def test_what_is_long_ago_may_be_forgotten(memory, rng):
     """Of a trend only the last of thousands of values count, none of which is one of nine."""

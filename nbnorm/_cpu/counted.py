@@ -76,7 +76,7 @@ def times(w, x, i):
 
 @function
 def near(x, w, c, m, tries, N, C, S):
-    """The index of a value of channel c that counts, at place m or golden sections further on; -1 after so many tries."""
+    """The index of a value of channel c that counts, at place m or golden sections on; -1 after so many tries."""
     for _ in range(tries):
         n, s = m // S, m % S
         i = (n * C + c) * S + s

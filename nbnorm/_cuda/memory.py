@@ -139,13 +139,31 @@ def kept(array: Any) -> Any:
 
     A graph that is replayed writes where it wrote when it was captured, for as long as the process lives.
     """
-    stream = xp.cuda.get_current_stream()
-    if stream.ptr and stream.is_capturing():  # the default stream, 0, cannot be captured, nor be asked meanwhile
+    if _is_captured():
         _OF_GRAPHS.append(array)
     return array
 
 
 _OF_GRAPHS: list[Any] = []
+
+
+def refuse_in_capture(what: str) -> None:
+    """Before anything that waits for the GPU.
+
+    Raises
+    ------
+    RuntimeError
+        When the current stream is being captured. The driver's own error would name nothing, and spoil the capture.
+    """
+    if _is_captured():
+        raise RuntimeError(
+            f"{what} waits for the GPU, which a stream that is being captured cannot; call it before begin_capture"
+        )
+
+
+def _is_captured() -> bool:
+    stream = xp.cuda.get_current_stream()
+    return stream.ptr > 1 and stream.is_capturing()  # the default one, 0 or 1, cannot be, nor be asked meanwhile
 
 
 @lru_cache

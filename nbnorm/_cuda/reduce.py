@@ -27,9 +27,10 @@ from nbnorm._running import SAMPLES
 
 
 @routine
-def keep_origins(dy, c, k, h, C, stats, parts, at_h):
+def keep_origins(dy, c, k, h, C, stats, parts, at_h, centred):
     if dy is None:
-        stats[ORIGIN * C + c] = k
+        if centred:  # else it is there, and other blocks read it
+            stats[ORIGIN * C + c] = k
     else:
         parts[at_h + c] = h
 
@@ -61,7 +62,7 @@ def reduce_segments(x, dy, slope, w, stats, parts, counters, N, C, S, SV, per, P
     if t == 0:
         keep_sums(parts, c, p, P, total_s, total_q)
         if p == 0:
-            keep_origins(dy, c, k, h, C, stats, parts, 2 * C * P)
+            keep_origins(dy, c, k, h, C, stats, parts, 2 * C * P, centred)
             keep_seen(counters, parts, 2 * C * P, c == 0)
     if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if dy is None:
@@ -98,7 +99,7 @@ def reduce_columns(x, dy, slope, w, stats, parts, counters, N, C, S, K, tile, ac
         if w is not None:
             keep_places(w, places, j - first, j // (C * S), c, j % S)
         if p == 0 and first_of_channel(j, C, S):
-            keep_origins(dy, c, k, h, C, stats, parts, 2 * K * P)
+            keep_origins(dy, c, k, h, C, stats, parts, 2 * K * P, centred)
             keep_seen(counters, parts, 2 * K * P, c == 0)
         j += T
     cuda.syncthreads()

@@ -26,7 +26,8 @@ Shape = tuple[int, int, int]
 
 def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
-    samples = running.samples if count is not None else running.count_each()
+    with running.lock:  # two threads would make counts for each channel twice
+        samples = running.samples if count is not None else running.count_each()
     commit_batch(
         (1, 1), plan.THREADS, (F64, F64, F64, "int64", kind(samples)),
         pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters), pointer(samples),

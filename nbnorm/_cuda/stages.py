@@ -19,7 +19,7 @@ from nbnorm._cuda.finalize import POOLED, UNKNOWN, finalize
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
 from nbnorm._cuda.kinds import F64, kind, kind_of_counted, kind_of_number
 from nbnorm._cuda.launch import counted, number, pointer, roomy
-from nbnorm._cuda.memory import in_memory, scratch
+from nbnorm._cuda.memory import in_memory, refuse_in_capture, scratch
 from nbnorm._cuda.passes import (
     apply,
     at_h,
@@ -120,6 +120,7 @@ def _have_moved(x: Array, stats: Array) -> bool:
 
 def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:
     """The first channel whose values do not count more than `least` times in all. Waits for the GPU."""
+    refuse_in_capture("training with where=, weights= or nan=")
     short = scratch(shape[1])
     if x.size:
         first_short(

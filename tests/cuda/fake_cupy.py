@@ -167,7 +167,8 @@ def made():
         setDevice=_set_device,
         deviceGetAttribute=lambda attribute, device: 0,  # a GPU that has nothing
     )
-    streams = [types.SimpleNamespace(ptr=0) for _ in range(Device.count)]  # the current one of every device
+    # The current one of every device.
+    streams = [types.SimpleNamespace(ptr=0, synchronize=lambda: None) for _ in range(Device.count)]
     cupy.cuda = types.SimpleNamespace(
         Device=Device, runtime=runtime, streams=streams, get_current_stream=lambda: streams[Device.current]
     )

@@ -7,7 +7,9 @@ import pickle
 
 import numpy as np
 import pytest
+import reference
 from common import random_state, sample, snapshot
+from tolerance import assert_stat_close
 
 import nbnorm
 
@@ -43,7 +45,21 @@ def whole_step(cupy, number, x, dy, state):
     y, saved = nbnorm.batch_norm_training(x, state)
     strided, frozen = nbnorm.batch_norm_training(x[::-1], state, use_running=True)
     stats = nbnorm.batch_stats(x)
+    state.update(stats)
+    forms = (
+        {"nan": "omit"}, {"where": on(cupy, number, x.get() > 0)}, {"weights": on(cupy, number, abs(x.get()))},
+        {"weights": on(cupy, number, (abs(x.get()) * 8).astype(np.int16)), "ghost": len(x) // 2},
+    )  # fmt: skip
+    counted = []
+    for form in forms:
+        z, its = nbnorm.batch_norm_training(x, state, **form)
+        counted += [z, *nbnorm.batch_norm_backward(dy, its), its.count]
+        counted += nbnorm.batch_stats(x, **{name: array for name, array in form.items() if name != "ghost"})
+    pooled = nbnorm.BatchNormState(x.shape[1], momentum=None, device=f"cuda:{number}")
+    for form in forms[:3]:
+        pooled.update(nbnorm.batch_stats(x, **form))
     return [
+        *counted, pooled.running_mean, pooled.running_var, on(cupy, number, np.asarray(state.num_samples)),
         y, *nbnorm.batch_norm_backward(dy, saved), saved.mean, saved.inv_std, saved.gamma,
         strided, *nbnorm.batch_norm_backward(dy, frozen),
         nbnorm.batch_norm_inference(x, state), nbnorm.batch_norm_inference(x, state, out=dy), *stats,
@@ -154,6 +170,23 @@ def test_a_number_without_a_device_is_refused(cupy):
     count = cupy.cuda.runtime.getDeviceCount()
     with pytest.raises(ValueError, match=f"this machine has {count} GPUs"):
         nbnorm.BatchNormState(3).to(f"cuda:{count}")
+
+
+def test_a_scaler(cupy, rng, monkeypatch):
+    sklearn = pytest.importorskip("nbnorm.sklearn", reason="scikit-learn is not installed")
+    x = sample(rng, (12, 3)).astype(np.float64)
+    x[2, 1] = np.nan
+    second, host = on(cupy, 1, x), sklearn.StandardScaler().fit(x)
+    scaler = sklearn.StandardScaler().fit(second)
+    there = scaler.transform(second)
+    back = scaler.inverse_transform(there)
+    assert {a.device.id for a in (scaler.mean_, scaler.var_, there, back)} == {1}
+    sizes = (np.abs(x) + np.abs(host.mean_)) / host.scale_  # of terms that are rounded twice at most on the way
+    for found, right, size in (there, host.transform(x), sizes), (back, x, sizes * host.scale_):
+        assert (np.isnan(x) | (np.abs(found.get() - right) <= 4 * 2.0**-53 * size)).all()
+    weighted = sklearn.StandardScaler().fit(second, sample_weight=on(cupy, 1, np.arange(12.0)))
+    w = np.where(np.isnan(x), 0, np.arange(12.0)[:, None])
+    assert_stat_close(weighted.mean_.get(), reference.weighted_stats(x, w)[1])
 
 
 def test_a_layer(cupy, rng):

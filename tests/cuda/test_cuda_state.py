@@ -287,3 +287,25 @@ def test_fold_on_the_gpu(cupy, after, rng):
         nbnorm.fold(weight, bias, state.to("cuda"))
     with pytest.raises(TypeError, match="bias is a numpy"):
         nbnorm.fold(cupy.asarray(weight), bias, state.to("cuda"))
+
+
+def test_what_waits_is_refused_in_a_capture(cupy, rng, monkeypatch):
+    """Before anything is launched, so that the capture can go on."""
+    x, own = cupy.asarray(sample(rng, (12, 3))), random_state(rng, 3).to("cuda")
+    where, weights = cupy.asarray(rng.random((12, 1)) < 0.7), cupy.asarray(rng.random((12, 1)))
+    _, saved = nbnorm.batch_norm_training(x, own, where=where)
+    before, expected = snapshot(own.to("cpu")), nbnorm.batch_norm_backward(x, saved).dx.get()
+    captured = types.SimpleNamespace(ptr=7, is_capturing=lambda: True)
+    with monkeypatch.context() as patched:
+        patched.setattr(cupy.cuda, "get_current_stream", lambda: captured)
+        for call in (
+            lambda: nbnorm.batch_norm_training(x, own, where=where),
+            lambda: nbnorm.batch_norm_training(x, own, nan="omit"),
+            lambda: nbnorm.batch_norm_training(x, own, weights=weights),
+            lambda: nbnorm.batch_stats(x, weights=weights),
+        ):
+            with pytest.raises(RuntimeError, match="waits for the GPU, which a stream that is being captured cannot"):
+                call()
+        dx = nbnorm.batch_norm_backward(x, saved).dx  # does not wait
+    assert same_bits(dx.get(), expected)
+    assert snapshot(own.to("cpu")) == before

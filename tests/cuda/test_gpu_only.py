@@ -9,7 +9,8 @@ import pytest
 import reference
 from common import sample
 from steps import check_step
-from tolerance import assert_close
+from test_counted import mostly_far
+from tolerance import assert_close, assert_stat_close
 
 import nbnorm
 
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.real_gpu
 SHAPES = [(32, 64, 28, 28), (16, 24, 35, 35), (64, 32, 7, 7), (5_000, 64), (100_003, 3)]
 
 
-def whole_step(x, dy, state):
-    y, saved = nbnorm.batch_norm_training(x, state)
+def whole_step(x, dy, state, **options):
+    y, saved = nbnorm.batch_norm_training(x, state, **options)
     return (y, *nbnorm.batch_norm_backward(dy, saved), state.running_mean, state.running_var), saved
 
 
@@ -35,6 +36,34 @@ def test_a_hundred_runs_give_the_same_bits(cupy, rng, shape):
     for _ in range(100):
         again, _ = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
         assert [a.get().tobytes() for a in again] == [a.get().tobytes() for a in first]
+
+
+@pytest.mark.parametrize("shape", [(64, 2, 4096), (2_600, 3), (100_003, 3)], ids=str)
+def test_a_hundred_runs_whose_origins_move_give_the_same_bits(cupy, rng, shape):
+    x, weights = mostly_far(sample(rng, shape), 1e-30, 1e8)
+    given, on_device, dy = cupy.asarray(x), cupy.asarray(weights), cupy.asarray(sample(rng, shape))
+    first, saved = whole_step(given, dy, nbnorm.BatchNormState(shape[1], device="cuda"), weights=on_device)
+    exact = reference.weighted_training(x, reference.counts(x, None, weights))
+    assert_stat_close(saved.mean.get(), exact.mean)
+    for _ in range(100):
+        again, _ = whole_step(given, dy, nbnorm.BatchNormState(shape[1], device="cuda"), weights=on_device)
+        assert [a.get().tobytes() for a in again] == [a.get().tobytes() for a in first]
+
+
+def test_a_capture_goes_on_after_a_call_that_would_wait(cupy, rng):
+    x, own = cupy.asarray(sample(rng, (12, 3))), nbnorm.BatchNormState(3, device="cuda")
+    where, stream = cupy.ones((12, 1), bool), cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        expected = nbnorm.batch_norm_inference(x, own).get()
+        stream.begin_capture()
+        for options in {"where": where}, {"weights": where.astype(np.float32)}:
+            with pytest.raises(RuntimeError, match="waits for the GPU"):
+                nbnorm.batch_norm_training(x, own, **options)
+        y = nbnorm.batch_norm_inference(x, own)
+        stream.end_capture().launch(stream)
+        stream.synchronize()
+    assert y.get().tobytes() == expected.tobytes()
+    assert own.num_batches == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -133,16 +162,18 @@ def test_numbas_own_launch_gives_the_same_bits(cupy, rng, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(8, 256, 14, 14), (2, 1024, 16, 16), (32, 264, 20, 20)], ids=str)
-def test_one_launch_gives_the_bits_of_two(cupy, rng, shape, dtype, monkeypatch):
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "relu and residual"])
+def test_one_launch_gives_the_bits_of_two(cupy, rng, shape, beside, dtype, monkeypatch):
     """Many times: a thread that did not wait for the others would map with sums of a part."""
     from nbnorm._cuda import plan, stages
 
     x, dy = (cupy.asarray(sample(rng, shape, dtype)) for _ in range(2))
+    options = {"activation": "relu", "residual": cupy.asarray(sample(rng, shape, dtype))} if beside else {}
     cut = plan.cut((*shape[:2], int(np.prod(shape[2:]))), x.itemsize)
     assert plan.room_of(cut, x.itemsize, arrays=1)  # of the last shape more than a block has that does not ask
 
     def bits(dy):
-        (*arrays,), saved = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
+        (*arrays,), saved = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"), **options)
         return [a.get().tobytes() for a in (*arrays, saved._stats)]
 
     found = [(sign, bits(sign * dy)) for sign in (1, -1) * 10]

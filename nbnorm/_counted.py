@@ -69,6 +69,11 @@ def throughout(w: Counted | None, C: int, S: int) -> bool:
     return w is None or (in_rows(w, S) and w.where_n == C * w.where_c and w.weights_n == C * w.weights_c)
 
 
+def channels_apart(w: Counted, C: int) -> int:
+    """Of C channels those that need a look at what counts: one where it is the same in all."""
+    return C if w.omit or w.where_c != 0 or w.weights_c != 0 else min(C, 1)
+
+
 def placed(
     kernels: ModuleType, layout: Layout, shape: tuple[int, ...], array: NDArray | None
 ) -> tuple[NDArray | None, int, int, int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm._counted import Counted, in_rows, throughout
+from nbnorm._counted import Counted, channels_apart, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, SCALE, A, B
 from nbnorm._cpu.counted import first_short
@@ -72,9 +72,10 @@ def _have_moved(x: Array, stats: Array) -> bool:
 
 def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:
     """The first channel whose values do not count more than `least` times in all."""
+    N, C, S = shape[0], channels_apart(w, shape[1]), shape[2]
     answer = np.empty(1, np.int64)
-    first_short(x, w, least, *shape, np.zeros(shape[1]), answer)
-    return None if answer[0] == shape[1] else int(answer[0])
+    first_short(x, w, least, N, C, S, np.zeros(C), answer)
+    return None if answer[0] == C else int(answer[0])
 
 
 def keep_signs(stats: Array, gamma: Array | None, beta: Array | None, eps: float, count: float | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbnorm._counted import Counted
+from nbnorm._counted import Counted, channels_apart
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import normalize_columns, normalize_segments
 from nbnorm._cuda.coefficients import ROWS, ROWS_OF_THREE, SCALE, SHIFT, A, B
@@ -121,11 +121,12 @@ def _have_moved(x: Array, stats: Array) -> bool:
 def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | None:
     """The first channel whose values do not count more than `least` times in all. Waits for the GPU."""
     refuse_in_capture("training with where=, weights= or nan=")
-    short = scratch(shape[1])
+    N, C, S = shape[0], channels_apart(w, shape[1]), shape[2]
+    short = scratch(C)
     if x.size:
         first_short(
-            (shape[1], 1), plan.THREADS, ((in_memory(x.dtype), 1), kind_of_counted(w), F64),
-            pointer(x), counted(w), pointer(short), *shape, least,
+            (C, 1), plan.THREADS, ((in_memory(x.dtype), 1), kind_of_counted(w), F64),
+            pointer(x), counted(w), pointer(short), N, C, S, least,
         )  # fmt: skip
     else:
         short[...] = 1.0

@@ -56,19 +56,20 @@ def origin(array, x, w, stats, c, N, C, S):
     there = 0
     if w is not None:
         there = anywhere(x, w, c, N, C, S)
-        if there < 0:
-            return 0.0
-    return ninther(
-        sample(array, x, w, there, stats, c, np.intp(0), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(1), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(2), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(3), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(4), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(5), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(6), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(7), N, C, S),
-        sample(array, x, w, there, stats, c, np.intp(8), N, C, S),
-    )
+    result = 0.0
+    if there >= 0:
+        result = ninther(
+            sample(array, x, w, there, stats, c, np.intp(0), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(1), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(2), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(3), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(4), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(5), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(6), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(7), N, C, S),
+            sample(array, x, w, there, stats, c, np.intp(8), N, C, S),
+        )
+    return result
 
 
 @routine
@@ -88,19 +89,20 @@ def gated_origin(dy, x, slope, w, stats, c, N, C, S):
     there = 0
     if w is not None:
         there = anywhere(x, w, c, N, C, S)
-        if there < 0:
-            return 0.0
-    return ninther(
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(0), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(1), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(2), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(3), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(4), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(5), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(6), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(7), N, C, S),
-        gated_sample(dy, x, slope, w, there, stats, c, np.intp(8), N, C, S),
-    )
+    result = 0.0
+    if there >= 0:
+        result = ninther(
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(0), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(1), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(2), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(3), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(4), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(5), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(6), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(7), N, C, S),
+            gated_sample(dy, x, slope, w, there, stats, c, np.intp(8), N, C, S),
+        )
+    return result
 
 
 @routine

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from nbnorm import _device
 from nbnorm._batch_stats import BatchStats
 from nbnorm._moments import Moments
 from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of, var_of
@@ -249,8 +250,11 @@ def _forward(
     x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...]
 ) -> NDArray:  # fmt: skip
     mean, rest = mean_and_rest(Moments(count, origin, deviation, m2))
-    factor = 1 / scale_of(mean, var_of(count, m2, 0))
-    return affine(x, axes, mean, factor, -rest * factor)
+    scale = scale_of(mean, var_of(count, m2, 0))
+    with _device.current(_device.of(scale)):
+        factor = 1 / scale
+        rest = -rest * factor
+    return affine(x, axes, mean, factor, rest)
 
 
 def _backward(

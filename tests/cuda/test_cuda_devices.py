@@ -189,6 +189,20 @@ def test_a_scaler(cupy, rng, monkeypatch):
     assert_stat_close(weighted.mean_.get(), reference.weighted_stats(x, w)[1])
 
 
+def test_an_array_with_names(cupy, rng):
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    names = pytest.importorskip("nbnorm.xarray")
+    x = sample(rng, (12, 3)).astype(np.float64)
+    da = xarray.DataArray(on(cupy, 1, x), dims=("time", "place"))
+    z, stats = names.standardize(da, "time"), names.batch_stats(da, "time")
+    found = z, names.standardize(da, "time", stats=stats), names.unstandardize(z, "time", stats=stats)
+    assert {a.data.device.id for a in found} == {1}
+    mean, std = x.mean(0), x.std(0)
+    sizes = (np.abs(x) + np.abs(mean)) / std  # of terms that are rounded a few times on the way
+    for one, right, size in zip(found, ((x - mean) / std,) * 2 + (x,), (sizes, sizes, sizes * std), strict=True):
+        assert (np.abs(one.data.get() - right) <= 8 * 2.0**-53 * size).all()
+
+
 def test_a_layer(cupy, rng):
     layer = nbnorm.BatchNorm(3, device="cuda:1")
     y = layer(on(cupy, 1, sample(rng, (6, 3, 4))))

@@ -203,7 +203,8 @@ def _stats(da: xr.DataArray, names: tuple[Hashable, ...]) -> BatchStats:
     reduced = [name for name, coordinate in da.coords.items() if set(names) & set(coordinate.dims)]
     coords, shape = da.coords.to_dataset().drop_vars(reduced).coords, tuple(da.sizes[name] for name in dims)
     mean, _ = mean_and_rest(found)
-    count = found.m2 * 0 + found.count  # of each channel
+    with _device.current(_device.of(found.m2)):
+        count = found.m2 * 0 + found.count  # of each channel
     arrays = (array.reshape(shape) for array in (count, mean, found.m2))
     return BatchStats(*(xr.DataArray(array, coords, dims, da.name) for array in arrays))
 
@@ -227,7 +228,8 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
     xr.align(da, *stats, join="exact")
     shape = tuple(x.shape[i] for i in axes)
     count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
-    return Moments(count, mean, mean * 0, m2)
+    with _device.current(_device.of(mean)):
+        return Moments(count, mean, mean * 0, m2)
 
 
 def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool) -> Any:

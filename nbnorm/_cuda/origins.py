@@ -10,7 +10,7 @@ from numba import float64
 
 from nbnorm._cuda.counted import anywhere, counted_origin, index, per_time
 from nbnorm._cuda.vector import element, element_to_compare, gated, is_tangent, leading, routine
-from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, ninther, sample_index
+from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, median, ninther, sample_index
 
 
 @routine
@@ -63,16 +63,23 @@ def gated_origin(dy, x, slope, w, stats, c, N, C, S):
         there = anywhere(x, w, c, N, C, S)
     h = 0.0
     if there >= 0:
-        h = ninther(
-            gated_sample(dy, x, slope, w, there, stats, c, 0, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 1, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 2, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 3, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 4, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 5, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 6, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 7, N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, 8, N, C, S),
+        # The ninther (Eq. 2), of three as soon as they are known: nine would fill 18 registers.
+        h = median(
+            median(
+                gated_sample(dy, x, slope, w, there, stats, c, 0, N, C, S),
+                gated_sample(dy, x, slope, w, there, stats, c, 3, N, C, S),
+                gated_sample(dy, x, slope, w, there, stats, c, 6, N, C, S),
+            ),
+            median(
+                gated_sample(dy, x, slope, w, there, stats, c, 1, N, C, S),
+                gated_sample(dy, x, slope, w, there, stats, c, 4, N, C, S),
+                gated_sample(dy, x, slope, w, there, stats, c, 7, N, C, S),
+            ),
+            median(
+                gated_sample(dy, x, slope, w, there, stats, c, 2, N, C, S),
+                gated_sample(dy, x, slope, w, there, stats, c, 5, N, C, S),
+                gated_sample(dy, x, slope, w, there, stats, c, 8, N, C, S),
+            ),
         )
     return h
 

@@ -186,8 +186,8 @@ def pool(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
 
 @formula
 def moving_average(running, new, momentum):
-    """Eq. 9: momentum is the weight of the new batch."""
-    return running + momentum * (new - running)
+    """Eq. 9: momentum is the weight of the new batch. With 1 nothing of what was, and maybe is infinite, remains."""
+    return new if momentum == 1.0 else running + momentum * (new - running)
 
 
 @formula

@@ -13,6 +13,8 @@ from nbnorm._batch_stats import BatchStats
 from nbnorm._dispatch import kernels_for
 from nbnorm._running import Running
 
+MOST = 2.0**53  # beyond, not every whole number is a float64
+
 
 def fold_in(stats: BatchStats, running: Running, momentum: float | None) -> None:
     """A step of training with these statistics in the place of a batch.
@@ -48,8 +50,8 @@ def _count_of(stats: BatchStats, shape: tuple[int, ...], momentum: float | None)
         _check_counts(stats.count, shape, momentum)
         return None
     count = float(stats.count)
-    if not (count >= 0 and count.is_integer()):
-        raise ValueError(f"stats.count is {count:g}; expected the number of values per channel")
+    if not (0 <= count <= MOST and count.is_integer()):
+        raise ValueError(f"stats.count is {count:g}; expected the number of values per channel, at most 2**53")
     if momentum is not None and count < 2:
         raise ValueError(
             f"stats has {count:g} values per channel; a moving average needs at least 2, momentum=None takes any number"

@@ -224,8 +224,10 @@ def _of_ghost_batches(
         for part, group in zip(saved._parts, saved.groups, strict=True):
             place = None if dresidual is None else dresidual[part]
             of_group = batch_norm_backward(dy[part], group, out=dx[part], dresidual_out=place)
-            for total, one in zip(totals, of_group[1:3], strict=True):
-                if total is not None:
-                    total += kernels.kept(one)
-        dgamma, dbeta = (None if total is None else total.astype(saved._dtype) for total in totals)
+            with np.errstate(all="ignore"):  # as in kernels, which overflow and underflow without a word
+                for total, one in zip(totals, of_group[1:3], strict=True):
+                    if total is not None:
+                        total += kernels.kept(one)
+        with np.errstate(all="ignore"):
+            dgamma, dbeta = (None if total is None else total.astype(saved._dtype) for total in totals)
     return _gradients(dx, dgamma, dbeta, dresidual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -222,7 +223,7 @@ class BatchNorm:
             As for `batch_norm_training`.
         where, weights, nan, residual, sync, out : optional
             As for `batch_norm_training`. In evaluation mode only `backward` asks which values are missing, and
-            without `sync` and `residual` `out` may be x itself: then there is nothing left for `backward`.
+            without any of the others `out` may be x itself: then there is nothing left for `backward`.
 
         Returns
         -------
@@ -313,7 +314,7 @@ class BatchNorm:
         if isinstance(last, Saved):
             used = [array for one in (last.groups or [last]) for array in (one._flat, one._where, one._weights, one.y)]
         elif last is not None:
-            used = [last[0], state.gamma, state.running_mean, state.running_var, np.float64(state.eps)]
+            used = [last[0], state.gamma, state.beta, state.running_mean, state.running_var, np.float64(state.eps)]
         return [_device.host(array).tobytes() for array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:
@@ -332,6 +333,10 @@ class BatchNorm:
         beside = {"activation": self.activation, "ghost": self.ghost, "renorm": self.renorm}
         given = "".join(f", {name}={value!r}" for name, value in beside.items() if value is not None)
         return f"BatchNorm(axis={self.axis}, training={self.training}{frozen}{given}, state={self.state!r})"
+
+    def __copy__(self) -> BatchNorm:
+        """As a deep copy: two layers with one state would train it both."""
+        return copy.deepcopy(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out the last input and results."""

@@ -178,6 +178,10 @@ def _is_real(dtype: np.dtype) -> bool:
 
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
     """The array, with a channel axis in any case, and its channel axes."""
+    if _is_lazy(da.data):
+        from nbnorm.parallel._graph import refuse_unknown_sizes
+
+        refuse_unknown_sizes("da.data", da.data)
     x = da.data.astype(np.float64) if da.dtype.kind in "iu" else da.data
     axes = tuple(i for i, name in enumerate(da.dims) if name not in names)
     return (x, axes) if axes else (x[..., None], (x.ndim,))

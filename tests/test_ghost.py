@@ -202,6 +202,21 @@ def test_out_may_be_what_it_may_be_without(rng):
     assert same_bits(x, exact.dx)
 
 
+@pytest.mark.parametrize("size", [1e-39, 1e38])
+def test_gradients_beyond_their_dtype_are_no_warnings(size, rng):
+    """As those of a whole batch; dgamma is subnormal, or infinite."""
+    x = sample(rng, (8, 3))
+    dy = (x * size).astype(x.dtype)
+    _, saved = training(x, nbnorm.BatchNormState(3), ghost=4)
+    with np.errstate(all="raise"):
+        found = backward(dy, saved)
+    exact = sum(reference.backward(dy[part], x[part], np.ones(3)).dgamma for part in (slice(4), slice(4, None)))
+    if size > 1:
+        assert (found.dgamma == np.sign(exact) * np.inf).all()
+    else:
+        assert (np.abs(found.dgamma.astype(reference.Wide) - exact) <= 2.0**-149).all()
+
+
 def test_a_size_larger_than_the_batch_is_the_batch(rng):
     x = sample(rng, (7, 3, 6))
     assert same_bits(training(x, nbnorm.BatchNormState(3), ghost=100)[0], training(x, nbnorm.BatchNormState(3))[0])

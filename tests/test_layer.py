@@ -179,6 +179,7 @@ def test_debug_notices_what_changes_between_a_call_and_its_backward(rng):
         (True, lambda x: x.__setitem__((3, 2), 7)),
         (False, lambda x: x.__setitem__((3, 2), 7)),
         (False, lambda x: bn.state.gamma.__imul__(2)),
+        (False, lambda x: bn.state.beta.__isub__(2)),
         (False, lambda x: setattr(bn.state, "eps", 2 * bn.state.eps)),
         (False, lambda x: bn.state.update(nbnorm.batch_stats(x))),
     ):
@@ -285,7 +286,9 @@ def test_every_other_momentum_is_not(made, momentum):
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda bn: pickle.loads(pickle.dumps(bn))], ids=["copy", "pickle"]
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda bn: pickle.loads(pickle.dumps(bn))],
+    ids=["copy", "deepcopy", "pickle"],
 )
 def test_copies_are_independent(duplicate, rng):
     bn, x = nbnorm.BatchNorm(5), batches(rng)[0]

@@ -74,6 +74,7 @@ GOOD = nbnorm.BatchStats(np.array(2.0), np.array([2.0, 3.0, 4.0]), np.array([2.0
     (GOOD._replace(count=np.array(2.5)), ValueError, "stats.count is 2.5"),
     (GOOD._replace(count=np.array(np.nan)), ValueError, "stats.count is nan"),
     (GOOD._replace(count=np.array(-1.0)), ValueError, "stats.count is -1"),
+    (GOOD._replace(count=np.array(2.0**53 + 2)), ValueError, "stats.count is 9.0072e+15"),
     (GOOD._replace(count=np.array(1.0)), ValueError, "a moving average needs at least 2"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_and_changes_nothing(stats, error, text):
@@ -84,6 +85,18 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(stats, error, text):
     assert text in str(caught.value)
     assert len(str(caught.value)) < 200
     assert snapshot(state) == before
+
+
+@pytest.mark.parametrize("before", [1e6, 1e17, np.inf, np.nan])
+def test_with_momentum_1_nothing_of_what_was_remains(before, rng):
+    x = rng.normal(3, 2, (20, 3))
+    count, mean, m2 = nbnorm.batch_stats(x)
+    for step in "training", "update":
+        state = nbnorm.BatchNormState(3, momentum=1.0)
+        state.running_mean, state.running_var = [before] * 3, [before] * 3
+        nbnorm.batch_norm_training(x, state) if step == "training" else state.update(nbnorm.batch_stats(x))
+        np.testing.assert_array_equal(state.running_mean, mean)
+        np.testing.assert_array_equal(state.running_var, m2 / (count - 1))
 
 
 def test_a_state_without_running_statistics():

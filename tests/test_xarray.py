@@ -214,3 +214,11 @@ def test_what_is_refused(call, error, text, rng):
     with pytest.raises(error) as caught:
         call(da, nx.batch_stats(da, "time"))
     assert text in str(caught.value)
+
+
+def test_chunks_of_unknown_size_are_refused(rng):
+    x = dask.array.from_array(rng.random((20, 3)), chunks=(5, 3))
+    da = xr.DataArray(x[x[:, 0] > 0.5], dims=("time", "place"))
+    for call in nx.standardize, nx.batch_stats:
+        with pytest.raises(ValueError, match=r"^da.data has chunks of unknown size; call da.data.compute"):
+            call(da, "time")

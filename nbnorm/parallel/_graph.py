@@ -24,14 +24,18 @@ FAN_IN = 8  # statistics that one task merges
 Blocks = NDArray[Any]  # of delayed values, one for each block of the channels
 
 
+def refuse_unknown_sizes(name: str, x: Any) -> None:
+    if math.isnan(sum(x.shape)):
+        raise ValueError(f"{name} has chunks of unknown size; call {name}.compute_chunk_sizes() first")
+
+
 def checked(x: Any, axis: Axis, state: BatchNormState | None = None) -> Axes:
     """The channel axes, non-negative."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x is a {type(x).__module__}.{type(x).__qualname__}; expected a dask.array.Array")
     _arguments.dtype("x", x.dtype)
     axes = _arguments.channels(x.shape, axis)
-    if math.isnan(sum(x.shape)):
-        raise ValueError("x has chunks of unknown size; call x.compute_chunk_sizes() first")
+    refuse_unknown_sizes("x", x)
     if state is not None:
         _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
         _arguments.features(x.shape, axis, axes, state.num_features)

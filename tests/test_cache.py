@@ -365,9 +365,7 @@ def test_an_edited_helper_is_seen_in_a_cache_of_its_own_and_in_no_other(tmp_path
 
     assert first_value(names[0]) == 0.25
     text = formulas.read_text()
-    edited = text.replace(
-        "return running + momentum * (new - running)\n", "return running + momentum * (new - running) + 1\n"
-    )
+    edited = text.replace("running + momentum * (new - running)\n", "running + momentum * (new - running) + 1\n")
     assert edited != text
     formulas.write_text(edited)
     names.append(hash_of_sources(package))

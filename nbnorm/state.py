@@ -278,8 +278,8 @@ class BatchNormState:
         ------
         TypeError, ValueError
             When stats is something else, does not fit the state, or has fewer than 2 values per channel (with
-            momentum None any number will do); when the state has no running statistics, or with momentum None some
-            without a count.
+            momentum None any number will do) or more than 2**53; when the state has no running statistics, or with
+            momentum None some without a count.
 
         Notes
         -----

@@ -172,7 +172,7 @@ def test_a_number_without_a_device_is_refused(cupy):
         nbnorm.BatchNormState(3).to(f"cuda:{count}")
 
 
-def test_a_scaler(cupy, rng, monkeypatch):
+def test_a_scaler(cupy, rng):
     sklearn = pytest.importorskip("nbnorm.sklearn", reason="scikit-learn is not installed")
     x = sample(rng, (12, 3)).astype(np.float64)
     x[2, 1] = np.nan

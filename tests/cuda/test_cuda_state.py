@@ -290,7 +290,7 @@ def test_fold_on_the_gpu(cupy, after, rng):
 
 
 def test_what_waits_is_refused_in_a_capture(cupy, rng, monkeypatch):
-    """Before anything is launched, so that the capture can go on."""
+    """Before any kernel of ours, so that the capture can go on."""
     x, own = cupy.asarray(sample(rng, (12, 3))), random_state(rng, 3).to("cuda")
     where, weights = cupy.asarray(rng.random((12, 1)) < 0.7), cupy.asarray(rng.random((12, 1)))
     _, saved = nbnorm.batch_norm_training(x, own, where=where)

@@ -90,8 +90,9 @@ class Running:
 
     def assign(self, array: NDArray, values: NDArray) -> None:
         """Put values from elsewhere into mean or var."""
-        self.uncounted = self.uncounted or not np.any(_device.host(self.num_samples()))
-        array[...] = values
+        with self.lock, self._current():
+            self.uncounted = self.uncounted or not np.any(_device.host(self.num_samples()))
+            array[...] = values
 
     def counter(self, place: int) -> int:
         """Waits for a GPU."""

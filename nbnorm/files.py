@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import prod
@@ -192,6 +193,8 @@ def _replace(target: str, data: bytes) -> None:
     file = open(temporary, "xb")  # noqa: SIM115  what has not been created must not be removed
     try:
         with file:
+            with suppress(FileNotFoundError):
+                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))  # what is private stays so
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -192,9 +192,7 @@ def _check_outputs(
         _options.without_residual(dresidual_out)
     if out is None and dresidual_out is None:
         return
-    inputs: tuple[tuple[str, NDArray | None], ...] = (
-        ("dy", dy), ("x", saved.x), ("y", saved.y), ("where", saved._where), ("weights", saved._weights)
-    )  # fmt: skip
+    inputs: tuple[tuple[str, NDArray | None], ...] = (("dy", dy), *saved._given)
     if out is not None:
         check_output(kernels, out, saved.x, inputs, allowed=("dy", "x", "y"))
         inputs = (("out", out), *inputs)

@@ -81,7 +81,7 @@ def batch_norm_jvp(
         if dx is not None:
             dx = like_x("dx", dx, saved)
         if out is not None:
-            check_output(kernels, out, x, (("dx", dx), ("x", x)), allowed=("dx", "x"))
+            check_output(kernels, out, x, (("dx", dx), *saved._given), allowed=("dx", "x"))
         with kernels.on_device_of(x):
             if dx is None and (peers is not None or saved._w is not None):
                 # Another rank may have one, on which this one depends; or values may be missing.

@@ -56,9 +56,10 @@ class Saved:
 
     Notes
     -----
-    Copies and pickles are independent of the original: x goes with them, so that another process can run the backward
-    pass, to the same bits. `sync` is passed on as it is: copies share it, and a pickle has what its own pickling gives
-    (a function, or MPI's COMM_WORLD, is that of the process that reads it; other communicators refuse).
+    Deep copies and pickles are independent of the original: x goes with them, so that another process can run the
+    backward pass, to the same bits; ``copy.copy`` shares them. `sync` is passed on as it is: copies share it, and a
+    pickle has what its own pickling gives (a function, or MPI's COMM_WORLD, is that of the process that reads it; other
+    communicators refuse).
 
     Examples
     --------
@@ -174,6 +175,11 @@ class Saved:
             else:
                 count = self._kernels.xp.full((), self._count)
             return BatchStats(count, mean.reshape(self._shape), m2.reshape(self._shape))
+
+    @property
+    def _given(self) -> tuple[tuple[str, NDArray | None], ...]:
+        """Arrays of the caller that derivatives read, by name: their results must not lie over a part of one."""
+        return ("x", self.x), ("y", self.y), ("where", self._where), ("weights", self._weights)
 
     @property
     def _is_counted(self) -> bool:

@@ -429,7 +429,8 @@ class BatchNormState:
 
         Notes
         -----
-        A process that is killed while it saves may leave a file ``.nbnorm-*.tmp`` beside the path.
+        A file that is there keeps its permissions. A process that is killed while it saves may leave a file
+        ``.nbnorm-*.tmp`` beside the path.
 
         Examples
         --------

@@ -214,6 +214,28 @@ def test_a_copy_made_while_another_thread_trains_is_of_one_moment(duplicate):
     assert torn_copies(nbnorm.BatchNormState(3_000, momentum=1.0), duplicate) == 0
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_a_copy_made_while_another_thread_assigns_is_of_one_moment(name):
+    state = nbnorm.BatchNormState(1_000_000)
+    values = [np.full(state.shape, number) for number in (1.0, 2.0)]
+    setattr(state, name, values[0])
+    stop, torn = threading.Event(), 0
+
+    def assign():
+        while not stop.is_set():
+            for one in values:
+                setattr(state, name, one)
+
+    with ThreadPoolExecutor(1) as other:
+        assigned = other.submit(assign)
+        for _ in range(30):
+            found = state.state_dict()[name]
+            torn += (found != found[0]).any()
+        stop.set()
+        assigned.result(timeout=60)
+    assert torn == 0
+
+
 WAITING = {
     **COPIES,
     "training": lambda state: nbnorm.batch_norm_training(np.eye(3, dtype=np.float32), state),

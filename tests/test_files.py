@@ -200,6 +200,15 @@ def test_a_new_file_has_the_permissions_of_any_new_file(given, path):
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
 
 
+def test_a_private_file_stays_private(given, path):
+    given.state.save(path)
+    path.chmod(0o600)
+    given.state.eps = 0.5
+    given.state.save(path)
+    assert BatchNormState.load(path).eps == 0.5
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_link_stays_a_link(given, path):
     target = path.with_name(f"target{path.suffix}")
     path.symlink_to(target)

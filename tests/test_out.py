@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from common import check_backward, check_forward, check_inference, random_state, refuse, same_bits, sample
 
+import nbnorm
 from nbnorm import batch_norm_backward as backward
 from nbnorm import batch_norm_inference as inference
 from nbnorm import batch_norm_training as training
@@ -159,6 +160,24 @@ def test_out_must_not_overlap_an_input_in_part(given, view):
         lambda: backward(given.x, training(dy, random_state(np.random.default_rng(), 3))[1], out=out),
     ):
         refuse(given, call, ValueError, "out overlaps")
+
+
+def test_out_must_not_be_what_says_which_values_count(rng):
+    """What is written over the weights spoils every later pass; jvp once did."""
+    x, dy, weights = (sample(rng, SHAPE) for _ in range(3))
+    weights = np.abs(weights)
+    _, saved = training(x, random_state(rng, 3), weights=weights)
+    before = weights.copy()
+    for call in (
+        lambda out: training(x, random_state(rng, 3), weights=weights, out=out),
+        lambda out: backward(dy, saved, out=out),
+        lambda out: nbnorm.batch_norm_jvp(dy, None, None, saved, out=out),
+    ):
+        with pytest.raises(ValueError, match="out is weights itself, which the backward pass needs"):
+            call(weights)
+        with pytest.raises(ValueError, match="out overlaps weights in memory"):
+            call(weights[::-1])
+    assert same_bits(weights, before)
 
 
 def test_out_that_is_one_input_must_not_overlap_another(given):

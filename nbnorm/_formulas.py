@@ -185,6 +185,17 @@ def pool(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
 
 
 @formula
+def pooled(seen, mean, var, count, new, m2, ddof):
+    """Eq. 8 on running statistics of `seen` values: mean and variance with those of `count` more.
+
+    The variance stays as it is while there are no more values than ddof.
+    """
+    seen_m2 = var * (seen - ddof) if seen > ddof else 0.0
+    total, mean, m2 = pool(seen, mean, seen_m2, count, new, m2)
+    return mean, m2 / (total - ddof) if total > ddof and count > 0 else var
+
+
+@formula
 def moving_average(running, new, momentum):
     """Eq. 9: momentum is the weight of the new batch. With 1 nothing of what was, and maybe is infinite, remains."""
     return new if momentum == 1.0 else running + momentum * (new - running)
@@ -214,6 +225,12 @@ def gradient_map(s, sum_dy_xmu, d, count, gamma, inv_std):
 def moved(k, d, other_k):
     """Eq. 16: mean - other_k, from d = mean - k."""
     return (k - other_k) + d
+
+
+@formula
+def shard_offset(own_k, own_d, k, d, count):
+    """Eq. 17: e, the sum of x - mean over a shard, whose own mean is own_k + own_d."""
+    return count * (moved(own_k, own_d, k) - d)
 
 
 @formula

@@ -92,7 +92,7 @@ def exact_backward(dy, x, state, axis, running=None):
     """Gradients, and the size of the terms of dx, by channel. `running`: the constant statistics, if so."""
     if running is None:
         var = reference.training(x, axis=axis).var
-        exact = reference.backward(dy, x, state.gamma, state.eps, axis)
+        exact = reference.backward(dy, x, state.gamma, state.eps, axis, reference.middle(dy, x, axis))
     else:
         var = reference.wide(running[1])
         exact = reference.frozen_backward(dy, x, *running, state.gamma, state.eps, axis)

@@ -27,7 +27,7 @@ class Backward(NamedTuple):
     dx: Any
     dgamma: Any
     dbeta: Any
-    terms: Any = None  # of which dx is a sum: at most this in magnitude, whatever value of dy the sum starts from
+    terms: Any = None  # the magnitudes of those that dx is a sum of
 
 
 def channel_axes(x, axis):
@@ -102,8 +102,25 @@ def moving_average(running_mean, running_var, mean, m2, count, momentum):
     return old * wide(running_mean) + m * mean, old * wide(running_var) + m * (m2 / (count - 1))
 
 
-def backward(dy, x, gamma=None, eps=1e-5, axis=1):
-    """Gradients of `training`."""
+def middle(dy, x, axis=1):
+    """The value of dy that sums of each channel start from (docs/math.md, Eq. 2): of nine from all over the channel, in
+    the order of memory, the median of three medians. None where the indices of a channel lie apart in memory.
+    """
+    axes, long = channel_axes(x, axis), [i for i in range(x.ndim) if x.shape[i] != 1]
+    order, channels = sorted(long, key=lambda i: -abs(x.strides[i])), [i for i in axes if i in long]
+    first = order.index(channels[0]) if channels else 0
+    before, behind = order[:first], order[first + len(channels) :]
+    if not x.size or order != before + channels + behind:
+        return None
+    short = [i for i in range(x.ndim) if i not in (*axes, *long)]
+    N, S = (int(np.prod([x.shape[i] for i in part])) for part in (before, behind))
+    g = exact(dy).transpose(*axes, *before, *behind, *short).reshape(*(x.shape[i] for i in axes), N, S)
+    nine = np.stack([g[..., (N - 1) * part // 8, (S - 1) * part // 8] for part in range(9)])
+    return np.median([np.median(nine[first::3], 0) for first in range(3)], 0)
+
+
+def backward(dy, x, gamma=None, eps=1e-5, axis=1, h=None):
+    """Gradients of `training`; the sum that dx is starts from h, or where that is None from any value of dy."""
     g, (c, _) = by_channel(dy, axis), centred(by_channel(x, axis))
     inv_std = 1 / np.sqrt((c * c).mean(-1, keepdims=True) + Wide(eps))
     x_hat = c * inv_std
@@ -111,8 +128,12 @@ def backward(dy, x, gamma=None, eps=1e-5, axis=1):
     of_x = x_hat * (g * x_hat).mean(-1, keepdims=True)
     a = parameter(gamma, 1, g.shape[:-1]) * inv_std
     # dx = a*(g - h) - a*(mean(g) - h) - a*of_x. As h is a value of dy, mean(g) - h is at most the largest g_centred.
-    from_h = np.abs(g_centred).max(-1, keepdims=True, initial=0)
-    terms = np.abs(a) * (np.abs(g_centred) + 2 * from_h + np.abs(of_x))
+    if h is None:
+        from_h = np.abs(g_centred).max(-1, keepdims=True, initial=0)
+        of_y = np.abs(g_centred) + from_h
+    else:
+        from_h, of_y = np.abs(g.mean(-1, keepdims=True) - h[..., None]), np.abs(g - h[..., None])
+    terms = np.abs(a) * (of_y + from_h + np.abs(of_x))
     dx = a * (g_centred - of_x)
     return Backward(like(dx, x, axis), (g * x_hat).sum(-1), g.sum(-1), like(terms, x, axis))
 

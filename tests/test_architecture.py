@@ -10,6 +10,7 @@ import pytest
 import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
 PIECES_OF_STATE = {
     *("nbnorm._running", "nbnorm._attributes", "nbnorm._names", "nbnorm._foreign"),
@@ -64,17 +65,18 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm._standardize",
     },
     {"nbnorm.parallel.mpi", "nbnorm.parallel.nccl", "nbnorm.parallel._chunks", *NEED_A_PACKAGE},
-    {"nbnorm.layer", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},
+    {"nbnorm.layer", "nbnorm._reuse", "nbnorm.demo", "nbnorm.info", "nbnorm.warmup", "nbnorm.__main__", "nbnorm"},
 ]
 
 
 def layer_of(module):
-    while module:
+    """That of the module, or of a package it is in; but `nbnorm` stands for itself only."""
+    while True:
         for number, names in enumerate(LAYERS):
             if module in names:
                 return number
         module = module.rpartition(".")[0]
-    raise AssertionError("a module outside every layer")
+        assert module not in ("", "nbnorm"), "a module outside every layer"
 
 
 def module_name(path):
@@ -106,6 +108,22 @@ def test_imports_point_downward(path):
     inside = [name for name in imports(path) if name.split(".")[0] == "nbnorm"]
     upward = [name for name in inside if name != "nbnorm" and layer_of(name) > own]
     assert upward == []
+
+
+def test_a_module_outside_every_layer_is_noticed():
+    with pytest.raises(AssertionError, match="outside every layer"):
+        layer_of("nbnorm._new")
+
+
+def test_the_page_on_the_design_has_the_same_layers():
+    written, number = [set() for _ in LAYERS], None
+    for line in DESIGN.read_text().partition("## Layers")[2].partition("Imports point")[0].splitlines():
+        for word in line.split():
+            if word.isdigit():
+                number = int(word)
+            else:
+                written[number].add("nbnorm." + word.replace("/", "."))
+    assert written == [names - {"nbnorm"} for names in LAYERS]
 
 
 def test_nothing_imports_what_needs_a_package():

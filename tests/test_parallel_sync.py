@@ -203,7 +203,7 @@ def test_float64_at_a_hundred_million_deviations(rng):
 
 
 def test_a_step_takes_three_small_messages(rng):
-    """2, 3C and 4C + 1 numbers, whatever the size of the batch."""
+    """3, 3C and 4C + 1 numbers, whatever the size of the batch."""
     for rows, sizes in ((1000, (700, 300, 0)), (10, (5, 0, 5))):
         x, dy, _ = given(rng, "images")
         steps = ranks.step_in_shards(x[:rows], dy[:rows], random_state(rng, 3), sizes)

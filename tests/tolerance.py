@@ -94,8 +94,9 @@ def assert_close(actual, exact, axis=1, terms=None):
     """y or dx is as near to the exact result as its dtype promises.
 
     A dx of 16 or 32 bits, of a batch all of whose values count, is computed in float32: each of the `terms` it is a sum
-    of is there within 2**-22 of its size (docs/math.md, Eq. 42: four roundings to 24 bits). Rounded to 16 bits it is
-    half an ulp further from the exact result, which is half an ulp from what it is compared with.
+    of is there within 2**-22 of its size (docs/math.md, Eq. 42: four roundings to 24 bits, and five units of 2**-149),
+    beside 2**-44 of the largest for what is computed in float64. Rounded to 16 bits it is half an ulp further from the
+    exact result, which is half an ulp from what it is compared with.
     """
     dtype, exact = actual.dtype.name, np.asarray(exact)
     assert actual.shape == exact.shape
@@ -107,7 +108,12 @@ def assert_close(actual, exact, axis=1, terms=None):
     found = np.clip(found, *np.ldexp(reference.Wide(1), form.overflow) * reference.Wide([-1, 1]))
     limit = allowed.ulps * ulp(target, form.bits, form.smallest) + allowed.of_largest * largest
     if terms is not None and allowed.ulps:
-        limit = ulp(target, form.bits, form.smallest) + 2.0**-22 * reference.by_channel(terms, axis)
+        sizes = reference.by_channel(terms, axis)
+        limit = 2.0**-22 * sizes + 2.0**-44 * sizes.max(-1, keepdims=True, initial=0) + 5 * 2.0**-149
+        if dtype == "float32":
+            target = values
+        else:
+            limit += ulp(target, form.bits, form.smallest)
     _assert_within(found, target, limit)
 
 

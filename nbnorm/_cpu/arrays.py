@@ -11,11 +11,8 @@ from numba import config, from_dtype, types
 from numba.core import cgutils
 
 from nbnorm._counted import Both, Tangent
-from nbnorm._cpu import vector_python
 from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._floats import DOUBLE, I64, MEMORY, widen
-
-OF_MAP = vector_python.OF_MAP  # what maps are computed in
+from nbnorm._floats import DOUBLE, I64, MEMORY, OF_MAP, widen
 
 
 def address_of(ctx, builder, array_type, array, index, kind):

@@ -27,6 +27,7 @@ from nbnorm._formulas import (
     moved,
     moved_sums,
     pool,
+    shard_offset,
 )
 
 
@@ -63,7 +64,7 @@ def centre_sums(stats, own, count, sums):
         k, d = stats[ORIGIN, c], stats[DEVIATION, c]
         sums[PRODUCT, c] = centred_product(sums[SUM, c], sums[PRODUCT, c], d)
         if own is not None:
-            sums[OFFSET, c] = count_of(count, c, own) * (moved(own[ORIGIN, c], own[DEVIATION, c], k) - d)
+            sums[OFFSET, c] = shard_offset(own[ORIGIN, c], own[DEVIATION, c], k, d, count_of(count, c, own))
 
 
 @Compiled

@@ -25,7 +25,7 @@ from nbnorm._cpu.finalize_derivatives import (
 from nbnorm._cpu.fused_derivatives import fused_double_segments
 from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.shards import gradient_sums
-from nbnorm._cpu.stages import _count, fits_cache
+from nbnorm._cpu.stages import fits_cache, plain_count
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT
 
@@ -79,7 +79,7 @@ def double_sums(
 
 def merge_double_sums(counts: Array, gathered: Array, sums: Array) -> None:
     """sums of the whole batch from those of each rank."""
-    add_double_shards(counts, gathered, sums, counts.argmax(0))
+    add_double_shards(counts, gathered, sums)
 
 
 def shard_gamma(
@@ -122,7 +122,7 @@ def double_backward(
 ) -> None:  # fmt: skip
     """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
     N, C, S = shape
-    sums, count = np.empty((8, C)), _count(shape, w)
+    sums, count = np.empty((8, C)), plain_count(shape, w)
     workers = workers_for(8 * x.size)
     if ddx is not None and w is None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
         fused_double_segments(

@@ -1,7 +1,7 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), in float64.
 
-`stats` (5, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names their
-rows. `coef` is what apply needs (coefficients.py).
+`stats` (5 to 8, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names
+their rows. `coef` is what apply needs (coefficients.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nbnorm._formulas import (
     moments,
     moving_average,
     normalizing_map,
-    pool,
+    pooled,
     whole_sum,
 )
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
@@ -248,19 +248,13 @@ def fold_running(stats, count, momentum, ddof, both, counters, samples):
 
 @function
 def fold_pooled(stats, count, ddof, both, counters, samples):
-    """The same with exact pooling of everything seen, Eq. 8.
-
-    The variance stays as it is while there are no more values than ddof.
-    """
+    """The same with exact pooling of everything seen, Eq. 8."""
     C = stats.shape[1]
     mean, var = both[:C], both[C:]
     for c in range(C):
         seen, n = samples_of(counters, samples, c), count_of(count, c, stats)
         new = stats[ORIGIN, c] + stats[DEVIATION, c]
-        old_m2 = var[c] * (seen - ddof) if seen > ddof else 0.0
-        total, mean[c], m2 = pool(seen, mean[c], old_m2, n, new, stats[M2, c])
-        if total > ddof and n > 0.0:
-            var[c] = m2 / (total - ddof)
+        mean[c], var[c] = pooled(seen, mean[c], var[c], n, new, stats[M2, c], ddof)
         if samples is not None:
             samples[c] += n
     count_batch(counters, count)

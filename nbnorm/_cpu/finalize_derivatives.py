@@ -7,6 +7,7 @@ w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their 
 from __future__ import annotations
 
 from nbnorm._cpu.coefficients import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, set_gradient_map
+from nbnorm._cpu.combine import leader
 from nbnorm._cpu.finalize import count_of, set_parameter
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import routine
@@ -72,13 +73,13 @@ def finalize_second(stats, sums, directions, dgamma, count, coef):
 
 
 @Compiled
-def add_double_shards(counts, gathered, sums, leaders):
-    """The sums of all shards together, Eq. 18 and 32; their e is 0. leaders (1 or C) have the most values."""
+def add_double_shards(counts, gathered, sums):
+    """The sums of all shards together, Eq. 18 and 32; their e is 0."""
     C = sums.shape[1]
     for c in range(C):
         i = c % counts.shape[1]
-        leader = leaders[i]
-        h, o = gathered[leader, DY_ORIGIN * C + c], gathered[leader, (DDX + DY_ORIGIN) * C + c]
+        first = gathered[leader(counts, i)]
+        h, o = first[DY_ORIGIN * C + c], first[(DDX + DY_ORIGIN) * C + c]
         s, p, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
         for rank in range(counts.shape[0]):
             row, n = gathered[rank], counts[rank, i]

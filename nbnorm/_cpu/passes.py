@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from nbnorm._counted import Counted, Gradient, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments
-from nbnorm._cpu.arrays import OF_MAP
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, signs_for_map
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
+from nbnorm._floats import OF_MAP
 
 Array = NDArray
 Shape = tuple[int, int, int]

@@ -11,11 +11,12 @@ from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
-LANES = 32  # vector.LANES; this module does not load Numba
+LANES, FEW = 32, 8  # of a vector, and of a part of one (vector.py); this module does not load Numba
+LINE = 64  # bytes of a cache line, and the alignment of a streaming store
 SHORT = 64  # segments shorter than this are treated as columns
 CHUNK = 32_768  # values of a channel in one partial sum
 PANEL = 1_024  # columns whose sums and origins, 4 float64 each, stay in a first-level cache
-MAP_OF_ONE, MAP_OF_TWO = 1_024, 512  # those whose coefficients, 5 float32 or float64 at most, do so beside the data
+MAP_OF_ONE, MAP_OF_TWO = 1_024, 512  # those whose coefficients, up to 7 float32 each, do so beside the data
 MAP_WIDTH = 8_192  # and those whose coefficients fill a part of a second-level cache
 AHEAD = 2_048  # values from what columns read to what they ask for
 BLOCK = 131_072  # values of a block of rows
@@ -23,7 +24,7 @@ CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
 RUN = 352  # columns of such a block side by side, at least: shorter runs cost more than reading all twice
 SMALL = 65_536  # values that stay in a second-level cache, whatever their dtype
-CACHE_BYTES = 32 << 20  # last-level cache
+CACHE_BYTES = 32 << 20  # what of a last-level cache a process may hope to have, on whatever machine
 PAGE = 4_096  # bytes after which addresses fall into the same set of a first-level cache
 
 

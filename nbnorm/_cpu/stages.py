@@ -1,7 +1,7 @@
 """The stages on NumPy arrays: scratch memory, and the choice between the fused and the split driver.
 
 Arrays come in as memory.py reads them: flat, contiguous, 16-bit floats as integers. `shape` is their (N, C, S).
-gamma and beta may be None, stats is (5, C).
+gamma and beta may be None, stats has the rows that _formulas.py names, a column for each channel.
 Everything that can fail has been checked by the caller.
 """
 
@@ -57,7 +57,7 @@ def _statistics(x: Array, shape: Shape, stats: Array, w: Counted | None, centred
     looks = 0 if w is None or w.weights is None else LOOKS
     while True:
         reduce(x, None, None, w, centred, shape, stats, sums)
-        finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, _count(shape, w), coef)
+        finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, plain_count(shape, w), coef)
         if not looks or not _have_moved(x, stats):
             break
         looks, centred = looks - 1, False
@@ -107,7 +107,7 @@ def residual_gradient(
         apply(x, dy, None, None, w, dresidual, shape, stats, coef)
 
 
-def _count(shape: Shape, w: Counted | None) -> float | None:
+def plain_count(shape: Shape, w: Counted | None) -> float | None:
     """Values per channel; None when they are counted."""
     return _values(shape) if w is None else None
 
@@ -132,7 +132,7 @@ def _fused_or_split(
     inputs = 1 if dy is None and residual is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
-    count, of_channels = _count(shape, w), (3 + (OF_ONE if dy is None else OF_TWO)) * C
+    count, of_channels = plain_count(shape, w), (3 + (OF_ONE if dy is None else OF_TWO)) * C
     if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):

@@ -22,13 +22,11 @@ from numba.core.datamodel import PrimitiveModel
 from numba.extending import lower_builtin, overload, register_model, type_callable
 
 from nbnorm import _formulas
-from nbnorm._cpu import vector_python
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.part import PartCompiler
+from nbnorm._cpu.plan import FEW, LANES
 from nbnorm._floats import DOUBLE, FLOAT, I32, call_fma, like, number
 
-LANES = 32
-FEW = vector_python.FEW
 X86 = ("x86_64", "AMD64")
 
 # x/0 is infinite: Numba's default raises, and the test for it keeps LLVM from dividing eight channels at a time.

@@ -14,9 +14,9 @@ from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 
-from nbnorm._cpu import vector_python
 from nbnorm._cpu.arrays import I64, address_of, nothing, of_each
 from nbnorm._cpu.intrinsic import intrinsic
+from nbnorm._cpu.plan import LINE
 from nbnorm._cpu.vector import (
     FEW,
     LANES,
@@ -34,7 +34,6 @@ from nbnorm._cpu.vector import (
 from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, number, widen
 from nbnorm._floats import narrow as round_to
 
-LINE = vector_python.LINE  # bytes of a cache line, and the alignment of a streaming store
 I8 = ir.IntType(8)
 
 

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._counted import Both, Counted, Tangent, each
-from nbnorm._cpu.plan import LANES
+from nbnorm._cpu.plan import LANES, LINE
+from nbnorm._floats import OF_MAP
 
-FEW = 8
-LINE = 64
-# What maps are computed in, by the size of its values; as dtype objects, which np.empty takes sooner than types.
-OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float32), 8: np.dtype(np.float64)}
 Vector = NDArray[np.float64] | NDArray[np.float32]
 
 

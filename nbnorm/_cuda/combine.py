@@ -33,6 +33,7 @@ from nbnorm._formulas import (
     moved_sums,
     normalizing_map,
     pool,
+    shard_offset,
 )
 
 
@@ -100,7 +101,7 @@ def shard_sums(parts, stats, own, sums, C, run, copies, at_h, count):
         k, d = stats[ORIGIN * C + c], stats[DEVIATION * C + c]
         e = 0.0
         if own is not None:
-            e = count_of(count, c, C, own) * (moved(own[ORIGIN * C + c], own[DEVIATION * C + c], k) - d)
+            e = shard_offset(own[ORIGIN * C + c], own[DEVIATION * C + c], k, d, count_of(count, c, C, own))
         sums[SUM * C + c], sums[PRODUCT * C + c] = s, centred_product(s, q, d)
         sums[DY_ORIGIN * C + c], sums[OFFSET * C + c] = parts[at_h + c], e
 

@@ -23,8 +23,8 @@ from nbnorm._cuda.finalize_derivatives import (
 from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
-from nbnorm._cuda.passes import apply, at_h, cut_of_gradient, reduce
-from nbnorm._cuda.shards import _by_channel, _number, gradient_sums
+from nbnorm._cuda.passes import apply, at_h, by_channel, count_or_unknown, cut_of_gradient, reduce
+from nbnorm._cuda.shards import gradient_sums
 from nbnorm._formulas import DDX, ORIGIN
 
 Array = Any
@@ -39,8 +39,8 @@ def apply_tangent(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_tangent(
-        *_by_channel(C), (F64, F64, F64, F64),
-        pointer(stats), pointer(sums), pointer(directions), pointer(coef), C, _number(count),
+        *by_channel(C), (F64, F64, F64, F64),
+        pointer(stats), pointer(sums), pointer(directions), pointer(coef), C, count_or_unknown(count),
     )  # fmt: skip
     if x.size:
         cut = cut_of_gradient(shape, x.itemsize, w, None)
@@ -83,7 +83,7 @@ def double_sums(
     shard_double_sums(
         (shape[1], 1), cut.finalize_threads, (kind(of_dy), kind(of_ddx), kind(of_both), F64, kind(own), F64),
         pointer(of_dy), pointer(of_ddx), pointer(of_both), pointer(stats), pointer(own), pointer(sums),
-        shape[1], cut.run, cut.copies, behind, _number(count),
+        shape[1], cut.run, cut.copies, behind, count_or_unknown(count),
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def merge_double_sums(counts: Array, gathered: Array, sums: Array) -> None:
     """sums of the whole batch from those of each rank."""
     C, on_device = sums.shape[1], kept(xp.asarray(counts))
     add_double_shards(
-        *_by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(sums),
+        *by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(sums),
         C, *counts.shape,
     )  # fmt: skip
 
@@ -102,9 +102,9 @@ def shard_gamma(
     """This shard's part of the gradient of gamma."""
     C = sums.shape[1]
     shard_dgamma(
-        *_by_channel(C), (F64, F64, F64, F64, kind(dgamma)),
+        *by_channel(C), (F64, F64, F64, F64, kind(dgamma)),
         pointer(own), pointer(own_stats), pointer(sums), pointer(stats), pointer(dgamma),
-        C, _number(own_count), _number(count),
+        C, count_or_unknown(own_count), count_or_unknown(count),
     )  # fmt: skip
 
 
@@ -116,8 +116,8 @@ def apply_second(
     C = shape[1]
     coef = scratch(ROWS_OF_THREE * C)
     finalize_second(
-        *_by_channel(C), (F64, F64, F64, kind(dgamma), F64),
-        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, _number(count),
+        *by_channel(C), (F64, F64, F64, kind(dgamma), F64),
+        pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, count_or_unknown(count),
     )  # fmt: skip
     if x.size:
         of_arrays = plan.cut_of_two if ddx is None else plan.cut_of_three
@@ -133,7 +133,7 @@ def apply_frozen_second(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_frozen_second(
-        *_by_channel(C), (F64, F64, F64, kind(dgamma), F64),
+        *by_channel(C), (F64, F64, F64, kind(dgamma), F64),
         pointer(stats), pointer(sums), pointer(directions), pointer(dgamma), pointer(coef), C, int(w is not None),
     )  # fmt: skip
     if not dy.size:

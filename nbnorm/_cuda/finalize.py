@@ -1,6 +1,6 @@
 """Finalize: from the parts of a channel to its statistics and to the coefficients of its map. O(C), float64.
 
-`stats` (5, C) is what a forward pass knows of each channel; _formulas.py names its rows. The routines return the
+`stats` (5 to 8, C) is what a forward pass knows of each channel; _formulas.py names its rows. The routines return the
 coefficients of y = scale*(x - k) + shift, with whether the channel varies, or dx = scale*(x - k) + shift + a*(dy - h);
 `coef` (6, C) has them as rows, (7, C) those of a map with b*(ddx - o) too (coefficients.py).
 
@@ -34,7 +34,7 @@ from nbnorm._formulas import (
     moments,
     moving_average,
     normalizing_map,
-    pool,
+    pooled,
     whole_sum,
 )
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
@@ -184,15 +184,10 @@ def known_running(c, mean, var):
 def commit_channel(c, n, new, m2, seen, old, mean, var, momentum, ddof):
     """Fold a batch of n values of channel c, of these mean and m2, into the `old` statistics of `seen` values, Eq. 9 or
     8.
-
-    Pooled variances stay as they are while there are no more values than ddof.
     """
     old_mean, old_var = old
     if momentum == POOLED:
-        old_m2 = old_var * (seen - ddof) if seen > ddof else 0.0
-        total, mean[c], m2 = pool(seen, old_mean, old_m2, n, new, m2)
-        if total > ddof and n > 0.0:
-            var[c] = m2 / (total - ddof)
+        mean[c], var[c] = pooled(seen, old_mean, old_var, n, new, m2, ddof)
     else:
         mean[c] = moving_average(old_mean, new, momentum)
         var[c] = moving_average(old_var, m2 / (n - ddof), momentum)

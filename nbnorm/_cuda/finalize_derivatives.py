@@ -29,12 +29,12 @@ from nbnorm._formulas import (
     SUM,
     centred_product,
     covariance,
-    moved,
     moved_product,
     moved_sums,
     normalized_mean,
     second_dgamma,
     second_map,
+    shard_offset,
     shard_second_dgamma,
     tangent_map,
 )
@@ -55,7 +55,7 @@ def shard_double_sums(of_dy, of_ddx, of_both, stats, own, sums, C, run, copies, 
             sums[SUM * C + c], sums[PRODUCT * C + c] = s, centred_product(s, q, d)
             sums[DY_ORIGIN * C + c] = of_dy[at_h + c]
             its_n = count_of(count, c, C, own)
-            sums[OFFSET * C + c] = its_n * (moved(own[ORIGIN * C + c], own[DEVIATION * C + c], k) - d)
+            sums[OFFSET * C + c] = shard_offset(own[ORIGIN * C + c], own[DEVIATION * C + c], k, d, its_n)
         if of_ddx is not None:
             cuda.syncthreads()  # every thread has read the totals
             s, q = channel_sums(of_ddx, shared, c, C, run, copies, t, T)

@@ -11,7 +11,7 @@ from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import apply_columns, apply_segments, gradient_columns, gradient_segments
 from nbnorm._cuda.coefficients import ROWS
-from nbnorm._cuda.finalize import count_channels, finalize_gradient
+from nbnorm._cuda.finalize import UNKNOWN, count_channels, finalize_gradient
 from nbnorm._cuda.kinds import F64, kind, kind_of_counted, kind_of_number, packs
 from nbnorm._cuda.launch import Kind, counted, number, pointer, pointers
 from nbnorm._cuda.memory import scratch
@@ -124,3 +124,12 @@ def cut_of_sums(shape: Shape, itemsize: int, slope: float | None) -> plan.Cut:
 def _beside_a_mask(w: Counted) -> int:
     """The bytes of a weight, where there is a mask too."""
     return 0 if w.where is None or w.weights is None else w.weights.itemsize
+
+
+def count_or_unknown(count: float | None) -> float:
+    return UNKNOWN if count is None else count
+
+
+def by_channel(C: int) -> tuple[tuple[int, int], int]:
+    """Grid and block for a thread a channel."""
+    return (max(1, -(-C // plan.THREADS)), 1), plan.THREADS

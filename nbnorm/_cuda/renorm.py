@@ -11,7 +11,7 @@ from typing import Any
 from nbnorm._cuda.finalize import UNKNOWN, divisor_of, parameter
 from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import Kernel, cuda, pointer
-from nbnorm._cuda.shards import _by_channel
+from nbnorm._cuda.passes import by_channel
 from nbnorm._formulas import (
     CORRECTED_BETA,
     CORRECTED_GAMMA,
@@ -61,7 +61,7 @@ def renormalize(
     """rows (5, C) from the mean and m2 of the batch and from the running statistics."""
     C = stats.shape[1]
     correct(
-        *_by_channel(C), (F64, kind(gamma), kind(beta), F64, F64, F64),
+        *by_channel(C), (F64, kind(gamma), kind(beta), F64, F64, F64),
         pointer(stats), pointer(gamma), pointer(beta), pointer(running.mean), pointer(running.var), pointer(rows),
         C, eps, UNKNOWN if count is None else count, rmax, dmax,
     )  # fmt: skip
@@ -71,6 +71,6 @@ def renormalized_gradients(rows: Array, sums: Array, dgamma: Array | None, dbeta
     """dgamma and dbeta, where not None, from sums (2, C) of dy times the plain x_hat and of dy."""
     C = rows.shape[1]
     correct_gradients(
-        *_by_channel(C), (F64, F64, kind(dgamma), kind(dbeta)),
+        *by_channel(C), (F64, F64, kind(dgamma), kind(dbeta)),
         pointer(rows), pointer(sums), pointer(dgamma), pointer(dbeta), C,
     )  # fmt: skip

@@ -19,11 +19,10 @@ from nbnorm._cuda.combine import (
     shard_sums,
     whole_gradients,
 )
-from nbnorm._cuda.finalize import UNKNOWN
 from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
-from nbnorm._cuda.passes import apply, at_h, cut_of_gradient, cut_of_map, reduce, signs_of
+from nbnorm._cuda.passes import apply, at_h, by_channel, count_or_unknown, cut_of_gradient, cut_of_map, reduce, signs_of
 from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 
 Array = Any
@@ -44,7 +43,7 @@ def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
     """stats of the whole batch, but for inv_std and gamma, from those of each rank."""
     C, on_device = stats.shape[1], kept(xp.asarray(counts))
     merge_shards(
-        *_by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(stats),
+        *by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(stats),
         C, *counts.shape, gathered.shape[1], int(len(stats) > COUNT),
     )  # fmt: skip
 
@@ -57,8 +56,8 @@ def normalize(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_given(
-        *_by_channel(C), (F64, kind(gamma), kind(beta), F64),
-        pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, _number(count), eps,
+        *by_channel(C), (F64, kind(gamma), kind(beta), F64),
+        pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, count_or_unknown(count), eps,
     )  # fmt: skip
     if x.size:
         cut = cut_of_map(shape, x.itemsize, residual)
@@ -81,7 +80,7 @@ def gradient_sums(
     shard_sums(
         (shape[1], 1), cut.finalize_threads, (F64, F64, kind(own), F64),
         pointer(parts), pointer(stats), pointer(own), pointer(sums),
-        shape[1], cut.run, cut.copies, at_h(cut), _number(count),
+        shape[1], cut.run, cut.copies, at_h(cut), count_or_unknown(count),
     )  # fmt: skip
 
 
@@ -89,7 +88,7 @@ def merge_gradient_sums(counts: Array, gathered: Array, sums: Array) -> None:
     """sums of the whole batch from those of each rank."""
     C, on_device = sums.shape[1], kept(xp.asarray(counts))
     add_shards(
-        *_by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(sums),
+        *by_channel(C), (F64, F64, F64), pointer(on_device), pointer(gathered), pointer(sums),
         C, *counts.shape,
     )  # fmt: skip
 
@@ -100,8 +99,8 @@ def parameter_gradients(
     """dgamma and dbeta, where not None, of the shard or the batch whose sums these are and whose stats `own`."""
     C = sums.shape[1]
     whole_gradients(
-        *_by_channel(C), (F64, F64, F64, kind(dgamma), kind(dbeta)),
-        pointer(sums), pointer(stats), pointer(own), pointer(dgamma), pointer(dbeta), C, _number(count),
+        *by_channel(C), (F64, F64, F64, kind(dgamma), kind(dbeta)),
+        pointer(sums), pointer(stats), pointer(own), pointer(dgamma), pointer(dbeta), C, count_or_unknown(count),
     )  # fmt: skip
 
 
@@ -113,8 +112,8 @@ def apply_gradients(
     C = shape[1]
     coef = scratch(ROWS * C)
     finalize_sums(
-        *_by_channel(C), (kind(sums), F64, F64), pointer(sums), pointer(stats), pointer(coef),
-        C, int(w is not None or slope is not None), _number(count),
+        *by_channel(C), (kind(sums), F64, F64), pointer(sums), pointer(stats), pointer(coef),
+        C, int(w is not None or slope is not None), count_or_unknown(count),
     )  # fmt: skip
     if not x.size:
         return
@@ -124,12 +123,3 @@ def apply_gradients(
         apply(cut, pack, dy, None, None, None, None, dx, coef)
     else:
         apply(cut, pack, x, dy, None, slope, w, dx, coef, signs_of(stats, slope))
-
-
-def _number(count: float | None) -> float:
-    return UNKNOWN if count is None else count
-
-
-def _by_channel(C: int) -> tuple[tuple[int, int], int]:
-    """Grid and block for a thread a channel."""
-    return (max(1, -(-C // plan.THREADS)), 1), plan.THREADS

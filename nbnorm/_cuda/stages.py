@@ -1,6 +1,7 @@
 """The stages on CuPy arrays: scratch memory, the cut of the work, and the choice between one launch and several.
 
-Arrays lie in memory as the elements of an (N, C, S) array, `shape`; gamma and beta may be None, stats is (5, C).
+Arrays lie in memory as the elements of an (N, C, S) array, `shape`; gamma and beta may be None, stats has the rows that
+_formulas.py names, a column for each channel.
 Everything that can fail has been checked by the caller; but for `short_channel`, and statistics of values with weights,
 nothing here waits for the GPU.
 """

@@ -14,8 +14,10 @@ from test_functional import LAYOUTS, every_layout, features
 from tolerance import (
     FORMATS,
     OTHER_DTYPES,
+    assert_both_close,
     assert_close,
     assert_gradient_close,
+    assert_parts_close,
     assert_stat_close,
     dtype_of,
     rounded,
@@ -416,8 +418,7 @@ def test_shards_equal_the_whole(of_residual, masked, activation, param_grads, us
         return its_y, found
 
     ranks = work_of(run(3, work))
-    # Sums in another order: float64, and one rounding to float32.
-    np.testing.assert_allclose(np.concatenate([one for one, _ in ranks]), y, rtol=3e-7, atol=1e-12)
+    assert_both_close(np.concatenate([one for one, _ in ranks]), y)
     dx = np.concatenate([f.dx for _, f in ranks])
     if not masked and not use_running and (residual is not None or activation is None):
         # In float32, both of them as near to what is exact as docs/numerics.md says.
@@ -425,13 +426,12 @@ def test_shards_equal_the_whole(of_residual, masked, activation, param_grads, us
         terms = reference.backward(g, x, state.gamma, state.eps).terms
         assert (np.abs(dx - whole.dx) <= 2 * 2.0**-22 * terms).all()
     else:
-        np.testing.assert_allclose(dx, whole.dx, rtol=3e-7, atol=1e-12)
+        assert_both_close(dx, whole.dx)
     if residual is not None:
         assert same_bits(np.concatenate([found.dresidual for _, found in ranks]), whole.dresidual)
     for name in ("dgamma", "dbeta"):
         parts = [getattr(found, name) for _, found in ranks]
-        total = parts[0] if param_grads == "global" else sum(parts)
-        np.testing.assert_allclose(total, getattr(whole, name), rtol=1e-6, atol=1e-4)  # parts in float32
+        assert_parts_close(parts[:1] if param_grads == "global" else parts, getattr(whole, name))
 
 
 @pytest.mark.exhaustive("test_parallel_sync, without a residual")

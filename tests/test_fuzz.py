@@ -90,6 +90,10 @@ def an_array(r, shape, dtype):
 class Call:
     """Arguments of one random call, and every byte that it can see."""
 
+    FLOATS = FLOATS
+    CALLS = "training", "training", "inference", "backward", "stats"
+    second_out = None
+
     def __init__(self, seed):
         r = self.random = random.Random(seed)
         self.memories = []
@@ -102,7 +106,7 @@ class Call:
             dtype=r.choice(["float32", "float64"]),
         )
         shape = r.choice(SHAPES if r.random() < 0.85 else ODD_SHAPES)
-        self.x = self.array(shape, r.choice(FLOATS))
+        self.x = self.array(shape, r.choice(self.FLOATS))
         try:
             _, self.saved = nbnorm.batch_norm_training(self.x.copy(), nbnorm.BatchNormState(shape[1]))
         except (*DOCUMENTED, IndexError):
@@ -112,7 +116,7 @@ class Call:
         self.axis = r.choice(AXES)
         self.out = self.an_out(shape)
         self.dy = self.array(shape if r.random() < 0.8 else r.choice(ODD_SHAPES), getattr(self.x, "dtype", FLOATS[1]))
-        self.call = r.choice([self.training, self.training, self.inference, self.backward, self.stats])
+        self.call = getattr(self, r.choice(self.CALLS))
 
     def array(self, shape, dtype):
         r = self.random
@@ -157,21 +161,119 @@ class Call:
         """Whether a byte differs from `before`, of the state or of any memory around the arrays."""
         memories, state = before
         differ = [memory != old for memory, old in zip(self.memories, memories, strict=True)]
-        if but_for_out and isinstance(self.out, np.ndarray) and self.out.size:
-            for memory, found in zip(self.memories, differ, strict=True):
-                first, end = np.lib.array_utils.byte_bounds(memory)
-                offset = self.out.__array_interface__["data"][0] - first
-                if 0 <= offset < end - first:
-                    places = (*self.out.shape, self.out.itemsize), np.uint8, found, offset, (*self.out.strides, 1)
-                    np.ndarray(*places)[...] = 0
+        for out in (self.out, self.second_out) if but_for_out else ():
+            if isinstance(out, np.ndarray) and out.size:
+                for memory, found in zip(self.memories, differ, strict=True):
+                    first, end = np.lib.array_utils.byte_bounds(memory)
+                    offset = out.__array_interface__["data"][0] - first
+                    if 0 <= offset < end - first:
+                        places = (*out.shape, out.itemsize), np.uint8, found, offset, (*out.strides, 1)
+                        np.ndarray(*places)[...] = 0
         return any(found.any() for found in differ) or (not but_for_out and snapshot(self.state) != state)
 
 
-def test_random_calls_work_or_raise_what_is_documented_and_change_nothing_else():
+class CallWithOptions(Call):
+    """The same with what stands beside x; of float32, since each dtype, mask and activation has kernels of its own."""
+
+    FLOATS = (np.dtype("float32"),)
+    CALLS = "training", "training", "inference", "backward", "stats", "jvp", "double_backward"
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        r, shape = self.random, getattr(self.x, "shape", (6, 3))
+        self.masks = {
+            "where": self.one_of(self.like(shape, np.dtype(bool)), self.like(shape[:1] + (1,) * len(shape[1:]), bool)),
+            "weights": self.one_of(self.like(shape, np.dtype(r.choice(["float32", "float64"])))),
+            "nan": r.choice(["propagate", "propagate", "omit", "omit", "none", None, 0]),
+        }
+        self.beside = {
+            "residual": self.one_of(self.like(shape, np.dtype("float32")), self.x),
+            "activation": r.choice([None, None, "relu", "relu", ("leaky_relu", 0.25), ("leaky_relu", -1), "gelu", 3]),
+        }
+        self.other = {
+            "ghost": r.choice([None, None, None, 2, 3, 0, True, "2"]),
+            "renorm": r.choice([None, None, None, nbnorm.Renorm(2.0, 1.0), (2.0, 1.0)]),
+            "sync": r.choice([None, None, None, lambda packed: packed[None], lambda packed: packed, 7]),
+        }
+        if self.call == self.backward:
+            self.second_out = self.an_out(shape)
+        if r.random() < 0.7:
+            try:
+                given = np.ascontiguousarray(self.x), nbnorm.BatchNormState(3)
+                options = r.choice([self.masks, self.beside, self.other, self.masks | self.beside])
+                _, self.saved = nbnorm.batch_norm_training(*given, **options)
+            except DOCUMENTED:
+                pass
+
+    def one_of(self, *wanted):
+        r = self.random
+        return r.choice([None, None, r.choice(wanted), r.choice(wanted), r.choice(wanted), r.choice(NO_ARRAYS)])
+
+    def like(self, shape, dtype):
+        """An array of this shape, or of another one; of another dtype now and then."""
+        array = self.array(shape if self.random.random() < 0.9 else self.random.choice(ODD_SHAPES), np.dtype(dtype))
+        if array.flags.writeable and array.dtype.kind in "bfi":
+            values = np.random.default_rng(self.random.getrandbits(32)).random(array.shape)
+            array[...] = (values > 0.3 if array.dtype.kind == "b" else values).astype(array.dtype)
+        return array
+
+    def some(self, options):
+        return {name: value for name, value in options.items() if self.random.random() < 0.5}
+
+    def training(self):
+        options = self.some(self.masks) | self.some(self.beside) | self.some(self.other)
+        flags = {"use_running": self.random.choice([False, False, True])}
+        return nbnorm.batch_norm_training(self.x, self.state, axis=self.axis, out=self.out, **flags, **options)
+
+    def inference(self):
+        return nbnorm.batch_norm_inference(self.x, self.state, axis=self.axis, out=self.out, **self.some(self.beside))
+
+    def backward(self):
+        which = {"param_grads": self.random.choice(["local", "local", "global", None])}
+        return nbnorm.batch_norm_backward(
+            self.dy, self.saved, out=self.out, dresidual_out=self.second_out, **self.some(which)
+        )
+
+    def stats(self):
+        self.out = None
+        return nbnorm.batch_stats(self.x, axis=self.axis, **self.some(self.masks))
+
+    def directions(self):
+        return (self.one_of(np.ones(3), np.ones(3, np.float32), np.ones(4), np.ones(3, int)) for _ in range(2))
+
+    def jvp(self):
+        return nbnorm.batch_norm_jvp(self.one_of(self.dy), *self.directions(), self.saved, out=self.out)
+
+    def double_backward(self):
+        self.out = None
+        return nbnorm.batch_norm_double_backward(self.one_of(self.x), *self.directions(), self.dy, self.saved)
+
+
+KINDS_OF_ERRORS = "worked", "x", "out", "axis", "dy", "saved", "the", "training"
+KINDS_WITH_OPTIONS = (
+    *("worked", "where", "weights", "nan", "activation", "residual", "ghost", "renorm", "sync"),
+    *("dresidual_out", "dx", "ddx", "dgamma"),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls", "kinds"),
+    [
+        pytest.param(Call, CALLS, KINDS_OF_ERRORS, id="plain"),
+        pytest.param(
+            CallWithOptions,
+            CALLS // 2,
+            KINDS_WITH_OPTIONS,
+            id="with options",
+            marks=pytest.mark.exhaustive("each option's own errors, in its test file; a hundred kernels to compile"),
+        ),
+    ],
+)
+def test_random_calls_work_or_raise_what_is_documented_and_change_nothing_else(kind, calls, kinds):
     seen = Counter()
     with np.errstate(all="ignore"):  # dtypes and values are arbitrary here
-        for seed in range(CALLS):
-            call = Call(seed)
+        for seed in range(calls):
+            call = kind(seed)
             before = call.all_bytes()
             error = None
             try:
@@ -186,10 +288,7 @@ def test_random_calls_work_or_raise_what_is_documented_and_change_nothing_else()
                 assert len(error) < 200, f"seed {seed}: {error}"
                 assert not call.changed(before), f"seed {seed}: a call that failed has changed something: {error}"
             seen["worked" if error is None else error.split()[0]] += 1
-    # The calls are of all kinds: none of these is rare.
-    assert [
-        what for what in ("worked", "x", "out", "axis", "dy", "saved", "the", "training") if seen[what] < CALLS / 2000
-    ] == []
+    assert [what for what in kinds if seen[what] < calls / 2000] == []  # of all kinds: none of these is rare
 
 
 # ---- guard pages

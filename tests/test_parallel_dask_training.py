@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 from common import random_state, same_bits, sample
-from tolerance import assert_close, assert_stat_close, dtype_of
+from tolerance import assert_close, assert_gradient_close, assert_stat_close, dtype_of
 
 import nbnorm
 
@@ -108,6 +108,41 @@ def test_channels_on_several_axes(rng):
     assert_close(dx, exact.dx, (2, 0), exact.terms)
     assert_stat_close(dgamma, exact.dgamma)
     assert_stat_close(dbeta, exact.dbeta)
+
+
+def test_parameters_in_chunks_of_one(rng):
+    """A part of an array of channels has gaps then; of float64, what is no view of its halves."""
+    x, dy = sample(rng, (4, 6, 5)), sample(rng, (4, 6, 5))
+    for dtype in ("float32", "float64"):
+        state = random_state(rng, (6, 5), dtype=dtype)
+        y, _, (dx, dgamma, _) = lazily(x, dy, state, (2, (2, 3, 1), 1), (1, 2))
+        assert_close(y, reference.training(x, state.gamma, state.beta, state.eps, (1, 2)).y, (1, 2))
+        exact = reference.backward(dy, x, state.gamma, state.eps, (1, 2))
+        assert_close(dx, exact.dx, (1, 2), exact.terms)
+        assert_stat_close(dgamma, exact.dgamma)
+
+
+@pytest.mark.parametrize("kind", [">f2", ">f4", ">f8"])
+def test_values_of_the_other_byte_order(kind, rng):
+    x, dy = sample(rng, (30, 3), "float64").astype(kind), sample(rng, (30, 3), "float64").astype(kind)
+    y, _, (dx, dgamma, dbeta) = lazily(x, dy, nbnorm.BatchNormState(3), 8)
+    exact = reference.backward(dy, x)
+    assert y.dtype == dx.dtype == np.dtype(kind).newbyteorder("=")
+    assert_close(y, reference.training(x).y)
+    assert_close(dx, exact.dx, terms=exact.terms)
+    assert_stat_close(dgamma, exact.dgamma)
+    assert_stat_close(dbeta, exact.dbeta)
+
+
+def test_an_empty_chunk_of_an_axis_of_length_1(rng):
+    """Of whose two chunks Dask's own arithmetic takes the second one twice."""
+    x, dy, state = sample(rng, (1, 3, 8)), sample(rng, (1, 3, 8)), random_state(rng, 3)
+    y, _, (dx, _, _) = lazily(x, dy, state, ((0, 1), 3, 8))
+    exact = reference.backward(dy, x, state.gamma, state.eps)
+    assert_close(y, reference.training(x, state.gamma, state.beta, state.eps).y)
+    assert_close(dx, exact.dx, terms=exact.terms)
+    lazy = nd.batch_norm_inference(da.from_array(x, chunks=((0, 1), 3, 8)), state)
+    assert same_bits(lazy.compute(), nbnorm.batch_norm_inference(x, state))
 
 
 COUNTING = {
@@ -254,6 +289,26 @@ def test_no_chunk_waits_in_memory(results, counting):
     lazy = results(y, saved, dy)
     da.store(lazy, [Nowhere() for _ in lazy], lock=False)
     assert most[0] <= blocks / 4
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_an_array_that_is_read_from_waits_as_tasks_do(inline, rng):
+    """In Dask's graph it is a node of its own, unless it is `inline`, and no task: what reads it has to wait."""
+
+    class File:
+        shape, dtype, ndim = (64, 6), np.dtype(np.float64), 2
+        values, reads = rng.normal(size=shape), []
+
+        def __getitem__(self, index):
+            self.reads.append(index[0].start)
+            return self.values[index]
+
+    x = da.from_array(File(), chunks=(8, 6), name=False, meta=np.empty((0, 0)), inline_array=inline)
+    y, saved = nd.batch_norm_training(x, nbnorm.BatchNormState(6, eps=1e-3))
+    y, (dx, _, _) = dask.compute(y, nd.batch_norm_backward(y**3, saved))
+    assert sorted(File.reads) == sorted(3 * list(range(0, 64, 8)))
+    exact = reference.backward(y**3, File.values, eps=1e-3)
+    assert_gradient_close(dx, exact.dx, np.abs(y**3).max(0) / np.sqrt(reference.training(File.values).var + 1e-3))
 
 
 def test_where_dy_and_the_mask_are_made_of_x_it_is_read_three_times_all_the_same():

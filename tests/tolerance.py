@@ -117,6 +117,25 @@ def assert_close(actual, exact, axis=1, terms=None):
     _assert_within(found, target, limit)
 
 
+def assert_both_close(found, expected, axis=1):
+    """Two results for one exact y or dx, from sums in another order: each as near to it as `assert_close` asks."""
+    assert found.dtype == expected.dtype
+    form, values = FORMATS[expected.dtype.name], reference.by_channel(expected, axis)
+    allowed = tolerance(expected.dtype.name, values.shape[-1])
+    largest = np.abs(values).max(-1, keepdims=True, initial=0)
+    limit = allowed.ulps * ulp(values, form.bits, form.smallest) + allowed.of_largest * largest
+    _assert_within(reference.by_channel(found, axis), values, 2 * limit)
+
+
+def assert_parts_close(parts, whole):
+    """Parameter gradients of shards in float32, which add up to those of the whole: all of them are within an ulp,
+    at most 2**-23 of their size, and each addition rounds by half as much.
+    """
+    sizes = sum(np.abs(reference.wide(part)) for part in parts)
+    limit = 2.0**-23 * (len(parts) * sizes + np.abs(reference.wide(whole)))
+    _assert_within(reference.wide(sum(parts)), reference.wide(whole), limit)
+
+
 def assert_stat_close(actual, exact):
     """Statistics and parameter gradients: within 1 float32 ulp of the exact value, of any magnitude.
 

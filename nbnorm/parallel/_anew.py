@@ -7,7 +7,7 @@ from typing import Any
 
 import dask.array as da
 from dask import delayed
-from dask._task_spec import Task, TaskRef, convert_legacy_graph
+from dask._task_spec import DataNode, Task, TaskRef, convert_legacy_graph
 from dask.base import tokenize
 from dask.core import flatten, toposort
 from dask.graph_manipulation import checkpoint
@@ -30,8 +30,10 @@ def anew(x: da.Array, after: Iterable[Any]) -> da.Array:
     token = tokenize(*(part.key for part in parts))
     known = delayed(_nothing)(*parts, dask_key_name=f"{KNOWN}-{token}")  # checkpoint of several has a key of chance
     graph_of_x = dict(x.__dask_graph__())
-    same = {key for key, value in graph_of_x.items() if isinstance(value, Future) or _is_known(key)}
     before = convert_legacy_graph(graph_of_x)
+    # What is small; and what is there, be it an array to read from (a DataNode): only reading it is a task.
+    same = {key for key, value in graph_of_x.items() if isinstance(value, Future) or _is_known(key)}
+    same |= {key for key, node in before.items() if isinstance(node, DataNode)}
     waiting = _waiting(before, known.key, same)
     outputs = set(flatten(x.__dask_keys__()))
     if outputs & same or outputs <= waiting:

@@ -64,7 +64,7 @@ def normalized(
         stats = _rows(kernels, Moments(count, origin, deviation, m2))
         y = kernels.xp.empty_like(x)
         target, flat = kernels.write(layout, y), kernels.read(layout, x)
-        gamma, beta = _device.moved(gamma, _device.of(x)), _device.moved(beta, _device.of(x))
+        gamma, beta = _parameter(kernels, gamma, x), _parameter(kernels, beta, x)
         kernels.normalize(flat, target, layout.shape, gamma, beta, eps, _number(count), stats)
         kernels.finish(layout, target, y)
     return y
@@ -113,6 +113,7 @@ def whole_sums(sums: Sums) -> Sums:
 def parameter_gradients(sums: Sums, whole: Moments, count: float | None, like: NDArray, eps: float, dtype: Any) -> Any:
     """dgamma and dbeta; count is None where it is that of each channel. `like` is an empty array, as x."""
     kernels = kernels_for("x", like)
+    like = kernels.values("x", like)
     with kernels.on_device_of(whole.m2):
         xp, shape = kernels.xp, whole.m2.shape
         found = whole if count is None else whole._replace(count=count)  # type: ignore[arg-type]
@@ -162,9 +163,15 @@ def _rows(kernels: ModuleType, found: Moments) -> NDArray:
 def _finalized(kernels: ModuleType, flat: NDArray, found: Moments, gamma: NDArray | None, eps: float) -> NDArray:
     """With inv_std and gamma, as the forward pass leaves them: it is run on nothing."""
     stats, none = _rows(kernels, found), flat[:0]
-    gamma = _device.moved(gamma, _device.of(found.m2))
+    gamma = _parameter(kernels, gamma, found.m2)
     kernels.normalize(none, none, (0, found.m2.size, 1), gamma, None, eps, _number(found.count), stats)
     return stats
+
+
+def _parameter(kernels: ModuleType, values: NDArray | None, beside: NDArray) -> NDArray | None:
+    """Of some channels, as kernels read it: on the device of `beside`, without the gaps of a part of all of them."""
+    values = _device.moved(values, _device.of(beside))
+    return None if values is None else kernels.xp.ascontiguousarray(values)
 
 
 def _sums(kernels: ModuleType, sums: Sums) -> NDArray:

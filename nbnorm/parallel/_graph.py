@@ -127,7 +127,8 @@ def by_chunk(
         for array in arrays:
             arguments += [array, labels if isinstance(array, da.Array) else None]
     return da.blockwise(
-        function, index, *arguments, axes=axes, dtype=dtype, meta=x._meta.astype(dtype, copy=False), **options
+        function, index, *arguments, axes=axes, dtype=dtype, meta=x._meta.astype(dtype, copy=False),
+        align_arrays=False, **options,  # they are; and Dask would drop the empty chunks of an axis of length 1
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def _conversion(name: str, found: np.dtype) -> str:
     return ""
 
 
-def channels(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+def channels(shape: tuple[int, ...], axis: Axis, name: str = "x") -> tuple[int, ...]:
     """The channel axes of x, which has this shape, non-negative.
 
     Raises
@@ -52,14 +52,16 @@ def channels(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """
     ndim = len(shape)
     if ndim < 2:
-        raise ValueError(f"x is {ndim}-D (x.shape={shape}); expected at least 2-D, such as (samples, channels)")
+        raise ValueError(
+            f"{name} is {ndim}-D ({name}.shape={shape}); expected at least 2-D, such as (samples, channels)"
+        )
     axes = axis if isinstance(axis, tuple) else (axis,)
     if not axes or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in axes):
         raise TypeError(f"axis is {short(axis)}; expected an int or a tuple of ints")
     for i in axes:
         if not -ndim <= i < ndim:
             raise np.exceptions.AxisError(
-                f"axis {short(i)} is out of range for x with {ndim} dimensions (x.shape={short(shape)})"
+                f"axis {short(i)} is out of range for {name} with {ndim} dimensions ({name}.shape={short(shape)})"
             )
     positive = tuple(int(i) % ndim for i in axes)
     if len(set(positive)) != len(positive):
@@ -92,16 +94,16 @@ def mask(where: NDArray, x: NDArray) -> None:
     _broadcasts("where", where, x)
 
 
-def weights(weights: NDArray, x: NDArray) -> None:
+def weights(weights: NDArray, x: NDArray, name: str = "weights") -> None:
     """How often values of x count."""
     kind_of_weights(weights, x)
     if weights.size:
         least, most = weights.min(), weights.max()  # NaN if there is one
         if not (least >= 0 and most < math.inf):
             wrong = most if least >= 0 else least
-            raise ValueError(f"weights has values such as {float(wrong):g}; expected finite ones, not negative")
+            raise ValueError(f"{name} has values such as {float(wrong):g}; expected finite ones, not negative")
         if float(most) > sys.float_info.max / max(1, x.size):
-            raise ValueError(f"weights has values such as {float(most):g}, whose sum may be infinite; divide all by it")
+            raise ValueError(f"{name} has values such as {float(most):g}, whose sum may be infinite; divide all by it")
 
 
 def kind_of_weights(weights: NDArray, x: NDArray) -> None:

@@ -128,7 +128,7 @@ def moments(s, q, count):
     d = s / count
     m2 = fma(-d, s, q)
     if m2 < 0:
-        m2 = m2 * 0
+        m2 = -m2 * 0
     return d + (m2 - m2), m2
 
 

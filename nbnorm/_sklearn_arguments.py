@@ -14,10 +14,14 @@ from nbnorm import _arguments, _device
 from nbnorm._dispatch import kernels_for
 
 
-def ddof(value: float) -> None:
-    """What the variance subtracts from the number of values."""
-    if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
-        raise ValueError(f"ddof is {value!r:.40}; expected a number, 0 or more")
+def options(scaler: Any) -> None:
+    """Those of the constructor, which is not to look at them."""
+    for name in ("with_mean", "with_std", "copy"):
+        if not isinstance(value := getattr(scaler, name), bool | np.bool_):
+            raise ValueError(f"{name} is {value!r:.40}; expected True or False")
+    ddof: Any = scaler.ddof
+    if not isinstance(ddof, numbers.Real) or not 0 <= float(ddof) < math.inf:
+        raise ValueError(f"ddof is {ddof!r:.40}; expected a number, 0 or more")
 
 
 def values(X: Any, scaler: Any) -> NDArray:
@@ -58,10 +62,10 @@ def weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray | 
         )
     if sample_weight.shape != X.shape[:1]:
         raise ValueError(f"sample_weight has shape {sample_weight.shape!s:.60}; expected {X.shape[:1]}, as axis 0 of X")
-    with _device.current(_device.of(sample_weight)):
-        least, some = float(sample_weight.min(initial=0)), bool(sample_weight.any())
-    if least < 0:
-        raise ValueError(f"sample_weight has values such as {least:g}; expected none that is negative")
+    along = sample_weight.reshape(-1, *(1,) * (X.ndim - 1))
+    with _device.current(_device.of(along)):
+        _arguments.weights(along, X, "sample_weight")
+        some = bool(along.any())
     if not some:
         raise ValueError("sample_weight is zero everywhere; expected a weight that counts")
-    return sample_weight.reshape(-1, *(1,) * (X.ndim - 1))
+    return along

@@ -49,7 +49,11 @@ def _count_of(stats: BatchStats, shape: tuple[int, ...], momentum: float | None)
     if getattr(stats.count, "ndim", 0):
         _check_counts(stats.count, shape, momentum)
         return None
-    count = float(stats.count)
+    try:
+        count = float(stats.count)
+    except TypeError:
+        kind = type(stats.count).__qualname__
+        raise TypeError(f"stats.count is a {kind}; expected a number, or an array of the channels") from None
     if not (0 <= count <= MOST and count.is_integer()):
         raise ValueError(f"stats.count is {count:g}; expected the number of values per channel, at most 2**53")
     if momentum is not None and count < 2:

@@ -47,10 +47,10 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         What X is divided by: the square root of `var_`, 1 for constant channels; None without `with_std`.
     n_samples_seen_ : int, float or array, shape of the channel axes
         Values of each channel, which a table has as many as rows; an array where channels differ because of NaN.
-        With weights their sum, a float.
+        With weights their sum, a float where it is no whole number.
     n_features_in_ : int
         Number of channels.
-    feature_names_in_ : array of str, one a channel
+    feature_names_in_ : array of str
         The columns of a DataFrame.
 
     Notes
@@ -62,6 +62,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
       constant what it could not tell from a rounding of its own sums, which is more the more rows there are.
     - Infinity is an error in `fit`. In `transform` it stays infinity; scikit-learn reads X once more to refuse it.
     - A negative weight is an error. Sparse matrices are not taken.
+    - `set_output` makes DataFrames of tables whose channels are their columns, of nothing else.
     - Statistics of a channel that had no value yet are NaN, as there, and become those of the first values that come.
 
     CuPy arrays are taken where they are, with or without scikit-learn's `array_api_dispatch`; the attributes are
@@ -293,11 +294,11 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return tags
 
     def _fitted(self, X: Any, sample_weight: Any, before: Moments | None) -> Self:
-        _sklearn_arguments.ddof(self.ddof)
+        _sklearn_arguments.options(self)
         if before is not None:
             self._names_checked(X)
         values = _sklearn_arguments.values(X, self)
-        axes = _arguments.channels(values.shape, self.axis)
+        axes = _arguments.channels(values.shape, self.axis, "X")
         if before is not None:
             _sklearn_arguments.channels_as(self._channels(), values, axes)
         stats = _statistics(values, axes, _sklearn_arguments.weights(sample_weight, values, axes))
@@ -335,11 +336,12 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def _mapped(self, X: Any, copy: bool | None, before: Any, factor: Any, after: Any) -> Any:
         """(X - before)*factor + after; None is 0 or 1."""
-        X = _sklearn_arguments.values(X, self)
-        axes = _arguments.channels(X.shape, self.axis)
+        given, X = X, _sklearn_arguments.values(X, self)
+        axes = _arguments.channels(X.shape, self.axis, "X")
         _sklearn_arguments.channels_as(self._channels(), X, axes)
         copy = self.copy if copy is None else copy
-        in_place = not copy and getattr(X.flags, "writeable", True)
+        converted = getattr(given, "dtype", X.dtype) != X.dtype  # so that nobody else has it
+        in_place = (converted or not copy) and getattr(X.flags, "writeable", True)
         return affine(X, axes, before, factor, after, X if in_place else None)
 
 

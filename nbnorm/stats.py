@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _device
+from nbnorm._arguments import short
 from nbnorm._batch_stats import BatchStats
+from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import merge
 from nbnorm._layout import Axis
 from nbnorm._moments import moments
@@ -104,6 +106,9 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     for i, one in enumerate(stats):
         if not isinstance(one, BatchStats):
             raise TypeError(f"argument {i} is a {type(one).__qualname__}; expected a BatchStats")
+        for name, part in zip(one._fields, one, strict=True):
+            if hasattr(part, "shape") and not isinstance(part, np.generic):
+                kernels_for(f"{name} of argument {i}", part)  # refuses what is lazy, and labels, which would be ignored
     device, *others = dict.fromkeys(_device.of(one.mean) for one in stats)
     if others:
         raise TypeError(
@@ -112,9 +117,15 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     if device == "cpu":
         stats = tuple(BatchStats(*(np.array(part, np.float64) for part in one)) for one in stats)
     total: tuple[Any, ...] = stats[0]
+    shape = stats[0].mean.shape
     for i, one in enumerate(stats):
-        if {one.mean.shape, one.m2.shape, one.count.shape} - {()} != {stats[0].mean.shape}:
-            raise ValueError(f"argument {i} has channels of shape {one.mean.shape}, argument 0 {stats[0].mean.shape}")
+        if one.mean.shape != shape:
+            raise ValueError(f"argument {i} has channels of shape {short(one.mean.shape)}, argument 0 {short(shape)}")
+        if one.m2.shape != shape or one.count.shape not in ((), shape):
+            raise ValueError(
+                f"argument {i} has count {short(one.count.shape)}, mean {short(shape)} and m2 {short(one.m2.shape)}; "
+                "expected these shapes to be the same, that of count may be ()"
+            )
     with _device.current(device):
         for one in stats[1:]:
             total = _pooled(_device.library(device).where, total, one)

@@ -87,7 +87,8 @@ def standardize(da: Data, dim: Dim, *, stats: BatchStats | None = None) -> Data:
 
     Notes
     -----
-    What is constant becomes 0, NaN stays NaN. The mean is two numbers: float32 data lose nothing at any mean/std.
+    What is constant becomes 0; its std is 1 here, and so is one of at most 2**-52 times the mean. NaN stays NaN. The
+    mean is two numbers: float32 data lose nothing at any mean/std.
     Encodings, which say how to pack the values on disk, are dropped.
 
     Of a Dask array each chunk is read twice, once for the statistics and once for the result, and not kept in between;
@@ -178,6 +179,9 @@ def _is_real(dtype: np.dtype) -> bool:
 
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
     """The array, with a channel axis in any case, and its channel axes."""
+    if not _is_real(da.dtype) or da.dtype.itemsize > 8:
+        shown = "da" if da.name is None else f"da, {da.name!r:.60},"
+        raise TypeError(f"{shown} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
     if _is_lazy(da.data):
         from nbnorm.parallel._graph import refuse_unknown_sizes
 
@@ -208,7 +212,7 @@ def _stats(da: xr.DataArray, names: tuple[Hashable, ...]) -> BatchStats:
     coords, shape = da.coords.to_dataset().drop_vars(reduced).coords, tuple(da.sizes[name] for name in dims)
     mean, _ = mean_and_rest(found)
     with _device.current(_device.of(found.m2)):
-        count = found.m2 * 0 + found.count  # of each channel
+        count = np.zeros_like(found.m2) + found.count  # of each channel
     arrays = (array.reshape(shape) for array in (count, mean, found.m2))
     return BatchStats(*(xr.DataArray(array, coords, dims, da.name) for array in arrays))
 
@@ -233,7 +237,7 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
     shape = tuple(x.shape[i] for i in axes)
     count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
     with _device.current(_device.of(mean)):
-        return Moments(count, mean, mean * 0, m2)
+        return Moments(count, mean, np.zeros_like(mean), m2)
 
 
 def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool) -> Any:
@@ -248,7 +252,8 @@ def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool)
         of_channels += [dask.array.asarray(array).rechunk(tuple(x.chunks[i] for i in axes)), axes]
     again = anew(x, of_channels[::2]) if wait else x
     return dask.array.blockwise(
-        chunk, index, again, index, *of_channels, axes=axes, dtype=native, meta=x._meta.astype(native)
+        chunk, index, again, index, *of_channels, axes=axes, dtype=native, meta=x._meta.astype(native),
+        align_arrays=False,  # as in parallel/_graph.py
     )  # fmt: skip
 
 

@@ -299,12 +299,28 @@ def test_the_byte_order_of_a_residual_is_its_own_affair(rng):
         assert same_bits(lazy.compute(), exact)
 
 
+def test_lazy_statistics_are_not_computed_to_be_merged():
+    stats = nd.batch_stats(da.ones((8, 2), chunks=2))
+    with pytest.raises(TypeError, match=r"mean of argument 0 is a dask.array.core.Array; .* use nbnorm.parallel.dask"):
+        nbnorm.merge_stats(stats, stats)
+
+
 def test_what_does_not_fit_is_refused_with_the_graph(rng):
     x, state = da.zeros((10, 3), dtype=np.float32), random_state(rng, 3)
+    chosen = x[x[:, 0] > 0]
+    for options, text in (
+        ({"weights": -np.ones((10, 1))}, "weights has values such as -1"),
+        ({"weights": chosen}, "weights has chunks of unknown size; call weights.compute_chunk_sizes"),
+        ({"where": chosen > 0}, "where has chunks of unknown size"),
+    ):
+        for call in (nd.batch_stats, lambda x, **options: nd.batch_norm_training(x, state, **options)):
+            with pytest.raises(ValueError, match=text):
+                call(x, **options)
     for options, error, text in (
         ({"activation": "tanh"}, ValueError, "activation is 'tanh'"),
         ({"residual": np.zeros((10, 3), np.float32)}, TypeError, "residual is a ndarray; expected a dask"),
         ({"residual": x[:5]}, ValueError, r"residual has shape \(5, 3\)"),
+        ({"residual": chosen}, ValueError, "residual has chunks of unknown size"),
         ({"residual": x.astype(np.float64)}, TypeError, "residual has dtype float64"),
     ):
         with pytest.raises(error, match=text):

@@ -6,11 +6,12 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 import reference
-from common import sample
+from common import same_bits, sample
 from tolerance import DTYPES, assert_close, assert_stat_close, dtype_of, needs_bfloat16
 
 import nbnorm
@@ -270,6 +271,21 @@ def test_data_frames_in_and_out(frames, rng):
     assert not hasattr(scaler.fit(x), "feature_names_in_")
 
 
+@pytest.mark.parametrize("kind", ["int32", ">f4"])
+def test_what_had_to_be_converted_is_written_over(kind, rng):
+    """Nobody else has it: a second array of that size would be for nothing."""
+    x = (rng.normal(3, 2, (60_000, 5)) * 100).astype(kind)
+    scaler, before = StandardScaler().fit(x), x.copy()
+    expected = scaler.transform(x.astype(scaler.transform(x[:1]).dtype))
+    tracemalloc.start()
+    y = scaler.transform(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert same_bits(y, expected)
+    assert same_bits(x, before)
+    assert peak < 1.2 * y.nbytes
+
+
 X = np.arange(12.0).reshape(4, 3)
 BLANK = nbnorm.BatchNormState(3)
 REFUSED = {
@@ -279,11 +295,15 @@ REFUSED = {
     "channels": (ValueError, "X has 2 features, but Standard", {}, lambda s: s.transform(X[:, :2])),
     "channels of a piece": (ValueError, "X has 4 features", {}, lambda s: s.partial_fit(X.T)),
     "channels back": (ValueError, "X has 2 features", {}, lambda s: s.inverse_transform(X[:, :2])),
-    "axis": (ValueError, "axis 2 is out of range", {"axis": 2}, lambda s: s.fit(X)),
+    "axis": (ValueError, "axis 2 is out of range for X with 2 dim", {"axis": 2}, lambda s: s.fit(X)),
+    "with_mean": (ValueError, "with_mean is 'no'; expected True or False", {"with_mean": "no"}, lambda s: s.fit(X)),
+    "with_std": (ValueError, "with_std is None; expected True or False", {"with_std": None}, lambda s: s.fit(X)),
+    "copy": (ValueError, "copy is 1; expected True or False", {"copy": 1}, lambda s: s.fit(X)),
     "ddof": (ValueError, "ddof is -1; expected a number, 0 or more", {"ddof": -1}, lambda s: s.fit(X)),
     "weights there": (ValueError, "is a channel axis", {"axis": 0}, lambda s: s.fit(X, sample_weight=[1] * 4)),
     "their number": (ValueError, "shape (3,); expected (4,)", {}, lambda s: s.fit(X, None, [1, 1, 1])),
     "negative": (ValueError, "sample_weight has values such as -1", {}, lambda s: s.fit(X, None, [1, 1, -1, 1])),
+    "huge": (ValueError, "sample_weight has values such as 1e+308", {}, lambda s: s.fit(X, None, [1e308] * 4)),
     "masked": (TypeError, "X is a masked array", {}, lambda s: s.fit(np.ma.masked_array(X, X > 5))),
     "no state": (TypeError, "state is a int", {}, lambda s: s.from_state(3)),
     "no counts": (ValueError, "are of 0 values; set state.num_samples", {}, lambda s: s.from_state(BLANK)),

@@ -66,6 +66,11 @@ def test_counts_may_differ_by_channel():
             ValueError,
             r"argument 1 has .*\(4,\)",
         ),
+        (
+            (nbnorm.BatchStats(np.ones(1), np.ones(2), np.ones(2)),),
+            ValueError,
+            r"argument 0 has count \(1,\), mean \(2,\) and m2 \(2,\); expected these shapes to be the same",
+        ),
     ],
 )
 def test_what_cannot_be_merged(stats, error, message):

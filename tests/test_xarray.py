@@ -201,7 +201,8 @@ def test_big_endian_files(rng):
         (lambda da, stats: nx.standardize(da.values, "time"), TypeError, "da is a numpy.ndarray; expected a DataArray"),
         (lambda da, stats: nx.standardize(da, "level"), ValueError, "dim is 'level'; expected some of the dimensions"),
         (lambda da, stats: nx.batch_stats(da, []), ValueError, "dim is []"),
-        (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "x has dtype bool"),
+        (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "da, 't2m', has dtype bool; expected int"),
+        (lambda da, stats: nx.standardize(da.astype("g").to_dataset(), "time"), TypeError, "'t2m', has dtype float128"),
         (lambda da, stats: nx.unstandardize(da, "time", stats=None), TypeError, "stats is None"),
         (lambda da, stats: nx.standardize(da, "time", stats=3), TypeError, "stats is a int; expected what"),
         (lambda da, stats: nx.standardize(da, "lat", stats=stats), ValueError, "expected DataArrays with the dim"),
@@ -214,6 +215,27 @@ def test_what_is_refused(call, error, text, rng):
     with pytest.raises(error) as caught:
         call(da, nx.batch_stats(da, "time"))
     assert text in str(caught.value)
+
+
+def test_statistics_with_labels_are_not_merged_without_them(rng):
+    stats = nx.batch_stats(temperatures(rng, gaps=False), "time")
+    with pytest.raises(TypeError, match=r"count of argument 1 is a xarray.*; expected a numpy.ndarray"):
+        nbnorm.merge_stats(nbnorm.BatchStats(*(part.values for part in stats)), stats)
+
+
+def test_variances_that_overflow_are_nan_in_chunks_too(rng):
+    da = temperatures(rng, dtype=np.float64, gaps=False) * 1e160
+    expected = nx.standardize(da, "time").values
+    assert np.isnan(expected).all()
+    assert same_bits(nx.standardize(da.chunk(time=20), "time").values, expected)
+    stats = nx.batch_stats(da.chunk(time=20), "time")
+    assert same_bits(stats.count.values, nx.batch_stats(da, "time").count.values)
+
+
+def test_an_empty_chunk_of_an_axis_of_length_1(rng):
+    x = rng.random((1, 5))
+    lazy = xr.DataArray(dask.array.from_array(x, chunks=((0, 1), 5)), dims=("time", "place"))
+    assert same_bits(nx.standardize(lazy, "place").values, nx.standardize(lazy.compute(), "place").values)
 
 
 def test_chunks_of_unknown_size_are_refused(rng):

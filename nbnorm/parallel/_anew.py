@@ -47,6 +47,11 @@ def anew(x: da.Array, after: Iterable[Any]) -> da.Array:
         graph[name] = new
     name = _renamed(x.name, token)
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[known, x])
+    # Else Dask would fuse a layer of which some tasks are needed here into what comes of it, where they have no keys.
+    outside = {key for node in graph.values() for key in node.dependencies} - graph.keys()
+    layers.dependencies[name].update(
+        {key[0] if isinstance(key, tuple) else key for key in outside} & layers.layers.keys()
+    )
     return da.Array(layers, name, x.chunks, meta=x._meta)
 
 

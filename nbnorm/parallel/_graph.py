@@ -52,6 +52,7 @@ def values(x: da.Array, axes: Axes) -> int:
 def like_x(name: str, array: Any, x: da.Array, owner: str = "the forward pass's x") -> da.Array:
     """A lazy array of the shape and dtype of x, of any byte order, in its chunks."""
     _arguments.instance(name, array, da.Array, "a dask.array.Array")
+    refuse_unknown_sizes(name, array)
     array = array.astype(_arguments.dtype(name, array.dtype))
     _arguments.like_x(name, array, x.astype(_arguments.dtype("x", x.dtype)), owner)
     return array.rechunk(x.chunks)
@@ -61,11 +62,14 @@ def cut_like(x: da.Array, name: str, array: Any) -> da.Array | None:
     """A mask or weights, of all axes of x and in its chunks, but for the axes along which they are constant."""
     if array is None:
         return None
-    if not isinstance(array, da.Array):
+    if isinstance(array, da.Array):
+        refuse_unknown_sizes(name, array)
+        check = _arguments.mask if name == "where" else _arguments.kind_of_weights
+    else:
         kernels_for(name, array)  # refuses what is no array
-        array = da.from_array(array, chunks=-1)
-    check = _arguments.mask if name == "where" else _arguments.kind_of_weights
+        check = _arguments.mask if name == "where" else _arguments.weights
     check(array, x)
+    array = da.asarray(array, chunks=-1)
     array = array[(None,) * (x.ndim - array.ndim)]
     chunks = tuple((1,) if n == 1 else own for n, own in zip(array.shape, x.chunks, strict=True))
     return array.rechunk(chunks)

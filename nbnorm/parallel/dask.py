@@ -89,7 +89,7 @@ def batch_norm_inference(
     Parameters
     ----------
     x : dask.array.Array, shape (N, C, ...)
-        As for `nbnorm.batch_norm_inference`.
+        As for `nbnorm.batch_norm_inference`; of known chunks.
     state : BatchNormState
         On the CPU: its arrays travel with the graph, to the GPU for CuPy chunks.
     axis : int or tuple of int

@@ -57,7 +57,7 @@ def channels(shape: tuple[int, ...], axis: Axis, name: str = "x") -> tuple[int, 
         )
     axes = axis if isinstance(axis, tuple) else (axis,)
     if not axes or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in axes):
-        raise TypeError(f"axis is {short(axis)}; expected an int or a tuple of ints")
+        raise TypeError(f"axis is {short(axis)}; expected an int or a tuple of one or more ints")
     for i in axes:
         if not -ndim <= i < ndim:
             raise np.exceptions.AxisError(

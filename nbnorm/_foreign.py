@@ -34,6 +34,9 @@ def to_numpy(name: str, value: Any) -> NDArray:
     return array
 
 
+MOST = 2**62  # so that no batch, nor all there will be, carries a counter beyond int64
+
+
 def counts_of_values(name: str, value: Any, shape: tuple[int, ...] | None) -> int | NDArray[np.float64]:
     """Values per channel: one whole number, or with a shape also an array of it, of finite numbers, 0 or more.
 
@@ -51,7 +54,7 @@ def counts_of_values(name: str, value: Any, shape: tuple[int, ...] | None) -> in
 
 
 def counter(name: str, value: Any) -> int:
-    """One whole number, 0 or more, in whatever form: a number, or an array of one, of integers or floats.
+    """One whole number from 0 to MOST, in whatever form: a number, or an array of one, of integers or floats.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def counter(name: str, value: Any) -> int:
     try:
         array = to_numpy(name, value)
     except TypeError as cause:
-        raise ValueError(f"{name} is {value!r:.60}; expected a whole number, 0 or more") from cause
+        raise ValueError(f"{name} is {value!r:.60}; expected a whole number from 0 to 2**62") from cause
     number: Any = array.reshape(-1)[0] if array.size == 1 else math.nan
     if array.dtype.kind in "iu":
         number = int(number) if array.size == 1 else number
@@ -69,6 +72,6 @@ def counter(name: str, value: Any) -> int:
         number = float(number)
     else:
         number = math.nan
-    if not (0 <= number < 2**63 and number == int(number)):
-        raise ValueError(f"{name} is {value!r:.60}; expected a whole number, 0 or more")
+    if not (0 <= number <= MOST and number == int(number)):
+        raise ValueError(f"{name} is {value!r:.60}; expected a whole number from 0 to 2**62")
     return int(number)

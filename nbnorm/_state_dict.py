@@ -43,6 +43,7 @@ def content(
         negative, a counter no whole number, shapes differ, or only one of running_mean and running_var is there.
     """
     _arguments.instance("state_dict", state_dict, Mapping, "a mapping of names to arrays, such as layer.state_dict()")
+    _arguments.instance("prefix", prefix, str, 'what the names begin with, such as "layer1.0.bn1."')
     found = {str(key).removeprefix(prefix): state_dict[key] for key in state_dict if str(key).startswith(prefix)}
     under = f"under {prefix!r:.30}"
     unknown = found.keys() - {*NAMES.values(), *COUNTERS}

@@ -114,6 +114,8 @@ def refusing(path: Path, prefix: str) -> Iterator[None]:
 
 
 def _format(path: Path) -> ModuleType:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is a {type(path).__qualname__}; expected a str or an os.PathLike")
     suffix = os.path.splitext(os.fspath(path))[1]
     if suffix not in _FORMATS:
         raise ValueError(f"path is {os.fspath(path)[-60:]!r}; expected a name that ends in {' or '.join(_FORMATS)}")

@@ -270,7 +270,8 @@ class BatchNorm:
         Returns
         -------
         dx : array, shape (N, C, ...)
-            With running statistics (evaluation mode, or `frozen`) these are constants, as they were in the call.
+            With running statistics these are constants: where the layer is `frozen` as they were in the call, in
+            evaluation mode as they are now.
 
         Raises
         ------
@@ -287,8 +288,8 @@ class BatchNorm:
             )
         if self._bytes is not None and self._bytes != self._read(last):
             raise RuntimeError(
-                "x or, in evaluation mode, the state has changed since the call, or y beside a residual, so that its "
-                "gradient is not known any more; give the call a copy, or change them after backward"
+                "x, where, weights, y beside a residual or, in evaluation mode, the state has changed since the call, "
+                "whose gradient is not known any more; give it copies, or change them after backward"
             )
         saved = last if isinstance(last, Saved) else saved_of_inference(self.state, *last)
         reuse = self._reuse(1) if out is None and self.training and is_large(saved.x) else None

@@ -242,7 +242,8 @@ class BatchNormState:
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, value: bool) -> None:
-        self._demand_running().skip_nonfinite = bool(value)
+        if value or self._running is not None:  # without running statistics nothing is skipped
+            self._demand_running().skip_nonfinite = bool(value)
 
     @property
     def unbiased(self) -> bool | None:
@@ -338,8 +339,8 @@ class BatchNormState:
     def _demand_running(self) -> Running:
         if self._running is None:
             raise ValueError(
-                "the state has no running statistics (track_running=False); make it with track_running=True, "
-                "or normalize with the batch's: batch_norm_training without use_running and renorm"
+                "the state has no running statistics (track_running=False), which this needs; make it with "
+                "track_running=True (batch_norm_training without use_running and renorm normalizes with the batch's)"
             )
         return self._running
 

@@ -85,9 +85,9 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     Raises
     ------
     TypeError
-        When there is no argument, one is not a BatchStats, or two are on different devices.
+        When there is no argument, one is not a BatchStats of arrays of real numbers, or two are on different devices.
     ValueError
-        When the numbers of channels differ.
+        When the numbers of channels differ, or on the CPU a count or m2 is negative.
 
     References
     ----------
@@ -109,6 +109,8 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
         for name, part in zip(one._fields, one, strict=True):
             if hasattr(part, "shape") and not isinstance(part, np.generic):
                 kernels_for(f"{name} of argument {i}", part)  # refuses what is lazy, and labels, which would be ignored
+                if not np.can_cast(part.dtype, np.float64, "same_kind"):
+                    raise TypeError(f"{name} of argument {i} has dtype {part.dtype}; expected float64")
     device, *others = dict.fromkeys(_device.of(one.mean) for one in stats)
     if others:
         raise TypeError(
@@ -126,6 +128,11 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
                 f"argument {i} has count {short(one.count.shape)}, mean {short(shape)} and m2 {short(one.m2.shape)}; "
                 "expected these shapes to be the same, that of count may be ()"
             )
+        # On a GPU nobody waits for a look at the values.
+        if device == "cpu" and not ((one.count >= 0) & (one.count < np.inf)).all():
+            raise ValueError(f"count of argument {i} has negative, infinite or NaN values; expected numbers of values")
+        if device == "cpu" and (one.m2 < 0).any():
+            raise ValueError(f"m2 of argument {i} has negative values; expected sums of squares")
     with _device.current(device):
         for one in stats[1:]:
             total = _pooled(_device.library(device).where, total, one)

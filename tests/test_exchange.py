@@ -138,6 +138,7 @@ def test_bad_arguments(given, rng):
         (lambda: keras(negative), ValueError, "weights has negative values in moving_variance"),
         (lambda: keras(other), ValueError, "moving_variance of shape (4,)", "moving_mean of shape (3,)"),
         (lambda: keras([1.0] * 4), ValueError, "gamma of shape ()"),
+        (lambda: keras([a[None] for a in four]), ValueError, "gamma of shape (1, 3)", "one number per channel"),
         (lambda: keras(four, eps=0), ValueError, "eps is 0"),
         (lambda: keras(four, momentum=1.1), ValueError, "momentum is 1.1", "old statistics"),
         (lambda: keras(four, momentum=None), ValueError, "momentum is None"),

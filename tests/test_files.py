@@ -165,6 +165,8 @@ def test_wrong_arguments_are_no_fault_of_the_file(given, tmp_path):
     for name in ("state", "state.npy", "state.npz.tmp", ".npz"):
         refuse(given, lambda n=name: given.state.save(tmp_path / n), ValueError, name, ".npz or .safetensors")
         refuse(given, lambda n=name: BatchNormState.load(tmp_path / n), ValueError, name, ".npz or .safetensors")
+    for call in given.state.save, BatchNormState.load:
+        refuse(given, lambda c=call: c(None), TypeError, "path is a NoneType; expected a str")
     assert list(tmp_path.iterdir()) == []
     for suffix in FORMATS:
         refuse_os_error(lambda s=suffix: BatchNormState.load(tmp_path / f"none{s}"), FileNotFoundError)

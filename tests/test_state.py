@@ -44,6 +44,9 @@ def test_what_the_state_is_made_without_is_none():
         ({"num_features": (2, 1.0)}, TypeError, "num_features"),
         ({"num_features": 3, "dtype": "float16"}, ValueError, "dtype is float16"),
         ({"num_features": 3, "dtype": "int32"}, ValueError, "dtype is int32"),
+        ({"num_features": 3, "dtype": None}, ValueError, "dtype is None"),
+        ({"num_features": 3, "dtype": "foo"}, TypeError, "dtype is 'foo'"),
+        ({"num_features": 10**30}, ValueError, "num_features"),
     ],
     ids=str,
 )

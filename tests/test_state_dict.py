@@ -134,6 +134,19 @@ def test_what_is_no_state_is_refused(given, stored, text, prefix):
     refuse(given, lambda: BatchNormState.from_state_dict(stored, prefix), ValueError, text)
 
 
+def test_a_prefix_is_a_str(given):
+    refuse(
+        given, lambda: BatchNormState.from_state_dict(GOOD, 3), TypeError, "prefix is a int; expected what the names"
+    )
+
+
+def test_no_batch_takes_a_counter_beyond_its_type():
+    state = BatchNormState(2)
+    state.num_batches = state.num_samples = 2**62
+    batch_norm_training(np.eye(2, dtype=np.float32), state)
+    assert (state.num_batches, state.num_samples) == (2**62 + 1, 2**62 + 2)
+
+
 @pytest.mark.parametrize("stored", [list(GOOD), "weight", None, BatchNorm(3)], ids=lambda v: type(v).__name__)
 def test_what_is_no_dictionary_is_refused(given, stored):
     refuse(given, lambda: BatchNormState.from_state_dict(stored), TypeError, "state_dict is a", "state_dict()")
@@ -166,7 +179,7 @@ COUNTERS = {
 NO_COUNTERS = {
     "inf": np.inf, "-inf": -np.inf, "NaN": np.nan, "2.5": 2.5, "negative": -1, "negative array": np.array([-3]),
     "two": np.array([1, 1]), "none": np.array([]), "None": None, "text": "50", "bool": True, "complex": 50j,
-    "too large": 2**63, "far too large": 1e300, "huge int": 10**40, "object": np.array([None]), "dict": {"a": 1},
+    "too large": 2**62 + 1, "far too large": 1e300, "huge int": 10**40, "object": np.array([None]), "dict": {"a": 1},
 }  # fmt: skip
 
 

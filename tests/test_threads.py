@@ -183,6 +183,12 @@ def test_an_exception_leaves_numbas_number_as_it_was_too(number_of_threads, monk
     assert nbnorm.get_num_threads() == 1
 
 
+def test_the_number_may_be_one_of_numpys(number_of_threads):
+    nbnorm.set_num_threads(np.int64(1))
+    assert type(nbnorm.get_num_threads()) is int
+    assert nbnorm.get_num_threads() == 1
+
+
 @pytest.mark.parametrize(
     ("n", "error"),
     [(0, ValueError), (-1, ValueError), (10**30, ValueError), (1.0, TypeError), ("2", TypeError), (True, TypeError)],

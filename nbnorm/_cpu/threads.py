@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numba
+import numpy as np
 
 # With fewer values read and written a parallel region costs more than it saves (docs/kernels.md). Values, not bytes:
 # so little data is in a cache, and the arithmetic is nearly the same whatever the dtype.
@@ -56,13 +57,13 @@ def set_num_threads(n: int | None) -> None:
     settings: Any = numba.config
     most = settings.NUMBA_NUM_THREADS
     if n is not None:
-        if not isinstance(n, int) or isinstance(n, bool):
+        if not isinstance(n, int | np.integer) or isinstance(n, bool):
             raise TypeError(f"n is a {type(n).__qualname__}; expected an int, or None to follow numba.set_num_threads")
         if not 1 <= n <= most:
             raise ValueError(
                 f"n is {n!r:.20}; expected 1 to {most}; NUMBA_NUM_THREADS, set before the start, allows more"
             )
-    _limit = n
+    _limit = None if n is None else int(n)
 
 
 def get_num_threads() -> int:

@@ -14,14 +14,18 @@ from nbnorm._foreign import to_numpy
 from nbnorm.state import BatchNormState
 
 
-def state_of(name: str, found: Mapping[str, Any], names: Sequence[str], eps: float, momentum: float) -> BatchNormState:
-    """A state from another library's arrays, under its four names for ours; `name` is the argument that has them."""
+def state_of(
+    name: str, found: Mapping[str, Any], names: Sequence[str], eps: float, momentum: float, several_axes: bool = False
+) -> BatchNormState:
+    """A state from another library's arrays, under its four names for ours; `name` is the argument that has them, and
+    `several_axes` whether channels may lie along more than one.
+    """
     ours = {own: to_numpy(theirs, found[theirs]) for own, theirs in zip(NAMES, names) if theirs in found}
     shape = ours["running_mean"].shape
     for own, theirs in zip(NAMES, names):
         if own in ours and not np.can_cast(ours[own].dtype, np.float64, "same_kind"):
             raise TypeError(f"{name} has {theirs} of dtype {ours[own].dtype!s:.40}; expected real numbers")
-        if own in ours and (not shape or ours[own].shape != shape):
+        if own in ours and (not shape or ours[own].shape != shape or (len(shape) > 1 and not several_axes)):
             raise ValueError(
                 f"{name} has {theirs} of shape {ours[own].shape!s:.40} and {names[2]} of shape {shape!s:.40}; "
                 "expected one number per channel each"

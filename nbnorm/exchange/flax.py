@@ -70,7 +70,7 @@ def from_flax(
                 f"{name} has {', '.join(map(str, sorted(found)))[:80] or 'nothing'}; expected {' and '.join(known)} "
                 "of one layer"
             )
-    return state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum)
+    return state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum, several_axes=True)
 
 
 def to_flax(state: BatchNormState) -> tuple[dict[str, NDArray], dict[str, NDArray]]:

@@ -52,6 +52,11 @@ def library(device: str) -> ModuleType:
     return cupy
 
 
+def zeros_like(array: Any) -> Any:
+    """On its device, which is current; lazy for a lazy array, which NumPy asks for it. 0*array may be NaN."""
+    return library(of(array)).zeros_like(array)
+
+
 def compiler_problem() -> str | None:
     """Why the numba-cuda that is installed cannot compile for this NumPy, and the way out; None when it can.
 

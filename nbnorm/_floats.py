@@ -28,6 +28,13 @@ def number(kind: ir.Type, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
+def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A number in every lane of a vector."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, value, I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
 def widen(builder: ir.IRBuilder, raw: ir.Value, dtype: str, element: ir.Type = DOUBLE) -> ir.Value:
     """A raw scalar or vector as float64, or as float32 where memory holds no more: exact."""
     single, word = like(raw.type, FLOAT), like(raw.type, I32)

@@ -212,7 +212,7 @@ def _stats(da: xr.DataArray, names: tuple[Hashable, ...]) -> BatchStats:
     coords, shape = da.coords.to_dataset().drop_vars(reduced).coords, tuple(da.sizes[name] for name in dims)
     mean, _ = mean_and_rest(found)
     with _device.current(_device.of(found.m2)):
-        count = np.zeros_like(found.m2) + found.count  # of each channel
+        count = _device.zeros_like(found.m2) + found.count  # of each channel
     arrays = (array.reshape(shape) for array in (count, mean, found.m2))
     return BatchStats(*(xr.DataArray(array, coords, dims, da.name) for array in arrays))
 
@@ -237,7 +237,7 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
     shape = tuple(x.shape[i] for i in axes)
     count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
     with _device.current(_device.of(mean)):
-        return Moments(count, mean, np.zeros_like(mean), m2)
+        return Moments(count, mean, _device.zeros_like(mean), m2)
 
 
 def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool) -> Any:

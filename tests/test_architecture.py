@@ -41,6 +41,8 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
         "nbnorm._outputs",
         "nbnorm._shards",
         "nbnorm._counted",
+        "nbnorm._emitted",
+        "nbnorm._emitted_python",
         "nbnorm._batch_stats",
         *FILES,
         *PIECES_OF_STATE,

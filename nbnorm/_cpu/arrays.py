@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import config, from_dtype, types
 from numba.core import cgutils
 
-from nbnorm._counted import Both, Tangent
+from nbnorm import _emitted
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._floats import DOUBLE, I64, MEMORY, OF_MAP, widen
 
@@ -115,42 +115,8 @@ def _double(ctx, builder, sig, args):
 # ---- named tuples
 
 
-@intrinsic
-def leading(typingctx, dy):
-    """A vector itself; of a Tangent or a Both of vectors the first."""
-    return _field(dy, 0) if isinstance(dy, types.BaseNamedTuple) else _itself(dy)
-
-
-@intrinsic
-def of_dy(typingctx, dy):
-    """A vector itself; of a Both its dy, of a Tangent None."""
-    if not isinstance(dy, types.BaseNamedTuple):
-        return _itself(dy)
-    return _field(dy, {Tangent: None, Both: 0}[dy.instance_class])
-
-
-@intrinsic
-def of_ddx(typingctx, dy):
-    """The ddx of a Tangent or a Both; else None."""
-    return _field(dy, len(dy) - 1 if isinstance(dy, types.BaseNamedTuple) else None)
-
-
-@intrinsic
-def is_tangent(typingctx, dy):
-    """Whether dy is a Tangent: a constant for LLVM."""
-    answer = getattr(dy, "instance_class", None) is Tangent
-    return types.boolean(dy), lambda ctx, builder, sig, args: ctx.get_constant(types.boolean, answer)
-
-
-def _field(given, index):
-    """Typing and code for a field of a named tuple; without an index None."""
-    if index is None:
-        return nothing(types.none(given))
-    return given.types[index](given), lambda ctx, builder, sig, args: builder.extract_value(args[0], index)
-
-
-def _itself(given):
-    return given(given), lambda ctx, builder, sig, args: args[0]
+leading, is_tangent = intrinsic(_emitted.leading(types)), intrinsic(_emitted.is_tangent(types))
+of_dy, of_ddx = intrinsic(_emitted.of_dy(types)), intrinsic(_emitted.of_ddx(types))
 
 
 def of_each(arrays, place, typed):

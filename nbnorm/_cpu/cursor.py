@@ -15,10 +15,10 @@ from numba.extending import register_model
 
 from nbnorm._cpu.arrays import nothing
 from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._cpu.vector import LANES, first, splat, vector
+from nbnorm._cpu.vector import LANES, first, vector
 from nbnorm._cpu.vector_mask import mask
 from nbnorm._cpu.vector_memory import I8, masked
-from nbnorm._floats import DOUBLE, I32, I64, MEMORY, number, widen
+from nbnorm._floats import DOUBLE, I32, I64, MEMORY, number, splat, widen
 
 STORED = {**MEMORY, "uint8": I8}
 
@@ -198,7 +198,7 @@ def _strided(builder, address, step, dtype, n):
         with apart:
             with builder.if_else(builder.icmp_signed("==", step, I64(0)), likely=True) as (same, others):
                 with same:
-                    found.append((splat(builder, builder.load(pointer)), builder.block))
+                    found.append((splat(builder, builder.load(pointer), LANES), builder.block))
                 with others:
                     gather = _gatherer(builder.module, element)
                     found.append((builder.call(gather, (address, step, n)), builder.block))

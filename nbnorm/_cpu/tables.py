@@ -10,8 +10,9 @@ from numba.core import cgutils
 from nbnorm._cpu.arrays import I64, address_of
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, B, H, K, own_k
 from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._cpu.vector import LANES, function, narrow, narrow_single, smaller, splat, vector
+from nbnorm._cpu.vector import LANES, function, narrow, narrow_single, smaller, vector
 from nbnorm._cpu.vector_memory import is_single, kind_of, lanes, load_part_as, store
+from nbnorm._floats import splat
 
 
 @function
@@ -73,7 +74,7 @@ def lanes_of(typingctx, coef, row, i):
         if isinstance(coef, types.Array):
             return _row(ctx, builder, coef, args[0], row.literal_value, args[2], kind.lanes)
         value = builder.extract_value(args[0], row.literal_value)
-        return value if coef.dtype == kind else splat(builder, value)
+        return value if coef.dtype == kind else splat(builder, value, kind.lanes.count)
 
     return kind(coef, row, types.int64), emit
 

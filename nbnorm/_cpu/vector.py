@@ -21,11 +21,11 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import lower_builtin, overload, register_model, type_callable
 
-from nbnorm import _formulas
+from nbnorm import _emitted, _formulas
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.part import PartCompiler
 from nbnorm._cpu.plan import FEW, LANES
-from nbnorm._floats import DOUBLE, FLOAT, I32, call_fma, like, number
+from nbnorm._floats import DOUBLE, FLOAT, I32, call_fma, number, splat
 
 X86 = ("x86_64", "AMD64")
 
@@ -98,12 +98,6 @@ def _(a, b, c):
     return lambda a, b, c: _fma(a, b, c)
 
 
-def splat(builder, value, width=LANES):
-    undefined = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
-    first = builder.insert_element(undefined, value, I32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
-
-
 def _difference(builder, a, b):
     if platform.machine() not in X86:
         return builder.fsub(a, b)
@@ -133,34 +127,7 @@ def deviation(typingctx, x, origin, offset, power):
     return x(x, origin, offset, power), emit
 
 
-def _lessened(builder, v, slope):
-    """slope*v, and 0 for slope 0 whatever v is."""
-    kind = v.type
-    factor = builder.fptrunc(slope, FLOAT) if like(kind, FLOAT) == kind else slope
-    product, is_0 = builder.fmul(v, splat(builder, factor, kind.count)), builder.fcmp_ordered("==", slope, DOUBLE(0.0))
-    return builder.select(splat(builder, is_0, kind.count), number(kind, 0.0), product)
-
-
-@intrinsic
-def activated(typingctx, z, slope):
-    """Eq. 34: z where it is positive or NaN, else slope*z."""
-
-    def emit(ctx, builder, sig, args):
-        at_most_0 = builder.fcmp_ordered("<=", args[0], number(args[0].type, 0.0))
-        return builder.select(at_most_0, _lessened(builder, *args), args[0])
-
-    return z(z, types.float64), emit
-
-
-@intrinsic
-def gated(typingctx, g, z, slope):
-    """Eq. 35: g where z is positive, else slope*g."""
-
-    def emit(ctx, builder, sig, args):
-        positive = builder.fcmp_ordered(">", args[1], number(args[1].type, 0.0))
-        return builder.select(positive, args[0], _lessened(builder, args[0], args[2]))
-
-    return g(g, z, types.float64), emit
+activated, gated = intrinsic(_emitted.activated(types)), intrinsic(_emitted.gated(types))
 
 
 def _chosen(relation):

@@ -28,10 +28,9 @@ from nbnorm._cpu.vector import (
     narrow,
     resized,
     single,
-    splat,
     vector,
 )
-from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, number, widen
+from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, number, splat, widen
 from nbnorm._floats import narrow as round_to
 
 I8 = ir.IntType(8)
@@ -254,7 +253,7 @@ def lanes(typingctx, values, i):
     if isinstance(values, types.Array):
         return _load(values, kind)
     number = types.float32 if kind is single else types.float64
-    return kind(number, types.int64), lambda ctx, builder, sig, args: splat(builder, args[0])
+    return kind(number, types.int64), lambda ctx, builder, sig, args: splat(builder, args[0], LANES)
 
 
 @intrinsic

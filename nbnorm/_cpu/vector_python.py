@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nbnorm._counted import Both, Counted, Tangent, each
 from nbnorm._cpu.plan import LANES, LINE
+from nbnorm._emitted_python import activated, gated, is_tangent, leading, narrow, of_ddx, of_dy, widen  # noqa: F401
 from nbnorm._floats import OF_MAP
 
 Vector = NDArray[np.float64] | NDArray[np.float32]
@@ -22,30 +23,6 @@ def _inside(array: NDArray, i: int, n: int) -> NDArray:
     assert 0 <= i <= i + n <= array.size, f"{i}:{i + n} of {array.size} places"
     assert array.flags.c_contiguous
     return array[i : i + n]
-
-
-def _widen(raw: NDArray) -> Vector:
-    if raw.dtype == np.uint16:
-        raw = raw.view(np.float16)
-    elif raw.dtype == np.int16:
-        raw = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(invalid="ignore"):  # signaling NaN, in memory that nothing was written to and nobody looks at
-        return raw.astype(np.float64)
-
-
-def _narrow(values: Vector, dtype: np.dtype) -> NDArray:
-    """Rounded to nearest even (16-bit types through float32), with infinities beyond the largest number."""
-    if dtype == np.float64:
-        return values
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        single = values.astype(np.float32)
-        if dtype == np.float32:
-            return single
-        if dtype == np.uint16:
-            return single.astype(np.float16).view(np.uint16)
-    bits = single.view(np.uint32)
-    rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
-    return (np.where(np.isnan(single), np.uint32(0x7FC00000), rounded) >> 16).astype(np.uint16).view(np.int16)
 
 
 # ---- vector.py
@@ -64,18 +41,6 @@ def minus(a: Vector, b: Vector) -> Vector:
 
 def deviation(x: Vector, origin: Vector, offset: Vector, power: Vector) -> Vector:
     return power * x + offset if is_single(x) else x - origin
-
-
-def _lessened(v: Vector, slope: float) -> Vector:
-    return v * v.dtype.type(slope) if slope else np.zeros_like(v)
-
-
-def activated(z: Vector, slope: float) -> Vector:
-    return np.where(z <= 0, _lessened(z, slope), z)
-
-
-def gated(g: Vector, z: Vector, slope: float) -> Vector:
-    return np.where(z > 0, g, _lessened(g, slope))
 
 
 def fold(v: Vector) -> float:
@@ -104,7 +69,7 @@ def matrix_of_map(
 
 
 def element(array: NDArray | Tangent | Both, i: int) -> float:
-    return _widen(_inside(leading(array), i, 1))[0]
+    return widen(_inside(leading(array), i, 1))[0]
 
 
 def double(array: NDArray, i: int) -> float:
@@ -115,36 +80,20 @@ def set_double(array: NDArray, i: int, number: float) -> None:
     _inside(array, 2 * i, 2).view(np.float64)[0] = number
 
 
-def leading(dy: Any) -> Any:
-    return dy[0] if isinstance(dy, Tangent | Both) else dy
-
-
-def of_dy(dy: Any) -> Any:
-    return getattr(dy, "dy", None) if isinstance(dy, Tangent | Both) else dy
-
-
-def of_ddx(dy: Any) -> Any:
-    return dy.ddx if isinstance(dy, Tangent | Both) else None
-
-
-def is_tangent(dy: Any) -> bool:
-    return isinstance(dy, Tangent)
-
-
 # ---- vector_memory.py
 
 
 def load(array: Any, i: int) -> Any:
     if isinstance(array, Tangent | Both):
         return each(lambda one: load(one, i), array)
-    return None if array is None else _widen(_inside(array, i, LANES))
+    return None if array is None else widen(_inside(array, i, LANES))
 
 
 def load_part(array: Any, i: int, n: int, width: int) -> Any:
     assert 0 <= n <= width
     if isinstance(array, Tangent | Both):
         return each(lambda one: load_part(one, i, n, width), array)
-    return None if array is None else np.concatenate([_widen(_inside(array, i, n)), np.zeros(LANES - n)])
+    return None if array is None else np.concatenate([widen(_inside(array, i, n)), np.zeros(LANES - n)])
 
 
 def is_single(k: Any) -> bool:
@@ -172,12 +121,12 @@ def _as(k: Any, v: Any) -> Any:
 
 
 def store(array: NDArray, i: int, v: Vector) -> None:
-    _inside(array, i, LANES)[:] = _narrow(v, array.dtype)
+    _inside(array, i, LANES)[:] = narrow(v, array.dtype)
 
 
 def store_part(array: NDArray, i: int, n: int, v: Vector, width: int) -> None:
     assert 0 <= n <= width
-    _inside(array, i, n)[:] = _narrow(v[:n], array.dtype)
+    _inside(array, i, n)[:] = narrow(v[:n], array.dtype)
 
 
 def stream(array: NDArray, i: int, v: Vector) -> None:

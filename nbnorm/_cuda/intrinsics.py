@@ -16,9 +16,9 @@ import operator
 
 from llvmlite import ir
 
-from nbnorm import _formulas
+from nbnorm import _emitted, _formulas
 from nbnorm._cuda.launch import extending, types
-from nbnorm._floats import DOUBLE, FLOAT, I32, MEMORY, call_fma, like, number
+from nbnorm._floats import DOUBLE, FLOAT, I32, MEMORY, call_fma, splat
 
 intrinsic, overload = extending.intrinsic, extending.overload
 ELEMENT = {types.float32: FLOAT, types.float64: DOUBLE}
@@ -81,20 +81,13 @@ class RawModel(extending.models.PrimitiveModel):
 # ---- arithmetic
 
 
-def _splat(builder, value, lanes):
-    vector = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
-    for lane in range(lanes):
-        vector = builder.insert_element(vector, value, I32(lane))
-    return vector
-
-
 def as_vectors(context, builder, result, kinds, values):
     """Every value as a vector of the result's lanes."""
     for kind, value in zip(kinds, values, strict=True):
         if isinstance(kind, Vector):
             yield value
         else:
-            yield _splat(builder, context.cast(builder, value, kind, result.number), result.lanes)
+            yield splat(builder, context.cast(builder, value, kind, result.number), result.lanes)
 
 
 def lane_by_lane(kinds):
@@ -147,34 +140,7 @@ def _(a, b, c):
     return lambda a, b, c: _fma(a, b, c)
 
 
-def _lessened(builder, v, slope):
-    """slope*v, and 0 for slope 0 whatever v is."""
-    factor = builder.fptrunc(slope, FLOAT) if like(v.type, FLOAT) == v.type else slope
-    factor = _splat(builder, factor, v.type.count) if isinstance(v.type, ir.VectorType) else factor
-    is_zero = builder.fcmp_ordered("==", slope, DOUBLE(0.0))
-    return builder.select(is_zero, number(v.type, 0.0), builder.fmul(v, factor))
-
-
-@intrinsic
-def activated(typingctx, z, slope):
-    """Eq. 34: z where it is positive or NaN, else slope*z. Of vectors and of numbers."""
-
-    def emit(context, builder, sig, args):
-        at_most_0 = builder.fcmp_ordered("<=", args[0], number(args[0].type, 0.0))
-        return builder.select(at_most_0, _lessened(builder, *args), args[0])
-
-    return z(z, types.float64), emit
-
-
-@intrinsic
-def gated(typingctx, g, z, slope):
-    """Eq. 35: g where z is positive, else slope*g."""
-
-    def emit(context, builder, sig, args):
-        positive = builder.fcmp_ordered(">", args[1], number(args[1].type, 0.0))
-        return builder.select(positive, args[0], _lessened(builder, args[0], args[2]))
-
-    return g(g, z, types.float64), emit
+activated, gated = intrinsic(_emitted.activated(types)), intrinsic(_emitted.gated(types))
 
 
 @intrinsic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 from numba import int64
 
-from nbnorm._counted import Both, Tangent
+from nbnorm import _emitted
 from nbnorm._cuda.intrinsics import Vector, as_vectors, intrinsic, lane_by_lane, overload
 from nbnorm._cuda.launch import cuda, types
 from nbnorm._cuda.plan import PLACES
@@ -64,42 +64,8 @@ def _(a, b):
     return (lambda a, b: a) if b is types.none else (lambda a, b: a * b)
 
 
-def _field(given, index):
-    """Typing and code for a field of a named tuple; without an index None."""
-    if index is None:
-        return types.none(given), lambda context, builder, sig, args: context.get_dummy_value()
-    return given.types[index](given), lambda context, builder, sig, args: builder.extract_value(args[0], index)
-
-
-def _itself(given):
-    return given(given), lambda context, builder, sig, args: args[0]
-
-
-@intrinsic
-def leading(typingctx, dy):
-    """dy itself; of a Tangent or a Both the first."""
-    return _field(dy, 0) if isinstance(dy, types.BaseNamedTuple) else _itself(dy)
-
-
-@intrinsic
-def is_tangent(typingctx, dy):
-    """Whether dy is a Tangent: a constant for LLVM."""
-    answer = getattr(dy, "instance_class", None) is Tangent
-    return types.boolean(dy), lambda context, builder, sig, args: context.get_constant(types.boolean, answer)
-
-
-@intrinsic
-def of_dy(typingctx, dy):
-    """dy itself; of a Both its dy, of a Tangent None."""
-    if not isinstance(dy, types.BaseNamedTuple):
-        return _itself(dy)
-    return _field(dy, {Tangent: None, Both: 0}[dy.instance_class])
-
-
-@intrinsic
-def of_ddx(typingctx, dy):
-    """The ddx of a Tangent or a Both; else None."""
-    return _field(dy, len(dy) - 1 if isinstance(dy, types.BaseNamedTuple) else None)
+leading, is_tangent = intrinsic(_emitted.leading(types)), intrinsic(_emitted.is_tangent(types))
+of_dy, of_ddx = intrinsic(_emitted.of_dy(types)), intrinsic(_emitted.of_ddx(types))
 
 
 def places_for(w):

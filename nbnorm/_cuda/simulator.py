@@ -15,6 +15,7 @@ from nbnorm._counted import Both, Tangent, each
 from nbnorm._cuda import plan
 from nbnorm._cuda.coefficients import OF_ONE, OF_TWO
 from nbnorm._cuda.plan import PLACES
+from nbnorm._emitted_python import activated, gated, is_tangent, leading, narrow, of_ddx, of_dy, widen  # noqa: F401
 
 
 class Packs(NamedTuple):
@@ -27,29 +28,6 @@ class Packs(NamedTuple):
 def routine(function: Any) -> Any:
     """Plain Python: the simulator runs it in the thread that calls."""
     return function
-
-
-def _widen(raw: NDArray) -> NDArray[np.float64]:
-    if raw.dtype == np.uint16:
-        raw = raw.view(np.float16)
-    elif raw.dtype == np.int16:
-        raw = (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.astype(np.float64)
-
-
-def _narrow(values: NDArray[np.float64], dtype: np.dtype) -> NDArray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == np.float64:
-            return values
-        single = values.astype(np.float32)
-        if dtype == np.uint16:
-            return single.astype(np.float16).view(np.uint16)
-    if dtype == np.float32:
-        return single
-    bits = single.view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    rounded = np.where(np.isnan(single), np.uint32(0x7FC00000), rounded)
-    return (rounded >> np.uint32(16)).astype(np.uint16).view(np.int16)
 
 
 def zeros(packs: Packs) -> NDArray[np.float64]:
@@ -87,7 +65,7 @@ def fetch(packs: Any, i: int, here: bool) -> Any:
 def values(raw: Any) -> Any:
     if isinstance(raw, Tangent | Both):
         return each(values, raw)
-    return None if raw is None else _widen(raw)
+    return None if raw is None else widen(raw)
 
 
 def values_as(k: Any, raw: Any) -> Any:
@@ -104,7 +82,7 @@ def ahead(packs: Packs | None, i: int, here: bool) -> None:
 
 
 def store(packs: Packs, i: int, vector: NDArray[np.float64]) -> None:
-    packs.values[i * packs.lanes : (i + 1) * packs.lanes] = _narrow(vector, packs.values.dtype)
+    packs.values[i * packs.lanes : (i + 1) * packs.lanes] = narrow(vector, packs.values.dtype)
 
 
 def put_by(packs: Packs, i: int, raw: NDArray) -> None:
@@ -114,7 +92,7 @@ def put_by(packs: Packs, i: int, raw: NDArray) -> None:
 def element(packs: Any, i: int) -> Any:
     if isinstance(packs, Tangent | Both):
         return each(lambda one: element(one, i), packs)
-    return None if packs is None else _widen(packs.values[i : i + 1])[0]
+    return None if packs is None else widen(packs.values[i : i + 1])[0]
 
 
 def element_as(k: Any, packs: Any, i: int) -> Any:
@@ -128,7 +106,7 @@ def element_to_compare(packs: Packs, i: int) -> Any:
 
 
 def put(packs: Packs, i: int, value: float) -> None:
-    packs.values[i : i + 1] = _narrow(np.array([value]), packs.values.dtype)
+    packs.values[i : i + 1] = narrow(np.array([value]), packs.values.dtype)
 
 
 def room(packs: Packs, first: int) -> Packs:
@@ -159,18 +137,6 @@ def store_table(table: NDArray[np.float64], i: int, vector: NDArray[np.float64])
 
 
 # ---- activation
-
-
-def _lessened(v: Any, slope: float) -> Any:
-    return v * slope if slope else np.zeros_like(v)
-
-
-def activated(z: Any, slope: float) -> Any:
-    return np.where(z <= 0, _lessened(z, slope), z)
-
-
-def gated(g: Any, z: Any, slope: float) -> Any:
-    return np.where(z > 0, g, _lessened(g, slope))
 
 
 # ---- maps in float32
@@ -247,22 +213,6 @@ def lanes_at(
     array: NDArray | None, i: int, places: NDArray[np.int64], j: int, packs: Packs
 ) -> NDArray[np.float64] | None:  # fmt: skip
     return None if array is None else _often(np.array([array[i + places[j + lane]] for lane in range(packs.lanes)]))
-
-
-def leading(dy: Any) -> Any:
-    return dy[0] if isinstance(dy, Tangent | Both) else dy
-
-
-def is_tangent(dy: Any) -> bool:
-    return isinstance(dy, Tangent)
-
-
-def of_dy(dy: Any) -> Any:
-    return getattr(dy, "dy", None) if isinstance(dy, Tangent | Both) else dy
-
-
-def of_ddx(dy: Any) -> Any:
-    return dy.ddx if isinstance(dy, Tangent | Both) else None
 
 
 def places_for(w: Any) -> NDArray[np.int64] | None:

@@ -40,7 +40,7 @@ def counted_moments(x: NDArray, axes: Axes, where: NDArray | None, weights: NDAr
 def with_counts(found: Moments) -> Moments:
     """With a count of each channel."""
     with _device.current(_device.of(found.m2)):
-        return found._replace(count=np.zeros_like(found.m2) + found.count)
+        return found._replace(count=_device.zeros_like(found.m2) + found.count)
 
 
 def enough(found: Moments, first: Axes, shape: Axes) -> Moments:
@@ -107,7 +107,7 @@ def merged_sums(*parts: Sums) -> Sums:
 def whole_sums(sums: Sums) -> Sums:
     """Of all chunks: their e is 0."""
     with _device.current(_device.of(sums.s)):
-        return sums._replace(e=np.zeros_like(sums.e))
+        return sums._replace(e=_device.zeros_like(sums.e))
 
 
 def parameter_gradients(sums: Sums, whole: Moments, count: float | None, like: NDArray, eps: float, dtype: Any) -> Any:
@@ -135,7 +135,7 @@ def gradient(
     with kernels.on_device_of(x):
         w, flat = counted(kernels, layout, x, where, weights, nan), kernels.read(layout, x)
         stats = _finalized(kernels, flat, Moments(count, origin, deviation, m2), gamma, eps)
-        sums = _sums(kernels, Sums(count, s, p, h, np.zeros_like(h)))
+        sums = _sums(kernels, Sums(count, s, p, h, _device.zeros_like(h)))
         dx = kernels.xp.empty_like(x)
         target = kernels.write(layout, dx)
         kernels.apply_gradients(

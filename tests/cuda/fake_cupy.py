@@ -146,7 +146,7 @@ def made():
     """This, as a module."""
     cupy = types.ModuleType("cupy")
     ndarray.__module__ = "cupy"
-    for name in ("empty", "zeros", "ones", "full", "sqrt", "where"):
+    for name in ("empty", "zeros", "ones", "full", "sqrt", "where", "ascontiguousarray"):
         setattr(cupy, name, _made(getattr(np, name)))
     cupy.zeros_like = _made(np.zeros_like, _plain)
     cupy.empty_like, cupy.array, cupy.asarray = _made(np.empty_like, _plain), _made(np.array, _plain), _asarray

@@ -96,7 +96,7 @@ def mask(where: NDArray, x: NDArray) -> None:
 
 def weights(weights: NDArray, x: NDArray, name: str = "weights") -> None:
     """How often values of x count."""
-    kind_of_weights(weights, x)
+    kind_of_weights(weights, x, name)
     if weights.size:
         least, most = weights.min(), weights.max()  # NaN if there is one
         if not (least >= 0 and most < math.inf):
@@ -106,14 +106,14 @@ def weights(weights: NDArray, x: NDArray, name: str = "weights") -> None:
             raise ValueError(f"{name} has values such as {float(most):g}, whose sum may be infinite; divide all by it")
 
 
-def kind_of_weights(weights: NDArray, x: NDArray) -> None:
+def kind_of_weights(weights: NDArray, x: NDArray, name: str = "weights") -> None:
     """The same without a look at values."""
     kind = weights.dtype
     if kind == np.bool_:
-        raise TypeError("weights has dtype bool; pass it as where=, or weights.astype(np.float32)")
+        raise TypeError(f"{name} has dtype bool; pass it as where=, or {name}.astype(np.float32)")
     if (kind.kind not in "iuf" and kind.name != "bfloat16") or kind.itemsize > 8:
-        raise TypeError(f"weights has dtype {kind!s:.60}; expected real numbers of at most 64 bits, such as float32")
-    _broadcasts("weights", weights, x)
+        raise TypeError(f"{name} has dtype {kind!s:.60}; expected real numbers of at most 64 bits, such as float32")
+    _broadcasts(name, weights, x)
 
 
 def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:

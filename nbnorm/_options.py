@@ -92,7 +92,7 @@ def num_features(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
     sizes = value if isinstance(value, tuple) else (value,)
     if not sizes or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes):
         raise TypeError(f"num_features is {short(value)}; expected an int or a tuple of ints")
-    if min(sizes) < 0 or max(sizes) > sys.maxsize:
+    if min(sizes) < 0 or 8 * math.prod(max(1, int(n)) for n in sizes) > sys.maxsize:  # bytes of float64
         raise ValueError(f"num_features is {short(value)}; expected numbers of channels, 0 or more")
     whole = tuple(int(n) for n in sizes)
     return whole if isinstance(value, tuple) else whole[0]
@@ -136,10 +136,10 @@ def parameter_dtype(value: DTypeLike) -> np.dtype:
     expected = "expected float32 or float64 for gamma and beta"
     try:
         found = None if value is None else np.dtype(value)  # to NumPy None is float64
-    except TypeError as cause:
+    except (TypeError, ValueError, SyntaxError) as cause:
         raise TypeError(f"dtype is {short(value)}; {expected}") from cause
     if found is None or found not in (np.float32, np.float64):
-        raise ValueError(f"dtype is {found}; {expected}")
+        raise ValueError(f"dtype is {found!s:.60}; {expected}")
     return found.newbyteorder("=")
 
 

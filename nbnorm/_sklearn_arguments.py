@@ -20,7 +20,8 @@ def options(scaler: Any) -> None:
         if not isinstance(value := getattr(scaler, name), bool | np.bool_):
             raise ValueError(f"{name} is {value!r:.40}; expected True or False")
     ddof: Any = scaler.ddof
-    if not isinstance(ddof, numbers.Real) or not 0 <= float(ddof) < math.inf:
+    real = isinstance(ddof, numbers.Real)
+    if not real or not 0 <= ddof < math.inf:
         raise ValueError(f"ddof is {ddof!r:.40}; expected a number, 0 or more")
 
 

@@ -51,7 +51,7 @@ def _count_of(stats: BatchStats, shape: tuple[int, ...], momentum: float | None)
         return None
     try:
         count = float(stats.count)
-    except TypeError:
+    except (TypeError, ValueError):
         kind = type(stats.count).__qualname__
         raise TypeError(f"stats.count is a {kind}; expected a number, or an array of the channels") from None
     if not (0 <= count <= MOST and count.is_integer()):

@@ -195,7 +195,7 @@ def _replace(target: str, data: bytes) -> None:
     file = open(temporary, "xb")  # noqa: SIM115  what has not been created must not be removed
     try:
         with file:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, PermissionError):
                 os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))  # what is private stays so
             file.write(data)
             file.flush()

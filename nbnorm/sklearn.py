@@ -340,7 +340,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         axes = _arguments.channels(X.shape, self.axis, "X")
         _sklearn_arguments.channels_as(self._channels(), X, axes)
         copy = self.copy if copy is None else copy
-        converted = getattr(given, "dtype", X.dtype) != X.dtype  # so that nobody else has it
+        own = getattr(given, "dtype", None)  # of another library it says nothing of who has the memory
+        converted = isinstance(own, np.dtype) and own != X.dtype  # so that nobody else has X
         in_place = (converted or not copy) and getattr(X.flags, "writeable", True)
         return affine(X, axes, before, factor, after, X if in_place else None)
 

@@ -108,9 +108,9 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
             raise TypeError(f"argument {i} is a {type(one).__qualname__}; expected a BatchStats")
         for name, part in zip(one._fields, one, strict=True):
             if hasattr(part, "shape") and not isinstance(part, np.generic):
-                kernels_for(f"{name} of argument {i}", part)  # refuses what is lazy, and labels, which would be ignored
+                kernels_for(f"stats[{i}].{name}", part)  # refuses what is lazy, and labels, which would be ignored
                 if not np.can_cast(part.dtype, np.float64, "same_kind"):
-                    raise TypeError(f"{name} of argument {i} has dtype {part.dtype}; expected float64")
+                    raise TypeError(f"stats[{i}].{name} has dtype {part.dtype!s:.60}; expected float64")
     device, *others = dict.fromkeys(_device.of(one.mean) for one in stats)
     if others:
         raise TypeError(
@@ -123,6 +123,8 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
     for i, one in enumerate(stats):
         if one.mean.shape != shape:
             raise ValueError(f"argument {i} has channels of shape {short(one.mean.shape)}, argument 0 {short(shape)}")
+        if not shape:
+            raise ValueError(f"argument {i} has a mean of shape (); expected one of each channel")
         if one.m2.shape != shape or one.count.shape not in ((), shape):
             raise ValueError(
                 f"argument {i} has count {short(one.count.shape)}, mean {short(shape)} and m2 {short(one.m2.shape)}; "
@@ -130,9 +132,9 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
             )
         # On a GPU nobody waits for a look at the values.
         if device == "cpu" and not ((one.count >= 0) & (one.count < np.inf)).all():
-            raise ValueError(f"count of argument {i} has negative, infinite or NaN values; expected numbers of values")
+            raise ValueError(f"stats[{i}].count has negative, infinite or NaN values; expected numbers of values")
         if device == "cpu" and (one.m2 < 0).any():
-            raise ValueError(f"m2 of argument {i} has negative values; expected sums of squares")
+            raise ValueError(f"stats[{i}].m2 has negative values; expected sums of squares")
     with _device.current(device):
         for one in stats[1:]:
             total = _pooled(_device.library(device).where, total, one)

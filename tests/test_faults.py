@@ -228,10 +228,12 @@ def test_a_copy_made_while_another_thread_assigns_is_of_one_moment(name):
 
     with ThreadPoolExecutor(1) as other:
         assigned = other.submit(assign)
-        for _ in range(30):
-            found = state.state_dict()[name]
-            torn += (found != found[0]).any()
-        stop.set()
+        try:
+            for _ in range(30):
+                found = state.state_dict()[name]
+                torn += (found != found[0]).any()
+        finally:
+            stop.set()
         assigned.result(timeout=60)
     assert torn == 0
 

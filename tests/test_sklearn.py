@@ -286,6 +286,25 @@ def test_what_had_to_be_converted_is_written_over(kind, rng):
     assert peak < 1.2 * y.nbytes
 
 
+def test_what_another_library_has_is_not_written_over(rng):
+    """NumPy reads its memory without a copy, and its dtype is none of NumPy's."""
+
+    class Tensor:
+        dtype = "theirs.float64"
+
+        def __init__(self, values):
+            self.values = values
+
+        def __array__(self, dtype=None, copy=None):
+            return self.values if dtype is None else self.values.astype(dtype, copy=bool(copy))
+
+    x = rng.normal(3, 2, (20, 3))
+    scaler, before = StandardScaler().fit(x), x.copy()
+    for call in scaler.transform, scaler.inverse_transform:
+        assert same_bits(call(Tensor(x)), call(before))
+        assert same_bits(x, before)
+
+
 X = np.arange(12.0).reshape(4, 3)
 BLANK = nbnorm.BatchNormState(3)
 REFUSED = {

@@ -71,10 +71,11 @@ def test_counts_may_differ_by_channel():
             ValueError,
             r"argument 0 has count \(1,\), mean \(2,\) and m2 \(2,\); expected these shapes to be the same",
         ),
-        ((nbnorm.BatchStats(np.array(-4.0), *np.ones((2, 2))),), ValueError, "count of argument 0 has negative"),
-        ((nbnorm.BatchStats(np.array(np.nan), *np.ones((2, 2))),), ValueError, "count of argument 0 has .* or NaN"),
-        ((nbnorm.BatchStats(np.ones(()), np.ones(2), -np.ones(2)),), ValueError, "m2 of argument 0 has negative"),
-        ((nbnorm.BatchStats(*np.ones((3, 2), complex)),), TypeError, "count of argument 0 has dtype complex128"),
+        ((nbnorm.BatchStats(*np.ones(3)),), ValueError, r"argument 0 has a mean of shape \(\)"),
+        ((nbnorm.BatchStats(np.array(-4.0), *np.ones((2, 2))),), ValueError, r"stats\[0\].count has negative"),
+        ((nbnorm.BatchStats(np.array(np.nan), *np.ones((2, 2))),), ValueError, r"stats\[0\].count has .* or NaN"),
+        ((nbnorm.BatchStats(np.ones(()), np.ones(2), -np.ones(2)),), ValueError, r"stats\[0\].m2 has negative"),
+        ((nbnorm.BatchStats(*np.ones((3, 2), complex)),), TypeError, r"stats\[0\].count has dtype complex128"),
     ],
 )
 def test_what_cannot_be_merged(stats, error, message):

@@ -136,9 +136,6 @@ def store_table(table: NDArray[np.float64], i: int, vector: NDArray[np.float64])
         table[i + lane] = value
 
 
-# ---- activation
-
-
 # ---- maps in float32
 
 

@@ -65,11 +65,12 @@ def cut_like(x: da.Array, name: str, array: Any) -> da.Array | None:
     if isinstance(array, da.Array):
         refuse_unknown_sizes(name, array)
         check = _arguments.mask if name == "where" else _arguments.kind_of_weights
+        check(array, x)
     else:
         kernels_for(name, array)  # refuses what is no array
         check = _arguments.mask if name == "where" else _arguments.weights
-    check(array, x)
-    array = da.asarray(array, chunks=-1)
+        check(array, x)
+        array = da.from_array(array, chunks=-1)
     array = array[(None,) * (x.ndim - array.ndim)]
     chunks = tuple((1,) if n == 1 else own for n, own in zip(array.shape, x.chunks, strict=True))
     return array.rechunk(chunks)

@@ -97,7 +97,7 @@ def pytest_terminal_summary(terminalreporter, config):
     for reason, number in sorted(reasons.items()):
         terminalreporter.line(f"{number:5} {reason.removeprefix('Skipped: ')}", yellow=True)
     if config.getoption("exhaustive"):
-        terminalreporter.line("Of the largest cross products a covering part: values_, pairs_ and triples_at_most")
+        terminalreporter.line("Of the largest cross products a covering part: values_ and pairs_at_most")
     else:
         terminalreporter.line("Of large cross products a covering part (tests/selection.py); more of it: --exhaustive")
 

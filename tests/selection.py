@@ -6,7 +6,6 @@
 - `values_at_most`, `pairs_at_most`: as `each_value` and `each_pair`, with `--exhaustive` too. For products of thousands
   of cases whose parameters other tests take in full, without what is new here; the marker's argument says where, or why
   the parameters do not act together.
-- `triples_at_most`: the same for every three values of three parameters.
 - `exhaustive`: none; the marker's argument says what takes its place. Also of one case: `pytest.param(…, marks=…)`.
 - `float32_by_default`: of the four dtypes float32 (conftest.py); the marker's argument says where the others are.
 - `float32_in`: of the cases with one of these values, layouts or forms, those of float32; the last argument says what
@@ -23,7 +22,7 @@ import numpy as np
 
 OTHER_DTYPES = {"float16", "bfloat16", "float64"}
 # Of the first two, every case runs with --exhaustive.
-STRENGTHS = ("each_value", 1), ("each_pair", 2), ("values_at_most", 1), ("pairs_at_most", 2), ("triples_at_most", 3)
+STRENGTHS = ("each_value", 1), ("each_pair", 2), ("values_at_most", 1), ("pairs_at_most", 2)
 
 
 def covering(rows, strength):

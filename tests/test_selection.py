@@ -80,7 +80,6 @@ def some_cases(markers, *values):
         (("each_pair",), 6, 12),
         (("pairs_at_most",), 6, 6),
         (("values_at_most",), 3, 3),
-        (("triples_at_most",), 12, 12),
         (("each_value", "pairs_at_most"), 3, 6),
         (("exhaustive", "pairs_at_most"), 0, 6),
         (("exhaustive",), 0, 12),

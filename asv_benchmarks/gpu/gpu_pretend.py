@@ -6,13 +6,14 @@ Streams, events and graphs do nothing but keep time; kernels run in Numba's simu
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import importlib
+import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-STAND_IN = Path(__file__).parents[2] / "tests" / "cuda" / "fake_cupy.py"
+STAND_INS = Path(__file__).parents[2] / "tests" / "cuda"
 
 
 class Event:
@@ -52,12 +53,8 @@ class Stream:
 
 def install() -> ModuleType:
     """Make `import cupy` give the pretended one, and blocks small."""
-    spec = importlib.util.spec_from_file_location("fake_cupy", STAND_IN)
-    assert spec is not None
-    assert spec.loader is not None
-    fake: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fake)
-    cupy = fake.install()
+    sys.path.append(str(STAND_INS))
+    cupy: Any = importlib.import_module("fake_cupy").install()
     cupy.__version__ = "pretended"
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     cuda, runtime = cupy.cuda, cupy.cuda.runtime
@@ -74,7 +71,8 @@ def install() -> ModuleType:
 
     from nbnorm._cuda import plan
 
-    # The simulator starts a thread for a thread: few of them, and still more than one block.
+    importlib.import_module("turns").take_turns()
+    # Python runs one thread after the other: few of them, and still more than one block.
     for name in ("THREADS", "WARP", "BLOCKS", "STEPS"):
         assert hasattr(plan, name)
         setattr(plan, name, 2)

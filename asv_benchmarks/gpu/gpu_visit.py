@@ -84,7 +84,7 @@ def check(dry_run: bool, environment: dict[str, str]) -> list[Part]:
     tests += ["-o", "filterwarnings=default"]  # what others warn of in their newest versions
     whole = ["tests/cuda", "-n", "12", "--dist", "worksteal", "--maxfail=40", "--durations=10"]
     watched = ["-n", "0", "-k", "test_a_step and float32 and (half or small)", "tests/cuda/test_cuda_values.py"]
-    # Kernels with several uses of the same shared memory, which the simulator's threads cannot confuse.
+    # Kernels with several uses of the same shared memory.
     kinds = "(test_a_step or equal_the_oracle or gives_the_bits and 1024) and (float32 or float64)"
     racing = ["-n", "0", "-k", kinds, "--maxfail=3"]
     racing += [f"tests/cuda/test_{name}.py" for name in ("cuda_fused", "gpu_only", "cuda_derivatives", "cuda_counted")]

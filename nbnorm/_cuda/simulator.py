@@ -116,15 +116,22 @@ def room(packs: Packs, first: int) -> Packs:
 
 
 def from_further(value: float, delta: int) -> float:
-    """By way of memory and barriers: all threads of a block have to take part, of which a warp has WARP."""
+    """By way of memory and barriers; a warp has WARP threads, all of which have to take part."""
     from nbnorm._cuda.launch import cuda  # which imports this module
 
     t, of_threads = cuda.threadIdx.x, cuda.shared.array(plan.THREADS, np.float64)
     of_threads[t] = value
-    cuda.syncthreads()
+    wait_for_warp()
     result = of_threads[t + delta if t % plan.WARP + delta < plan.WARP else t]
-    cuda.syncthreads()
+    wait_for_warp()
     return result
+
+
+def wait_for_warp() -> None:
+    """For the whole block: the simulator knows no warps."""
+    from nbnorm._cuda.launch import cuda  # which imports this module
+
+    cuda.syncthreads()
 
 
 def load_table(table: NDArray, i: int, packs: Packs) -> NDArray:

@@ -20,35 +20,28 @@ if SIMULATED:
 
     install()
     import numpy as np
-    from numba.cuda.simulator import kernel
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
     from numba.np.numpy_support import as_dtype
+    from turns import Shared, drawn, take_turns
 
     from nbnorm._cuda import plan
 
-    # A thread that waits in the simulator keeps Python from the others until it is told to switch, 5 ms by default.
-    sys.setswitchinterval(1e-5)
+    take_turns()
 
     def shared_array(self, shape, dtype, dynamic=FakeCUDAShared.array):
-        """`cuda.shared.array`: one array for all threads. The simulator's looks first and then makes one, or two."""
+        """`cuda.shared.array`: one array for all threads, found without a traceback of who asks."""
         if shape == 0:
-            return dynamic(self, shape, dtype)
+            return dynamic(self, shape, dtype).view(Shared)
         line = sys._getframe(1)
-        made = np.empty(shape, as_dtype(dtype) if hasattr(dtype, "bitwidth") else dtype)
-        return self._allocations.setdefault((line.f_code.co_filename, line.f_lineno), made)
+        place = line.f_code.co_filename, line.f_lineno
+        if place not in self._allocations:
+            self._allocations[place] = np.empty(shape, as_dtype(dtype) if hasattr(dtype, "bitwidth") else dtype)
+        return self._allocations[place].view(Shared)
 
     FakeCUDAShared.array = shared_array
 
     # Small blocks, and several of them, so that small arrays meet every branch.
     plan.THREADS, plan.WARP, plan.COLUMNS, plan.BLOCKS, plan.BEGIN, plan.STEPS = 8, 4, 8, 8, 100, 2
-
-
-def pytest_configure(config):
-    """The threads of a block take turns (turns.py), but with NBNORM_THREADS_AT_ONCE=1."""
-    if SIMULATED and os.environ.get("NBNORM_THREADS_AT_ONCE") != "1":
-        from turns import Block
-
-        kernel.BlockManager = Block
 
 
 def _missing() -> str | None:
@@ -75,3 +68,10 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def cupy():
     return importlib.import_module("cupy")
+
+
+@pytest.fixture(autouse=True)
+def turns_of_its_own(request):
+    """A test draws the same numbers whatever runs before it."""
+    if SIMULATED:
+        drawn.seed(request.node.nodeid)

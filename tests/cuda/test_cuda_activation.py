@@ -54,7 +54,6 @@ def moved(cupy, *given):
     return [None if array is None else cupy.asarray(array) for array in given]
 
 
-@pytest.mark.triples_at_most("a dtype, a way of cutting and what stands beside; test_activation.py has them in full")
 @pytest.mark.each_value
 @every_shape
 @every_activation
@@ -82,7 +81,6 @@ def test_a_step_equals_the_definition(cupy, dtype, shape, activation, with_resid
     assert all(same_bits(a.get(), b.get()) for a, b in zip(again, found, strict=True))
 
 
-@pytest.mark.triples_at_most("a way of cutting, a form and what stands beside; test_activation.py has them in full")
 @pytest.mark.each_value
 @every_shape
 @pytest.mark.parametrize("form", ["where, padding", "weights, all of x", "all"])

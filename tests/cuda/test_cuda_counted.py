@@ -202,3 +202,17 @@ def test_a_channel_without_values_changes_nothing(cupy, rng):
         nbnorm.batch_norm_training(cupy.asarray(x), own, where=cupy.asarray(where), out=out)
     assert (own.running_var.get().tobytes(), own.num_batches) == (before, 0)
     assert (out.get() == 7).all()
+
+
+@pytest.mark.parametrize("first", [0, 3, 7])
+@pytest.mark.parametrize("second", range(8, 20))
+def test_two_values_that_count_are_enough_wherever_they_are(cupy, first, second):
+    """The threads of a block count them in rounds."""
+    x, where = np.arange(20.0).reshape(20, 1), np.zeros((20, 1), bool)
+    state = nbnorm.BatchNormState(1, device="cuda")
+    where[first] = True
+    with pytest.raises(ValueError, match="do not"):
+        nbnorm.batch_norm_training(cupy.asarray(x), state, where=cupy.asarray(where))
+    where[second] = True
+    _, saved = nbnorm.batch_norm_training(cupy.asarray(x), state, where=cupy.asarray(where))
+    assert saved.mean.get().tolist() == [(first + second) / 2]

@@ -20,7 +20,6 @@ def case(cupy, rng, shape, dtype="float32"):
     return x, dy, cupy.asarray(x), cupy.asarray(dy)
 
 
-@pytest.mark.pairs_at_most("each ghost batch is a step, which test_cuda_values.py and the test below have")
 @pytest.mark.each_value
 @every_shape
 @pytest.mark.parametrize("renorm", [None, nbnorm.Renorm(1.2, 0.5)], ids=["plain", "renorm"])
@@ -46,7 +45,6 @@ def test_ghost_batches_are_batches(cupy, dtype, shape, renorm, masked, rng):
         assert_stat_close(found.dbeta.get(), reference.by_channel(dy, 1).sum(-1))
 
 
-@pytest.mark.pairs_at_most("r and d change constants of a channel; what is done with these: test_cuda_values.py")
 @every_shape
 @pytest.mark.parametrize("parameters", [{}, {"dtype": "float64"}, {"use_gamma": False}, {"use_beta": False}], ids=str)
 @pytest.mark.parametrize("limits", [(1.3, 0.4), (100.0, 100.0)])

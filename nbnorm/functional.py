@@ -12,6 +12,7 @@ from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA, M2
 from nbnorm._ghost import in_ghost_batches
 from nbnorm._inputs import check_place, checked, checked_residual
 from nbnorm._layout import Axis
+from nbnorm._running import Running
 from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.renorm import Renorm
@@ -197,18 +198,7 @@ def batch_norm_training(
     count = float(N * S) if w is None else None
     with kernels.on_device_of(x):
         if peers is not None:
-            gathered, counts, count = _shards.gather_statistics(xp, peers, batch, N * S, w is not None)
-            if needs_variance and count is not None:
-                _enough.values(int(count), use_running, None)
-            if count is None and (not use_running or update is not None):
-                least = 0.0 if update is None or momentum is None else 1.0  # the same on every rank
-                short = np.flatnonzero(counts.sum(0) <= least)
-                _enough.counted(int(short[0]) if short.size else None, least, use_running, state.shape)
-            if not use_running:
-                saved._counts, saved._own, batch = counts, batch, stats
-            kernels.merge_statistics(counts, gathered, batch)
-            if count is None and momentum is None and update is not None:
-                update.demand_variance(counts.sum(0), batch[M2])
+            batch, count = _of_all_ranks(saved, peers, batch, update, momentum)
         if not use_running or update is not None:
             saved._batch, saved._count = batch, count
         gamma, beta = state.gamma, state.beta
@@ -236,6 +226,28 @@ def batch_norm_training(
         if update is not None:
             kernels.commit(update, momentum, batch, count)
     return y, saved
+
+
+def _of_all_ranks(
+    saved: Saved, peers: Sync, batch: NDArray, update: Running | None, momentum: float | None
+) -> tuple[NDArray, float | None]:  # fmt: skip
+    """The statistics of the batch, of which `batch` has those of this rank, and its values per channel, or None where
+    channels differ. What is too little raises the same error on every rank.
+    """
+    kernels, (N, _, S) = saved._kernels, saved._layout.shape
+    gathered, counts, count = _shards.gather_statistics(kernels.xp, peers, batch, N * S, saved._w is not None)
+    if count is None:
+        least = 0.0 if update is None or momentum is None else 1.0
+        short = np.flatnonzero(counts.sum(0) <= least)
+        _enough.counted(int(short[0]) if short.size else None, least, saved.use_running, saved._shape)
+    elif not saved.use_running or momentum is not None:  # the running statistics are updated where they are used
+        _enough.values(int(count), saved.use_running, None)
+    if not saved.use_running:
+        saved._counts, saved._own, batch = counts, batch, saved._stats
+    kernels.merge_statistics(counts, gathered, batch)
+    if count is None and momentum is None and update is not None:
+        update.demand_variance(counts.sum(0), batch[M2])
+    return batch, count
 
 
 def batch_norm_inference(

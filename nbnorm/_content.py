@@ -85,7 +85,7 @@ def shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
     return num_features if isinstance(num_features, tuple) else (num_features,)
 
 
-def made(kind: Callable[..., _State], content: Content, num_samples: int | None) -> _State:
+def made(kind: Callable[..., _State], content: Content, num_samples: int | NDArray | None) -> _State:
     """The state; `num_samples` overrules what the content says of it."""
     state: Any = kind(**content.arguments | {"momentum": None})
     state.momentum = content.arguments["momentum"]  # which was another state's: no warning

@@ -14,6 +14,12 @@ from nbnorm._arguments import short
 LEAST_SLOPE = float(np.finfo(np.float32).smallest_normal)  # in float32 less may be 0, and 0 times infinity NaN
 
 
+def flag(name: str, value: object) -> None:
+    """Text and arrays are no flags: "no" would be true."""
+    if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+        raise TypeError(f"{name} is {short(value)}; expected True or False")
+
+
 def missing(value: object) -> None:
     """One of the two."""
     if not isinstance(value, str) or value not in ("propagate", "omit"):

@@ -147,12 +147,13 @@ class Running:
             return 1.0
         return max(0.0, self.ddof - float(np.min(self._seen(), initial=np.inf))) if with_weights else 0.0
 
-    def demand_variance(self, count: NDArray, m2: NDArray) -> None:
+    def demand_variance(self, name: str, count: NDArray, m2: NDArray) -> None:
         """The same of the counts and m2 of each channel, to be pooled."""
         count, m2 = (_device.host(array).reshape(self.mean.shape) for array in (count, m2))
-        if ((count + self._seen() <= self.ddof) & (count > 0) & (m2 > 0)).any():
+        lost = (count + self._seen() <= self.ddof) & (count > 0) & (m2 > 0)
+        if lost.any():
             raise ValueError(
-                f"stats has a channel whose values count {float(count.min()):g} times in all; pooling needs more than "
+                f"{name} has a channel whose values count {count[lost][0]:g} times in all; pooling needs more than "
                 "1 with those before, or their variance is lost: merge_stats keeps it"
             )
 

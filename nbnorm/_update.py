@@ -33,7 +33,7 @@ def fold_in(stats: BatchStats, running: Running, momentum: float | None) -> None
     with kernels.on_device_of(stats.mean):
         count = _count_of(stats, running.mean.shape, momentum)
         if momentum is None and count is None:
-            running.demand_variance(stats.count, stats.m2)
+            running.demand_variance("stats", stats.count, stats.m2)
         running.update(kernels, momentum, stats, count)
 
 

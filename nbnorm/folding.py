@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _options
 from nbnorm._dispatch import kernels_for
 from nbnorm.state import BatchNormState
 
@@ -83,6 +83,7 @@ def fold(
             _arguments.same_device(name, array, found, state.device, "the state", 'state.to("{found}")')
     weight = kernels.values("weight", weight)
     bias = bias if bias is None else kernels.values("bias", bias)
+    _options.flag("after", after)
     channels, outputs = _axes(weight, axis, after)
     if state.shape != (weight.shape[channels],):
         raise ValueError(

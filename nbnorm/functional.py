@@ -138,8 +138,14 @@ def batch_norm_training(
     """
     if sync is not None:
         _options.messenger(sync)
-    peers = sync if update_running or not use_running else None
+    peers = sync
     try:
+        if use_running is not True and use_running is not False:
+            _options.flag("use_running", use_running)
+        if update_running is not True and update_running is not False:
+            _options.flag("update_running", update_running)
+        if use_running and not update_running:
+            peers = None
         if ghost is not None:
             _options.own_statistics("ghost", use_running)
             _options.unsharded(sync)
@@ -246,7 +252,7 @@ def _of_all_ranks(
         saved._counts, saved._own, batch = counts, batch, saved._stats
     kernels.merge_statistics(counts, gathered, batch)
     if count is None and momentum is None and update is not None:
-        update.demand_variance(counts.sum(0), batch[M2])
+        update.demand_variance("the batch", counts.sum(0), batch[M2])
     return batch, count
 
 

@@ -65,8 +65,16 @@ def report() -> Iterator[tuple[str, str]]:
     yield "threads", f"{settings.NUMBA_NUM_THREADS} for kernels, {os.cpu_count()} processors"
     layers = "; ".join(f"{layer}: {_layer(module)}" for layer, module in LAYERS.items())
     yield "threading layer", f"setting {settings.THREADING_LAYER!r}; {layers}"
-    cache = Path(reduce_segments.serial.cache_path or "none")
-    yield "kernel cache", f"{cache} ({'writable' if _writable(cache) else 'NOT WRITABLE: set NUMBA_CACHE_DIR'})"
+    if (cache := reduce_segments.serial.cache_path) is None:
+        yield (
+            "kernel cache",
+            "NONE: every process compiles anew; set NUMBA_CACHE_DIR to a directory that can be written",
+        )
+    else:
+        yield (
+            "kernel cache",
+            f"{cache} ({'writable' if _writable(Path(cache)) else 'NOT WRITABLE: set NUMBA_CACHE_DIR'})",
+        )
     found = [f"{name} {version}" for name in GPU_PACKAGES if (version := _version(name))]
     yield "GPU packages", ", ".join(found) or "none"
     if problem := _device.compiler_problem():

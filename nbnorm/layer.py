@@ -173,7 +173,7 @@ class BatchNorm:
     @classmethod
     def load(
         cls, path: files.Path, prefix: str = "", *, axis: Axis = 1,
-        num_features: int | tuple[int, ...] | None = None, num_samples: int | None = None,
+        num_features: int | tuple[int, ...] | None = None, num_samples: int | NDArray | None = None,
     ) -> BatchNorm:  # fmt: skip
         """A layer with the state of a file, in training mode: `BatchNormState.load`, whose arguments and errors it has.
 
@@ -186,7 +186,8 @@ class BatchNorm:
         )
 
     def save(self, path: files.Path) -> None:
-        """Write the state to a file: `BatchNormState.save`. `axis`, `training` and `frozen` are not in it.
+        """Write the state to a file: `BatchNormState.save`. What the layer itself has is not in it: `axis`,
+        `activation`, `ghost`, `renorm`, `training`, `frozen`. Set them anew where they are not the defaults.
 
         Examples
         --------

@@ -212,6 +212,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def to_state(self, *, eps: float = 1e-12) -> BatchNormState:
         """A state with these statistics as its running ones, for `nbnorm.batch_norm_inference` and further training.
 
+        They are those of `fit` and `partial_fit`; an attribute that was assigned, such as `mean_`, is not among them.
+
         Parameters
         ----------
         eps : float
@@ -321,7 +323,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             each = _device.host(count)
             whole = bool(((each == np.floor(each)) & (each <= 2.0**53)).all())  # beyond, weights that no int64 may hold
             self.n_samples_seen_: Any = count.astype(np.int64) if whole else count.copy()
-            if (each == each.flat[0]).all():
+            if each.size and (each == each.flat[0]).all():
                 self.n_samples_seen_ = int(each.flat[0]) if whole else float(each.flat[0])
         return self
 

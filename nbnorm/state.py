@@ -108,6 +108,9 @@ class BatchNormState:
         dtype: DTypeLike = "float32",
         device: str = "cpu",
     ) -> None:
+        flags = {"use_gamma": use_gamma, "use_beta": use_beta, "track_running": track_running, "unbiased": unbiased}
+        for name, value in flags.items():
+            _options.flag(name, value)
         self._num_features = _options.num_features(num_features)
         self._dtype = _options.parameter_dtype(dtype)
         self._device = _device.resolve(device)
@@ -119,8 +122,7 @@ class BatchNormState:
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
             self._beta = xp.zeros(shape, self._dtype) if use_beta else None
             self._running = Running.fresh(shape, xp, 1.0 if unbiased else 0.0) if track_running else None
-        if skip_nonfinite:
-            self.skip_nonfinite = True
+        self.skip_nonfinite = skip_nonfinite
 
     @classmethod
     def like(cls, library: str, num_features: int | tuple[int, ...], **changes: Any) -> BatchNormState:
@@ -242,6 +244,7 @@ class BatchNormState:
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, value: bool) -> None:
+        _options.flag("skip_nonfinite", value)
         if value or self._running is not None:  # without running statistics nothing is skipped
             self._demand_running().skip_nonfinite = bool(value)
 
@@ -286,7 +289,7 @@ class BatchNormState:
         -----
         So a file that does not fit into memory is read in pieces. With momentum None the order and the size of the
         pieces do not matter: the result is that of everything at once, but for the rounding of each mean to float64
-        (docs/numerics.md: 1e-9 of the variance at mean/std 1e8). On a GPU the call waits for `stats.count`.
+        (docs/numerics.md: at mean/std 1e8 some 1e-9 of the variance). On a GPU the call waits for `stats.count`.
 
         Examples
         --------
@@ -374,7 +377,7 @@ class BatchNormState:
         momentum: float | None = 0.1,
         unbiased: bool = True,
         num_features: int | tuple[int, ...] | None = None,
-        num_samples: int | None = None,
+        num_samples: int | NDArray | None = None,
     ) -> BatchNormState:
         """A state from a dictionary with PyTorch's names: an own one, or a layer's out of a whole network's.
 
@@ -388,7 +391,7 @@ class BatchNormState:
             As in the constructor; PyTorch does not store them with the arrays.
         num_features : int or tuple of int, optional
             Needed where the arrays have several dimensions.
-        num_samples : int, optional
+        num_samples : int or array, shape num_features, optional
             How many values per channel the running statistics are of, which PyTorch does not store and momentum None
             needs. With 0 the next batch replaces them.
 
@@ -452,7 +455,7 @@ class BatchNormState:
         prefix: str = "",
         *,
         num_features: int | tuple[int, ...] | None = None,
-        num_samples: int | None = None,
+        num_samples: int | NDArray | None = None,
     ) -> BatchNormState:
         """A state from a file of `save`, or a layer from a .safetensors file of a PyTorch network.
 

@@ -652,6 +652,22 @@ def test_a_channel_needs_values_that_count(given, momentum, use_running, values)
     training(given.x, given.state, where=where, use_running=True, update_running=False)
 
 
+@pytest.mark.exhaustive("kernels for weights alone")
+def test_pooling_needs_weights_of_more_than_one_value_with_what_was_before(given):
+    """The variance of a fraction of a value would be lost."""
+    given.state, weights = nbnorm.BatchNormState(3, momentum=None), np.full((8, 1, 1), 1 / 64)  # 0.75 a channel
+    step = {"weights": weights, "out": given.out}
+    refuse(given, lambda: training(given.x, given.state, **step), ValueError, "count more than 1 times in all")
+    training(given.x[:1, :, :1], given.state, use_running=True)
+    assert given.state.num_samples == 1
+    training(given.x, given.state, **step)
+    first, x = reference.wide(given.x[:1, :, :1]), reference.wide(given.x)
+    mean = (first.sum((0, 2)) + 0.75 * x.mean((0, 2))) / 1.75
+    m2 = ((first - mean[:, None]) ** 2).sum((0, 2)) + 0.75 * ((x - mean[:, None]) ** 2).mean((0, 2))
+    assert_stat_close(given.state.running_mean, mean)
+    assert_stat_close(given.state.running_var, m2 / 0.75)
+
+
 def test_statistics_of_no_value_are_zero(given):
     found = nbnorm.batch_stats(given.x, where=one_channel_short(0))
     assert [part[1] for part in found] == [0, 0, 0]

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from common import random_state, refuse, same_bits
+from common import random_state, refuse, same_bits, snapshot
 
 import nbnorm
 from nbnorm import batch_norm_backward as backward
@@ -270,3 +270,28 @@ def test_options_must_be_named(given):
         refuse(given, lambda c=call: c(given.x, given.state, 1), TypeError, "positional")
     refuse(given, lambda: backward(given.dy, given.saved, given.out), TypeError, "positional")
     refuse(given, lambda: batch_stats(given.x, 1), TypeError, "positional")
+
+
+@pytest.mark.parametrize("value", ["no", None, 2, np.ones(2, bool), [False]], ids=repr)
+def test_a_flag_is_true_or_false(given, value):
+    """Text is true whatever it says."""
+    for name in ("use_running", "update_running"):
+        refuse(
+            given, lambda name=name: training(given.x, given.state, **{name: value}), TypeError, f"{name} is ", "False"
+        )
+    for name in ("use_gamma", "use_beta", "track_running", "unbiased", "skip_nonfinite"):
+        with pytest.raises(TypeError, match=f"{name} is .*; expected True or False"):
+            nbnorm.BatchNormState(3, **{name: value})
+    with pytest.raises(TypeError, match=r"after is .*; expected True or False"):
+        nbnorm.fold(np.ones((3, 3)), None, given.state, after=value)
+    with pytest.raises(TypeError, match="skip_nonfinite is "):
+        given.state.skip_nonfinite = value
+
+
+def test_flags_may_be_numpys_and_numbers(given):
+    states = []
+    for true, false in ((True, False), (np.True_, np.False_), (1, 0)):
+        state = nbnorm.BatchNormState(3, use_beta=false, skip_nonfinite=true)
+        training(given.x, state, use_running=false, update_running=true)
+        states.append((state.beta, state.skip_nonfinite, snapshot(state)))
+    assert states[0] == states[1] == states[2]

@@ -48,9 +48,11 @@ def test_compensated_sums_equal_exact_ones():
     v, u = [1e16, 1.0, -1e16, 3.0], [1.0, 2.0**-30, 1.0, 1.0]
     for one_v, one_u in zip(v, u, strict=True):
         found = formulas.accumulate_compensated(*found, one_v, one_u)
-    twice = formulas.join_compensated(found, found)
     assert (found[0] + found[2], found[1] + found[3]) == (4.0, 3.0 + 2.0**-30)
-    assert (twice[0] + twice[2], twice[1] + twice[3]) == (8.0, 6.0 + 2.0**-29)
+    other = (1e16, 3.0, 0.25, 2.0**-60)
+    s, q, s_lost, q_lost = formulas.join_compensated((1.0, 2.0**-53, 0.5, 2.0**-61), other)
+    assert F(s) + F(s_lost) == 10**16 + F("1.75")
+    assert F(q) + F(q_lost) == 3 + F(2) ** -53 + F(2) ** -60 + F(2) ** -61
 
 
 def test_a_negative_m2_is_rounding_and_counts_as_zero():

@@ -261,6 +261,16 @@ def test_the_last_one_needs_a_variance_before_the_first_is_counted(given, rng):
     refuse(given, lambda: training(given.x, given.state, ghost=4, where=where[:7]), ValueError, "where has shape")
 
 
+def test_param_grads_are_checked_though_there_is_one_rank(given):
+    _, saved = training(given.x, given.state, ghost=4)
+    refuse(
+        given,
+        lambda: nbnorm.batch_norm_backward(given.dy, saved, param_grads="all"),
+        ValueError,
+        "param_grads is 'all'",
+    )
+
+
 def test_the_layer_has_them_in_training_only(rng):
     x, dy = sample(rng, (8, 3, 6)), sample(rng, (8, 3, 6))
     layer, state = nbnorm.BatchNorm(3, ghost=2), nbnorm.BatchNormState(3)

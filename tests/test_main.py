@@ -105,3 +105,10 @@ def test_the_demo_checks_where_the_figure_goes_before_it_trains(out, reason, cap
         pytest.importorskip(package, reason='NO DEMO TESTS: pip install -e ".[demo]"')
     assert main(["demo", "--out", str(tmp_path / out)]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_info_says_where_there_is_no_cache(monkeypatch):
+    from nbnorm._cpu.reduce import reduce_segments
+
+    monkeypatch.setattr(type(reduce_segments.serial), "cache_path", None)
+    assert dict(info.report())["kernel cache"].startswith("NONE: ")

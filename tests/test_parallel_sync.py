@@ -288,6 +288,25 @@ def test_too_few_values_on_all_ranks_together(rng):
     assert "got 1 (on all ranks together)" in str(errors[0])
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_take_one_value_on_all_ranks_together_where_they_pool(momentum, rng):
+    """An average would take the variance of a single value."""
+    x, state = sample(rng, (1, 3)), nbnorm.BatchNormState(3, momentum=momentum)
+
+    def work(rank, sync):
+        own = copy.deepcopy(state)
+        nbnorm.batch_norm_training(x[:rank], own, use_running=True, sync=sync)
+        return own
+
+    found = ranks.run(2, work)
+    if momentum is not None:
+        assert {type(error) for error in found} == {ValueError}
+        assert all("updating running_var" in str(error) and "got 1 (on all ranks" in str(error) for error in found)
+    else:
+        state.update(nbnorm.batch_stats(x))
+        assert [snapshot(own) for own in found] == [snapshot(state)] * 2
+
+
 def test_two_values_on_two_ranks_are_enough(rng):
     x, dy = sample(rng, (2, 3)), sample(rng, (2, 3))
     state = random_state(rng, 3, eps=0.1)

@@ -355,3 +355,8 @@ def test_infinity_in_what_is_transformed_stays_infinity(of):
 def test_without_a_fit():
     with pytest.raises(sklearn.exceptions.NotFittedError):
         StandardScaler().transform(X)
+
+
+def test_no_channels_beside_weights():
+    scaler = StandardScaler().fit(np.zeros((5, 4, 0)), sample_weight=np.ones(5))
+    assert scaler.mean_.shape == (0,)

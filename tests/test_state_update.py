@@ -247,3 +247,20 @@ def test_an_empty_shard(sizes, value):
     for one in ranks.step_in_shards(x, np.ones((4, 1)), nbnorm.BatchNormState(1, momentum=None), sizes, 1, "global"):
         assert (one.state.running_mean.tolist(), one.state.running_var.tolist()) == ([value], [0.0])
         assert one.y.tolist() == [[0.0]] * len(one.y)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize(("mean", "m2"), [(np.nan, 1.0), (np.inf, 1.0), (0.5, np.inf)])
+def test_either_moment_that_is_not_finite_is_skipped(momentum, mean, m2):
+    state = nbnorm.BatchNormState(2, momentum=momentum, skip_nonfinite=True)
+    before = snapshot(state)
+    state.update(nbnorm.BatchStats(np.array(4.0), np.array([0.0, mean]), np.array([1.0, m2])))
+    assert (snapshot(state), state.num_skipped) == (before, 1)
+
+
+def test_the_channel_whose_variance_would_be_lost_is_the_one_that_is_named():
+    state = nbnorm.BatchNormState(3, momentum=None)
+    before = snapshot(state)
+    with pytest.raises(ValueError, match=r"count 0\.4 times in all"):
+        state.update(nbnorm.BatchStats(np.array([7.0, 0.0, 0.4]), np.zeros(3), np.array([1.0, 0.0, 1.0])))
+    assert snapshot(state) == before

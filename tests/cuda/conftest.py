@@ -36,7 +36,9 @@ if SIMULATED:
         line = sys._getframe(1)
         place = line.f_code.co_filename, line.f_lineno
         if place not in self._allocations:
-            self._allocations[place] = np.empty(shape, as_dtype(dtype) if hasattr(dtype, "bitwidth") else dtype)
+            made = np.empty(shape, as_dtype(dtype) if hasattr(dtype, "bitwidth") else dtype)
+            made.view(np.uint8)[...] = 0xFF  # NaN, for who reads what nobody has written
+            self._allocations[place] = made
         return self._allocations[place].view(Shared)
 
     FakeCUDAShared.array = shared_array

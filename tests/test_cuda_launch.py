@@ -284,6 +284,7 @@ def test_memory_of_a_captured_call_is_kept(cupy, started, monkeypatch, shape, us
     started.clear()
     x, dy, out = (cupy.asarray(np.ones((shape[0] * 2, *shape[1:]), np.float32))[::2] for _ in range(3))  # copied
     state = nbnorm.BatchNormState(shape[1], device="cuda")
+    state.num_samples = np.arange(float(shape[1]))  # of each channel: an array, which reset_running lets go of
     y, saved = nbnorm.batch_norm_training(x, state, use_running=use_running, out=out)
     gradients = nbnorm.batch_norm_backward(dy, saved)
     nbnorm.batch_norm_inference(x, state, out=out)

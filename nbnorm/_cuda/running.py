@@ -15,7 +15,7 @@ from nbnorm._cuda.combine import finalize_given
 from nbnorm._cuda.finalize import POOLED, UNKNOWN, commit_batch
 from nbnorm._cuda.kinds import F64, kind, kind_of_number
 from nbnorm._cuda.launch import number, pointer
-from nbnorm._cuda.memory import in_memory, scratch
+from nbnorm._cuda.memory import in_memory, kept, scratch
 from nbnorm._cuda.passes import apply, coefficients, cut_of_gradient, cut_of_map, gradient, reduce, signs_of
 from nbnorm._formulas import DEVIATION, M2, ORIGIN
 from nbnorm._running import Running
@@ -28,6 +28,8 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float 
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
     with running.lock:  # two threads would make counts for each channel twice
         samples = running.samples if count is not None else running.count_each()
+    if samples is not None:  # which `reset` lets go of
+        samples = kept(samples)
     commit_batch(
         (1, 1), plan.THREADS, (F64, F64, F64, "int64", kind(samples)),
         pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters), pointer(samples),

@@ -50,7 +50,7 @@ NO_ARRAYS = [
     1 + 2j,
 ]
 AXES = [1, 1, 1, 1, -1, 0, 2, 7, -9, (1,), (0, 1), (1, 1), (), 1.0, "1", None, True, [1], 10**30, (1, None), (2, 1)]
-FLAGS = [True, False, False, 1, 0, None, "yes"]
+FLAGS = [True, False] * 8 + [1, 0, None, "yes"]  # the last two are none
 needs_mprotect = pytest.mark.skipif(sys.platform != "linux", reason="NO GUARD PAGES: made with mprotect of Linux")
 MARK = 0xA5  # of every byte that no call may touch
 

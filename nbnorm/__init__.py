@@ -57,7 +57,7 @@ _HOME = {
     "set_num_threads": "_cpu.threads",
 }
 
-_MODULES = ("exchange", "parallel")
+_MODULES = ("exchange", "parallel", "sklearn", "xarray")  # the last two need a package of that name
 
 __all__ = [
     "BatchNorm",

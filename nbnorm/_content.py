@@ -14,7 +14,7 @@ from nbnorm._running import Running
 # PyTorch's names
 NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 COUNTERS = ("num_batches_tracked", "num_samples_tracked")  # the second is nbnorm's own
-SKIPPED_BATCHES = "num_batches_skipped"  # in files only
+SKIPPED_BATCHES = "num_batches_skipped"  # written in files only
 
 # Batches, values per channel (an array where they differ, None where nobody has counted), skipped batches
 Counters = tuple[int, int | NDArray[np.float64] | None, int]

@@ -25,6 +25,6 @@ def of(library: str) -> dict[str, Any]:
     ValueError
         For an unknown library.
     """
-    if library not in CONVENTIONS:
+    if not isinstance(library, str) or library not in CONVENTIONS:
         raise ValueError(f"library is {library!r:.40}; expected one of {', '.join(map(repr, CONVENTIONS))}")
     return CONVENTIONS[library]

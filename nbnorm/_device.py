@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nbnorm import _needed
+
 GPU_PACKAGES = 'pip install cupy-cuda13x "numba-cuda[cu13]" "numpy<2.5" (an older driver: cupy-cuda12x, [cu12])'
 
 
@@ -44,11 +46,8 @@ def library(device: str) -> ModuleType:
     """NumPy or CuPy."""
     if device == "cpu":
         return np
-    try:
+    with _needed.package('device="cuda"', GPU_PACKAGES):
         import cupy
-    except ImportError as error:
-        error.add_note(f'device="cuda" needs CuPy: {GPU_PACKAGES}')
-        raise
     return cupy
 
 

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from nbnorm import _device
+from nbnorm import _device, _needed
 
 _WAY_OUT = {  # by the package of the type, which is not imported for it
     "torch": "pass {0}.detach().numpy()",
+    "torch.bfloat16": "pass {0}.detach().float().numpy()",  # of this dtype, which NumPy lacks
+    "jax": "pass np.asarray({0}), outside of jax.jit",  # inside there are no values
     "numba": "pass {0}.copy_to_host()",
     "dask": "use nbnorm.parallel.dask, or pass {0}.compute()",
     "pandas": "pass {0}.to_numpy()",
     "polars": "pass {0}.to_numpy()",
-    "xarray": "pass {0}.to_numpy()",
+    "xarray": "use nbnorm.xarray, or pass .to_numpy() of a DataArray",
     "scipy": "pass {0}.toarray()",  # its sparse matrices
     "cupyx": "pass {0}.toarray()",
     "sparse": "pass {0}.todense()",
@@ -53,11 +55,8 @@ def _cpu() -> ModuleType:
 def _cuda() -> ModuleType:
     if problem := _device.compiler_problem():
         raise ImportError(problem)
-    try:
+    with _needed.package("A CuPy array", _device.GPU_PACKAGES):
         from nbnorm import _cuda
-    except ImportError as error:
-        error.add_note(f"CuPy arrays need numba-cuda: {_device.GPU_PACKAGES}")
-        raise
     return _cuda
 
 
@@ -69,7 +68,8 @@ def _refuse_foreign(name: str, array: Any) -> None:
     if isinstance(array, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix; pass np.asarray({name})")
     if not isinstance(array, np.ndarray):
-        way_out = _WAY_OUT.get(kind.__module__.split(".")[0], "pass np.asarray({0})")
+        package, dtype = kind.__module__.split(".")[0], str(getattr(array, "dtype", None))
+        way_out = _WAY_OUT.get(dtype if dtype in _WAY_OUT else package, "pass np.asarray({0})")
         if hasattr(array, "__cuda_array_interface__"):
             way_out = "pass cupy.asarray({0})"
         shown = f"{kind.__module__}.{kind.__qualname__}"

@@ -139,8 +139,14 @@ def is_far(d, m2, count):
 
 
 @formula
+def standard_deviation(var, eps):
+    """σ of Eq. 36."""
+    return math.sqrt(var + eps)
+
+
+@formula
 def inverse_std(var, eps):
-    """Eq. 5."""
+    """Eq. 5: the reciprocal of the same, not by a call, which every first call would have to compile."""
     return 1.0 / math.sqrt(var + eps)
 
 
@@ -211,6 +217,12 @@ def centred_product(s, q, d):
 def whole_sum(s, h, count):
     """Eq. 11: the sum of dy from that of v = dy - h."""
     return fma(count, h, s)
+
+
+@formula
+def gamma_gradient(sum_dy_xmu, inv_std):
+    """Eq. 11: dgamma."""
+    return sum_dy_xmu * inv_std
 
 
 @formula

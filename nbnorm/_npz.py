@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 Specs = dict[str, tuple[str, tuple[int, ...]]]  # name: (dtype, shape)
 
-_ABOUT = "nbnorm.json"
+ABOUT = "nbnorm.json"
 _LONGEST = 4096  # bytes of the directory, of the description, of the header of an array: save writes some hundreds
 _DTYPES = {b"<f4": "float32", b"<f8": "float64", b"<i8": "int64"}
 _END = struct.Struct("<4s4H2LH")  # the last record: signature, disks, entries, size and place of the directory, comment
@@ -32,7 +32,7 @@ def write(arrays: dict[str, NDArray], about: str) -> bytes:
     """The file, the same bytes for the same state."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo(_ABOUT), about)
+        archive.writestr(zipfile.ZipInfo(ABOUT), about)
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                 little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -56,7 +56,7 @@ def opened(path: str, prefix: str) -> Iterator[tuple[bytes, Specs, Callable[[str
                 little = np.dtype(dtype).newbyteorder("<")
                 return np.frombuffer(archive.read(f"{name}.npy"), little, offset=offset).reshape(shape)
 
-            yield archive.read(_ABOUT), specs, read
+            yield archive.read(ABOUT), specs, read
 
 
 def _directory(file: BinaryIO) -> tuple[int, int]:
@@ -81,8 +81,8 @@ def _check(members: list[zipfile.ZipInfo], start: int, length: int) -> None:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"has two members {twice[0]!r:.40}")
-    if names[:1] != [_ABOUT]:
-        raise ValueError(f"does not begin with {_ABOUT}: it was not written by BatchNormState.save")
+    if names[:1] != [ABOUT]:
+        raise ValueError(f"does not begin with {ABOUT}: it was not written by BatchNormState.save")
     end = 0
     for member in members:
         name = f"{member.orig_filename!r:.40}"
@@ -96,7 +96,7 @@ def _check(members: list[zipfile.ZipInfo], start: int, length: int) -> None:
     if end != start or sum(46 + len(name) for name in names) != length:
         raise ValueError("has data outside its members")
     if members[0].file_size > _LONGEST:
-        raise ValueError(f"has a {_ABOUT} of {members[0].file_size} bytes; expected at most {_LONGEST}")
+        raise ValueError(f"has a {ABOUT} of {members[0].file_size} bytes; expected at most {_LONGEST}")
 
 
 def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, str, tuple[int, ...]]:

@@ -37,7 +37,7 @@ def check_output(
         raise ValueError(f"{name} is read-only; pass a writable array, such as np.empty_like(x)")
     if not getattr(flags, "aligned", True):
         raise ValueError(f"{name} is not aligned in memory; pass an aligned array, such as np.empty_like(x)")
-    if not flags.c_contiguous and _overlaps_itself(out):
+    if not flags.c_contiguous and overlaps_itself(out):
         raise ValueError(f"{name} overlaps itself, as a broadcast view does; pass np.empty_like(x)")
     for other, array in inputs:
         if array is None or not kernels.may_overlap(out, array):  # bounds only: cheap
@@ -50,7 +50,7 @@ def check_output(
             raise ValueError(f"{name} overlaps {other} in memory; pass an array of its own")
 
 
-def _overlaps_itself(array: NDArray) -> bool:
+def overlaps_itself(array: NDArray) -> bool:
     """Whether two indices reach the same memory. Exact where strides nest, else on the safe side."""
     reach = array.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):

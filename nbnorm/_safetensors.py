@@ -8,6 +8,7 @@ from types import ModuleType
 
 from numpy.typing import NDArray
 
+from nbnorm import _needed
 from nbnorm._npz import Specs
 
 _ABOUT = "nbnorm"
@@ -48,8 +49,6 @@ def opened(path: str, prefix: str) -> Iterator[tuple[str | None, Specs, Callable
 
 
 def _package() -> ModuleType:
-    try:
+    with _needed.package("A .safetensors file", "pip install safetensors"):
         import safetensors.numpy
-    except ImportError as cause:
-        raise ImportError(".safetensors files need a package: pip install safetensors") from cause
     return safetensors

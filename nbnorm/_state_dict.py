@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nbnorm import _arguments, _content, _device, _options
 from nbnorm._content import COUNTERS, NAMES, SKIPPED_BATCHES, Content, shape_of
 from nbnorm._foreign import to_numpy
+from nbnorm._npz import ABOUT
 
 _NAMES_ELSEWHERE = {
     "gamma": "weight", "scale": "weight", "beta": "bias", "B": "bias",
@@ -43,10 +44,10 @@ def content(
         negative, a counter no whole number, shapes differ, or only one of running_mean and running_var is there.
     """
     _arguments.instance("state_dict", state_dict, Mapping, "a mapping of names to arrays, such as layer.state_dict()")
-    _arguments.instance("prefix", prefix, str, 'what the names begin with, such as "layer1.0.bn1."')
+    check_prefix(prefix)
     found = {str(key).removeprefix(prefix): state_dict[key] for key in state_dict if str(key).startswith(prefix)}
     under = f"under {prefix!r:.30}"
-    unknown = found.keys() - {*NAMES.values(), *COUNTERS}
+    unknown = found.keys() - {*NAMES.values(), *COUNTERS, SKIPPED_BATCHES}
     if unknown:
         raise ValueError(f"state_dict has {unknown_names(unknown)} {under}")
     device = max(map(_device.of, found.values()), default="cpu")  # a GPU, if one is among them
@@ -65,16 +66,21 @@ def content(
             raise TypeError(f"{NAMES[name]} has dtype {array.dtype!s:.40} {under}; expected real numbers")
     if "running_var" in arrays and np.any(arrays["running_var"] < 0):
         raise ValueError(f"running_var has negative values {under}")
-    parameter = arrays.get("gamma", arrays.get("beta"))
+    parameters = [arrays[name].dtype for name in ("gamma", "beta") if name in arrays]
     arguments = {
         "num_features": features,
         "use_gamma": "gamma" in arrays,
         "use_beta": "beta" in arrays,
         "track_running": "running_mean" in arrays,
-        "dtype": "float64" if parameter is not None and parameter.dtype == np.float64 else "float32",
+        "dtype": "float64" if np.float64 in parameters else "float32",
         **beside,
     }
     return Content(arguments, arrays, _content.counters(values, shape), device)
+
+
+def check_prefix(prefix: str) -> None:
+    """It is text."""
+    _arguments.instance("prefix", prefix, str, 'what the names begin with, such as "layer1.0.bn1."')
 
 
 def _features(
@@ -94,6 +100,8 @@ def _features(
 
 def unknown_names(names: Set[str]) -> str:
     """What to do about names that are not ours."""
+    if ABOUT in names:
+        return f"{ABOUT}: it is a file of BatchNormState.save, which BatchNormState.load reads; expected arrays alone"
     if names <= _NAMES_ELSEWHERE.keys():
         renamed = ", ".join(f"{name} to {_NAMES_ELSEWHERE[name]}" for name in sorted(names))
         return f"names of another library (nbnorm.exchange): rename {renamed:.90},"

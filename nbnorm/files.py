@@ -158,10 +158,11 @@ def _check_own(specs: Specs, arguments: dict[str, Any]) -> None:
 
 def _check_layer(specs: Specs, num_features: int | tuple[int, ...] | None) -> None:
     """The arrays of one batch normalization of PyTorch: other layers have other names or shapes."""
-    unknown = specs.keys() - set(_NAMES)
+    counters = (*COUNTERS, SKIPPED_BATCHES)
+    unknown = specs.keys() - {*_NAMES, SKIPPED_BATCHES}
     if unknown:
         raise ValueError(f"has {unknown_names(unknown)} under the prefix")
-    shapes = {shape for name, (_, shape) in specs.items() if name not in COUNTERS}
+    shapes = {shape for name, (_, shape) in specs.items() if name not in counters}
     if len(shapes) != 1:
         raise ValueError(f"has {'arrays of several shapes' if shapes else 'no arrays'} under the prefix")
     shape = shapes.pop()
@@ -169,9 +170,9 @@ def _check_layer(specs: Specs, num_features: int | tuple[int, ...] | None) -> No
         raise ValueError(f"has arrays of shape {shape!s:.24}; expected one dimension, or say num_features=")
     for name, spec in specs.items():
         each = name == COUNTERS[1] and spec == ("float64", shape)
-        if name in COUNTERS and not each and (prod(spec[1]) != 1 or spec[0] not in (*_INTEGERS, *_FLOATS)):
+        if name in counters and not each and (prod(spec[1]) != 1 or spec[0] not in (*_INTEGERS, *_FLOATS)):
             raise ValueError(f"has {name} of {_shown(spec)}; expected one whole number")
-        if name not in COUNTERS and spec[0] not in _FLOATS:
+        if name not in counters and spec[0] not in _FLOATS:
             raise ValueError(f"has {name} of {_shown(spec)}; expected {', '.join(_FLOATS)}")
 
 

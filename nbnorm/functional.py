@@ -221,7 +221,7 @@ def batch_norm_training(
             kernels.normalize(flat, target, layout.shape, gamma, beta, state.eps, count, stats, added, slope)
         elif x.size:
             # Nothing that may fail comes after a change of the state.
-            last = update if target is y and not needs_signs else None
+            last, needs_signs = update if target is y else None, False
             if kernels.training_forward(
                 flat, target, layout.shape, gamma, beta, state.eps, stats, w, last, momentum, added, slope
             ):

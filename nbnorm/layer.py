@@ -321,6 +321,7 @@ class BatchNorm:
 
     def train(self, mode: bool = True) -> BatchNorm:
         """Normalize with the batch from now on, unless `frozen`. Returns the layer."""
+        _options.flag("mode", mode)
         self.training = bool(mode)
         if not mode:
             self._results = None
@@ -346,4 +347,6 @@ class BatchNorm:
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNorm, name, _names.OF_LAYER)
+        if name in ("training", "frozen", "debug"):
+            _options.flag(name, value)
         object.__setattr__(self, name, value)

@@ -7,14 +7,24 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nbnorm import _arguments, _device, _sklearn_arguments
+from nbnorm import _arguments, _device, _needed, _options, _outputs
 from nbnorm._layout import Axis
 from nbnorm._moments import Moments, merged, of_running
 from nbnorm._standardize import EPSILON, affine, is_finite, mean_and_rest, present_moments, scale_of, var_of
 from nbnorm.state import BatchNormState
+
+with _needed.package("nbnorm.sklearn", "pip install scikit-learn"):
+    from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+    from sklearn.utils.metaestimators import available_if
+    from sklearn.utils.validation import check_is_fitted, validate_data
+
+    from nbnorm import _sklearn_arguments
+
+
+def _has_columns(scaler: StandardScaler) -> bool:
+    """Whether its channels are the columns of a table, as far as is known."""
+    return getattr(scaler, "_columns", True)
 
 
 class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -62,7 +72,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
       constant what it could not tell from a rounding of its own sums, which is more the more rows there are.
     - Infinity is an error in `fit`. In `transform` it stays infinity; scikit-learn reads X once more to refuse it.
     - A negative weight is an error. Sparse matrices are not taken.
-    - `set_output` makes DataFrames of tables whose channels are their columns, of nothing else.
+    - `set_output` makes DataFrames of tables whose channels are their columns. After `fit` on anything else results are
+      arrays, and there is no `set_output` and no `get_feature_names_out`.
     - Statistics of a channel that had no value yet are NaN, as there, and become those of the first values that come.
 
     CuPy arrays are taken where they are, with or without scikit-learn's `array_api_dispatch`; the attributes are
@@ -288,6 +299,26 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             axis = tuple(range(-running.mean.ndim, 0)) if isinstance(state.num_features, tuple) else -1
         return cls(axis=axis, ddof=int(running.ddof))._show(of_running(running))
 
+    @available_if(_has_columns)  # scikit-learn makes DataFrames of what has it
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
+        """The names of the columns: those of the DataFrame of `fit`, or x0, x1, ...
+
+        Parameters
+        ----------
+        input_features : array of str, shape (C,), optional
+            Names for columns that had none; otherwise those of `fit`.
+
+        Returns
+        -------
+        array of str, shape (C,)
+
+        Raises
+        ------
+        AttributeError
+            When the channels of what `fit` has seen are not the columns of a table.
+        """
+        return super().get_feature_names_out(input_features)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
@@ -307,6 +338,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if before is not None:
             return self._show(merged(before, stats))
         validate_data(self, X, reset=True, skip_check_array=True, ensure_2d=False)  # sets or removes feature_names_in_
+        self._columns = values.ndim == 2 and axes == (1,)
         return self._show(stats)
 
     def _show(self, stats: Moments) -> Self:
@@ -341,10 +373,14 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         given, X = X, _sklearn_arguments.values(X, self)
         axes = _arguments.channels(X.shape, self.axis, "X")
         _sklearn_arguments.channels_as(self._channels(), X, axes)
-        copy = self.copy if copy is None else copy
+        if copy is None:
+            copy = self.copy
+        _options.flag("copy", copy)
         own = getattr(given, "dtype", None)  # of another library it says nothing of who has the memory
         converted = isinstance(own, np.dtype) and own != X.dtype  # so that nobody else has X
         in_place = (converted or not copy) and getattr(X.flags, "writeable", True)
+        if in_place and _outputs.overlaps_itself(X):
+            raise ValueError("X has values that share memory, which copy=False would write over; pass copy=True")
         return affine(X, axes, before, factor, after, X if in_place else None)
 
 

@@ -473,8 +473,8 @@ class BatchNormState:
         ------
         StateFileError
             When the file is damaged, hostile or of another kind, or has no such layer.
-        ValueError
-            When the name ends otherwise.
+        TypeError, ValueError
+            When the name ends otherwise, or another argument is wrong.
         OSError
             When the file is not there or cannot be read.
 
@@ -486,11 +486,18 @@ class BatchNormState:
         --------
         See `save`.
         """
+        _state_dict.check_prefix(prefix)
+        if num_features is not None:
+            num_features = _options.num_features(num_features)
         with files.refusing(path, prefix):
             arrays, arguments = files.read(path, prefix, num_features)
             if arguments is None:
-                return cls.from_state_dict(arrays, num_features=num_features, num_samples=num_samples)
-            return _content.made(cls, _content.of(arguments, arrays), num_samples)
+                state = cls.from_state_dict(arrays, num_features=num_features)
+            else:
+                state = _content.made(cls, _content.of(arguments, arrays), None)
+        if num_samples is not None:
+            state.num_samples = num_samples
+        return state
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNormState, name, _names.OF_STATE)

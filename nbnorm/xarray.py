@@ -9,13 +9,15 @@ from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from nbnorm import _device
+from nbnorm import _device, _needed
 from nbnorm._batch_stats import BatchStats
 from nbnorm._moments import Moments
 from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of, var_of
+
+with _needed.package("nbnorm.xarray", "pip install xarray"):
+    import xarray as xr
 
 Data = TypeVar("Data", xr.DataArray, xr.Dataset)
 Dim = Hashable | Iterable[Hashable]

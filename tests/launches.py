@@ -48,7 +48,7 @@ def started(cupy, monkeypatch):
         def compile(self, signature):
             return self.kernel, signature
 
-    def starter(compiled):
+    def starter(compiled, nested):
         kernel, signature = compiled
         loaded_for = fake_cupy.Device.current
 

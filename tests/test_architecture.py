@@ -1,6 +1,9 @@
 """The shape of the library: imports point downward, and `import nbnorm` stays light."""
 
 import ast
+import importlib.util
+import operator
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 import nbnorm
 
 PACKAGE = Path(nbnorm.__file__).parent
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 FILES = {"nbnorm.files", "nbnorm._npz", "nbnorm._safetensors"}
 PIECES_OF_STATE = {
@@ -23,6 +27,7 @@ NEED_A_PACKAGE = {*DASK, *SKLEARN, "nbnorm.xarray"}  # whatever imports them nee
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {
         "nbnorm._formulas",
+        "nbnorm._needed",
         "nbnorm._single_map",
         "nbnorm._traced",
         "nbnorm._floats",
@@ -149,11 +154,45 @@ def test_every_public_name_can_be_reached_and_is_listed():
         nbnorm.batch_norm  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["exchange.to_keras", "parallel.Sync"])
+WITH_A_PACKAGE = {
+    "sklearn": ("sklearn.StandardScaler", "scikit-learn"),
+    "xarray": ("xarray.standardize", "xarray"),
+    "dask": ("parallel.dask.batch_stats", "dask"),
+    "distributed": ("parallel.dask.batch_stats", "distributed"),
+    "cupy": ("parallel.nccl.sync", "cupy"),
+}
+
+
+@pytest.mark.parametrize("name", ["exchange.to_keras", "parallel.Sync", "parallel.mpi.sync"])
 def test_modules_need_no_import_of_their_own(name):
     code = f"import sys, nbnorm; print('nbnorm.exchange' in sys.modules, nbnorm.{name}.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"False {name.split('.')[1]}\n"
+    assert done.stdout == f"False {name.rpartition('.')[2]}\n"
+
+
+@pytest.mark.parametrize("package", WITH_A_PACKAGE)
+def test_what_needs_a_package_needs_no_import_of_its_own_and_says_what_to_install(package):
+    name, distribution = WITH_A_PACKAGE[package]
+    code = f"import sys, nbnorm; sys.modules.update(ABSENT); print(nbnorm.{name}.__name__)"
+    absent = subprocess.run(
+        [sys.executable, "-c", code.replace("ABSENT", f"{{{package!r}: None}}")], capture_output=True, text=True
+    )
+    *_, error, advice = absent.stderr.splitlines()
+    assert "ModuleNotFoundError" in error
+    assert "pip install" in advice
+    assert distribution in advice
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    there = subprocess.run([sys.executable, "-c", code.replace("ABSENT", "{}")], capture_output=True, text=True)
+    assert there.stdout == name.rpartition(".")[2] + "\n", there.stderr
+
+
+def test_the_reference_has_every_public_name_and_import_nbnorm_has_all_of_them():
+    names = re.findall(r"^   ([\w.]+)$", REFERENCE.read_text(), re.MULTILINE)
+    assert set(nbnorm.__all__) - set(names) == {"__version__", "exchange", "parallel"}
+    for name in names:
+        if not name.startswith(tuple(where.rpartition(".")[0] for where, _ in WITH_A_PACKAGE.values())):
+            assert operator.attrgetter(name)(nbnorm).__doc__, name
 
 
 def test_import_and_state_load_neither_numba_nor_a_framework():

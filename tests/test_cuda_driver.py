@@ -52,7 +52,7 @@ from nbnorm._cuda import launch
 loaded = SimpleNamespace(kernel=Kernel.from_handle(1))
 compiled = SimpleNamespace(_codelibrary=SimpleNamespace(get_cufunc=lambda: loaded))
 launch._allow_room(compiled)
-start = launch._starter(compiled)
+start = launch._starter(compiled, nested=False)
 start(77, (64, 1), 256, 100352, 5, 2.0)
 start(77, (64, 3), 256, 0, 5, 2.0)
 """

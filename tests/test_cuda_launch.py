@@ -44,6 +44,22 @@ def test_two_launches_each_way_and_one_of_inference(cupy, started, shape, kind, 
     assert [one.kernel for one in started] == [f"{stage}_{kind}" for stage in expected]
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("shape", [SEGMENTS, (500, 16), (4, 300, 8, 8)], ids=str)
+def test_an_activation_takes_no_launch_of_its_own(cupy, started, shape, residual):
+    """The map of x, which the backward pass asks for the sign of y, is kept by the kernel that has it."""
+    x = cupy.asarray(np.ones(shape, np.float32))
+    added = {"residual": cupy.asarray(np.ones(shape, np.float32))} if residual else {}
+    launches = []
+    for activation in (None, "relu"):
+        started.clear()
+        state = nbnorm.BatchNormState(shape[1], device="cuda")
+        nbnorm.batch_norm_training(x, state, activation=activation, **added)
+        launches.append([one.kernel for one in started])
+    assert launches[0] == launches[1]
+    assert len(launches[0]) == (1 if shape[1] == 300 else 2)
+
+
 @pytest.mark.parametrize(("shape", "kind"), [(SEGMENTS, "segments"), ((500, 16), "columns")])
 def test_two_launches_of_a_backward_pass_with_constant_statistics(cupy, started, shape, kind):
     """The second one reads dy alone."""
@@ -315,9 +331,11 @@ def test_numbas_own_launch_is_given_what_it_takes(cupy, monkeypatch):
 
     log = []
     compiled = types.SimpleNamespace(launch=lambda *args, **kwargs: log.append((args, kwargs)))
-    launch._starter(compiled)(77, (3, 2), 64, 512, 1, 2.0)
+    launch._starter(compiled, nested=False)(77, (3, 2), 64, 512, 1, 2.0)
     (((values, grid, block), options),) = log
     assert (values, grid, block, options["sharedmem"]) == ((1, 2.0), (3, 2, 1), (64, 1, 1), 512)
+    launch._starter(compiled, nested=True)(77, (3, 2), 64, 512, (1, 0), 2.0)
+    assert log[1][0][0] == ((1, 0), 2.0)  # it takes a mask with its strides as it is; cuda.core takes numbers alone
     assert int(options["stream"].handle) == 77
     with pytest.raises(RuntimeError, match="older numba-cuda"):  # which could not ask for more shared memory
         launch._allow_room(compiled)
@@ -333,7 +351,7 @@ def test_an_old_cuda_core_leaves_numbas_own_launch(cupy, monkeypatch):
     library = types.SimpleNamespace(get_cufunc=lambda: types.SimpleNamespace(kernel="the kernel"))
     compiled = types.SimpleNamespace(_codelibrary=library, launch=lambda *args, **kwargs: log.append((args, kwargs)))
     launch._cuda_core_launches.cache_clear()
-    launch._starter(compiled)(78, (3, 2), 64, 0, 1, 2.0)
+    launch._starter(compiled, nested=False)(78, (3, 2), 64, 0, 1, 2.0)
     assert log == [(((1, 2.0), (3, 2, 1), (64, 1, 1)), {"stream": ("of Numba", 78), "sharedmem": 0})]
     pretend_gpu(cupy, monkeypatch, shared=227)
     assert not launch.roomy()  # nor can it ask for more shared memory

@@ -85,6 +85,14 @@ KERNELS = {
         ("X", None, "number", "X", F64, F64, *PARAMETERS, *RUNNING),
         [1] * 9 + [1.0] * 4,
     ),
+    "apply.normalize_columns activated": (
+        ("X", None, "number", "X", F64, F64, *PARAMETERS, *RUNNING),
+        [1] * 12 + [1.0] * 4,
+    ),
+    "fused.fused_segments activated": (
+        ("X", None, "number", "X", F64, *PARAMETERS, *RUNNING),
+        [1] * 6 + [1.0] * 4,
+    ),
     "apply.normalize_segments beside": (
         ("X", "X", "number", "X", F64, F64, *PARAMETERS, *RUNNING),
         [1] * 9 + [1.0] * 4,

@@ -28,9 +28,9 @@ X_CALLS = {
 every_x_call = pytest.mark.parametrize("call", X_CALLS.values(), ids=X_CALLS)
 
 
-def of_package(module):
+def of_package(module, **attributes):
     """An array of a package that need not be there."""
-    return type("Array", (), {"__module__": module})()
+    return type("Array", (), {"__module__": module, **attributes})()
 
 
 NO_ARRAYS = {
@@ -40,11 +40,13 @@ NO_ARRAYS = {
     "NumPy scalar": (np.float32(1.5), ".asarray"),
     "None": (None, ".asarray"),
     "torch": (of_package("torch"), "pass {}.detach().numpy()"),
+    "torch.bfloat16": (of_package("torch", dtype="torch.bfloat16"), "pass {}.detach().float().numpy()"),
     "jax": (of_package("jaxlib._jax"), "pass np.asarray({})"),
+    "jax.jit": (of_package("jax._src.interpreters.partial_eval"), "outside of jax.jit"),
     "Dask": (of_package("dask.array.core"), "use nbnorm.parallel.dask, or pass {}.compute()"),
     "DataFrame": (of_package("pandas.core.frame"), "pass {}.to_numpy()"),
     "polars": (of_package("polars.dataframe.frame"), "pass {}.to_numpy()"),
-    "xarray": (of_package("xarray.core.dataarray"), "pass {}.to_numpy()"),
+    "xarray": (of_package("xarray.core.dataarray"), "use nbnorm.xarray, or pass .to_numpy() of a DataArray"),
     "sparse matrix": (of_package("scipy.sparse._csr"), "pass {}.toarray()"),
     "sparse matrix of a GPU": (of_package("cupyx.scipy.sparse._csr"), "pass {}.toarray()"),
     "pydata sparse": (of_package("sparse.numba_backend._coo.core"), "pass {}.todense()"),
@@ -286,6 +288,18 @@ def test_a_flag_is_true_or_false(given, value):
         nbnorm.fold(np.ones((3, 3)), None, given.state, after=value)
     with pytest.raises(TypeError, match="skip_nonfinite is "):
         given.state.skip_nonfinite = value
+    layer = nbnorm.BatchNorm(3)
+    for name in ("training", "frozen", "debug"):
+        with pytest.raises(TypeError, match=f"{name} is .*; expected True or False"):
+            setattr(layer, name, value)
+    with pytest.raises(TypeError, match=r"mode is .*; expected True or False"):
+        layer.train(value)
+    assert (layer.training, layer.frozen, layer.debug) == (True, False, False)
+    for name in ("scale", "center"):
+        with pytest.raises(TypeError, match=f"{name} is .*; expected True or False"):
+            nbnorm.exchange.from_keras([np.ones(3)] * 4, **{name: value})
+    with pytest.raises(TypeError, match=r"training is .*; expected True or False"):
+        nbnorm.exchange.to_onnx(given.state, training=value)
 
 
 def test_flags_may_be_numpys_and_numbers(given):

@@ -171,8 +171,53 @@ def test_wrong_arguments_are_no_fault_of_the_file(given, tmp_path):
     for suffix in FORMATS:
         refuse_os_error(lambda s=suffix: BatchNormState.load(tmp_path / f"none{s}"), FileNotFoundError)
         refuse_os_error(lambda s=suffix: given.state.save(tmp_path / "none" / f"state{s}"), FileNotFoundError)
-    given.state.save(tmp_path / "state.npz")
-    refuse(given, lambda: BatchNormState.load(tmp_path / "state.npz", "bn1."), ValueError, "bn1.", "from_state_dict")
+    path = tmp_path / "state.npz"
+    given.state.save(path)
+    refuse(given, lambda: BatchNormState.load(path, "bn1."), ValueError, "bn1.", "from_state_dict")
+    safetensors.numpy.save_file({"bn.weight": np.ones(3)}, tmp_path / "other.safetensors")
+    for kind, text, given_as in (
+        (TypeError, "prefix is a int; expected what the names begin with", {"prefix": 3}),
+        (TypeError, "prefix is a tuple", {"prefix": ("bn.",)}),
+        (TypeError, "num_features is '3'", {"num_features": "3"}),
+        (ValueError, "num_features is -3", {"num_features": -3}),
+        (ValueError, "num_samples is -1", {"num_samples": -1}),
+        (ValueError, "num_samples is 'ten'", {"num_samples": "ten"}),
+    ):
+        refuse_no_file(given, lambda a=given_as: BatchNormState.load(path, **a), kind, text)
+        named = {"prefix": "bn."} | given_as
+        if "num_samples" not in given_as:  # without running statistics there is nothing to count
+            refuse_no_file(given, lambda a=named: BatchNormState.load(tmp_path / "other.safetensors", **a), kind, text)
+
+
+def refuse_no_file(given, call, kind, text):
+    refuse(given, call, kind, text)
+    with pytest.raises(kind) as caught:
+        call()
+    assert not isinstance(caught.value, StateFileError)
+
+
+def test_the_arrays_of_an_own_file_make_a_state_by_hand_too(path, tmp_path, rng):
+    """As a part of a network's file, or read by another library."""
+    state = random_state(rng, 3)
+    batch_norm_training(sample(rng, (6, 3)), state)
+    state.skip_nonfinite = True
+    batch_norm_training(np.full((6, 3), np.nan, np.float32), state)
+    state.skip_nonfinite = False  # which arrays do not say
+    state.save(path)
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            with pytest.raises(ValueError, match=r"nbnorm\.json: it is a file of BatchNormState\.save, which .*load"):
+                BatchNormState.from_state_dict(stored)
+            stored = {name: stored[name] for name in stored if name != "nbnorm.json"}
+    else:
+        stored = safetensors.numpy.load_file(path)
+    assert {"num_samples_tracked", "num_batches_skipped"} <= stored.keys()
+    assert snapshot(BatchNormState.from_state_dict(stored)) == snapshot(state)
+    network = tmp_path / "network.safetensors"
+    safetensors.numpy.save_file({f"bn.{name}": array for name, array in stored.items()}, network)
+    for twin in BatchNormState.from_state_dict(stored), BatchNormState.load(network, "bn."):
+        assert snapshot(twin) == snapshot(state)
+        assert twin.num_skipped == 1
 
 
 def refuse_os_error(call, kind):

@@ -24,7 +24,7 @@ def nccl(monkeypatch):
     """The module, imported with the stand-in for CuPy."""
     for module in ("cupy", "cupy.cuda"):  # what is there comes back afterwards
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delattr("nbnorm.parallel.nccl", raising=False)
+    monkeypatch.delitem(vars(nbnorm.parallel), "nccl", raising=False)
     cupy = fake_cupy.install()
     cupy.cuda.nccl = types.SimpleNamespace(NCCL_FLOAT64=FLOAT64)
     cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=77)

@@ -271,6 +271,20 @@ def test_data_frames_in_and_out(frames, rng):
     assert not hasattr(scaler.fit(x), "feature_names_in_")
 
 
+def test_what_is_no_table_of_columns_becomes_no_frame(rng):
+    """pandas has no frame of images, and names columns, not rows."""
+    pytest.importorskip("pandas", reason="NO TESTS WITH pandas: it is not installed")
+    table = rng.normal(3, 2, (6, 4))
+    for x, axis in ((rng.normal(3, 2, (6, 4, 4, 3)), -1), (table, 0), (rng.normal(3, 2, (6, 3, 4)), 1)):
+        scaler = StandardScaler(axis=axis).set_output(transform="pandas")
+        y = scaler.fit_transform(x)
+        assert isinstance(y, np.ndarray)
+        assert same_bits(y, StandardScaler(axis=axis).fit(x).transform(x))
+        assert not hasattr(scaler, "get_feature_names_out")
+        names = scaler.set_params(axis=-1).fit(table).get_feature_names_out()
+        assert names.tolist() == ["x0", "x1", "x2", "x3"]
+
+
 @pytest.mark.parametrize("kind", ["int32", ">f4"])
 def test_what_had_to_be_converted_is_written_over(kind, rng):
     """Nobody else has it: a second array of that size would be for nothing."""
@@ -324,6 +338,11 @@ REFUSED = {
     "negative": (ValueError, "sample_weight has values such as -1", {}, lambda s: s.fit(X, None, [1, 1, -1, 1])),
     "huge": (ValueError, "sample_weight has values such as 1e+308", {}, lambda s: s.fit(X, None, [1e308] * 4)),
     "masked": (TypeError, "X is a masked array", {}, lambda s: s.fit(np.ma.masked_array(X, X > 5))),
+    "over itself": (
+        ValueError, "X has values that share memory, which copy=False would write over; pass copy=True", {},
+        lambda s: s.transform(np.lib.stride_tricks.as_strided(np.arange(5.0), (3, 3), (8, 8)), copy=False),
+    ),
+    "no flag": (TypeError, "copy is 'no'; expected True or False", {}, lambda s: s.transform(X, copy="no")),
     "no state": (TypeError, "state is a int", {}, lambda s: s.from_state(3)),
     "no counts": (ValueError, "are of 0 values; set state.num_samples", {}, lambda s: s.from_state(BLANK)),
 }  # fmt: skip

@@ -99,6 +99,16 @@ def test_what_pytorch_stores_can_be_read(rng):
     assert same_bits(state.running_var, stored["running_var"].astype(np.float64))
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_one_parameter_in_float64_keeps_its_digits(name):
+    stored = {"weight": np.full(2, 0.1, np.float32), "bias": np.full(2, 0.1, np.float32)}
+    stored[name] = np.full(2, 0.1)
+    state = BatchNormState.from_state_dict(stored)
+    assert state.dtype == np.float64
+    assert same_bits(state.gamma, stored["weight"].astype(np.float64))
+    assert same_bits(state.beta, stored["bias"].astype(np.float64))
+
+
 def test_running_statistics_alone_make_a_state_without_parameters():
     state = BatchNormState.from_state_dict({"running_mean": [1.0, 2.0], "running_var": [3.0, 4.0]})
     assert (state.gamma, state.beta) == (None, None)

@@ -26,6 +26,7 @@ from nbnorm._formulas import (
     PRODUCT,
     SUM,
     centred_product,
+    gamma_gradient,
     gradient_map,
     inverse_std,
     is_far,
@@ -66,7 +67,7 @@ def set_parameter(values, c, C, number):
 @routine
 def parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, inv_std):
     """Those of channel c, of a state that has the parameters."""
-    set_parameter(dgamma, c, C, sum_dy_xmu * inv_std)
+    set_parameter(dgamma, c, C, gamma_gradient(sum_dy_xmu, inv_std))
     set_parameter(dbeta, c, C, sum_dy)
 
 
@@ -134,7 +135,7 @@ def finalize_channel(dy, gamma, c, stats, sums, eps, count, coef):
         sum_dy_xmu, inv_std = centred_product(s, sums[PRODUCT, c], d), stats[INV_STD, c]
         a, scale, shift = gradient_map(s, sum_dy_xmu, d, n, stats[GAMMA, c], inv_std)
         set_gradient_map(coef, c, h, a, stats[ORIGIN, c], scale, shift)
-        sums[DGAMMA, c], sums[DBETA, c] = sum_dy_xmu * inv_std, whole_sum(s, h, n)
+        sums[DGAMMA, c], sums[DBETA, c] = gamma_gradient(sum_dy_xmu, inv_std), whole_sum(s, h, n)
 
 
 @once

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from numpy.typing import NDArray
 
 from nbnorm._cpu.finalize import divisor_of, parameter, set_parameter
@@ -22,6 +20,7 @@ from nbnorm._formulas import (
     corrected_dgamma,
     corrections,
     moved,
+    standard_deviation,
 )
 from nbnorm._running import Running
 
@@ -32,9 +31,9 @@ Array = NDArray
 def correct(stats, both, gamma, beta, eps, count, rmax, dmax, rows):
     C = stats.shape[1]
     for c in range(C):
-        std, running_std = math.sqrt(stats[M2, c] / divisor_of(count, c, stats) + eps), math.sqrt(both[C + c] + eps)
+        std = standard_deviation(stats[M2, c] / divisor_of(count, c, stats), eps)
         offset = moved(stats[ORIGIN, c], stats[DEVIATION, c], both[c])
-        r, d = corrections(offset, std, running_std, rmax, dmax)
+        r, d = corrections(offset, std, standard_deviation(both[C + c], eps), rmax, dmax)
         plain = parameter(gamma, c, C, 1.0)
         rows[R, c], rows[D, c], rows[PLAIN_GAMMA, c] = r, d, plain
         rows[CORRECTED_GAMMA, c], rows[CORRECTED_BETA, c] = corrected(plain, parameter(beta, c, C, 0.0), r, d)

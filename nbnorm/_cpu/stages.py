@@ -32,7 +32,10 @@ def training_forward(
     w: Counted | None = None, running: Running | None = None, momentum: float | None = None,
     residual: Array | None = None, slope: float | None = None,
 ) -> bool:  # fmt: skip
-    """y and stats from x: reduce, finalize, apply. Returns False: `commit` has to fold the batch into `running`."""
+    """y and stats from x: reduce, finalize, apply; with an activation and no residual those of `keep_signs` too.
+
+    Returns False: `commit` has to fold the batch into `running`.
+    """
     weighted = w is not None and w.weights is not None
     # y is written once where it takes the place of the residual, and so not before k is near.
     at_once = not weighted or residual is None or not np.may_share_memory(y, residual)
@@ -43,6 +46,8 @@ def training_forward(
     if weighted and (not at_once or _have_moved(x, stats)):
         _statistics(x, shape, stats, w, centred=not at_once)
         normalize(x, y, shape, gamma, beta, eps, None, stats, residual, slope)
+    if slope is not None and residual is None:
+        keep_signs(stats, gamma, beta, eps, plain_count(shape, w))
     return False
 
 

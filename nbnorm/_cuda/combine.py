@@ -26,6 +26,7 @@ from nbnorm._formulas import (
     PRODUCT,
     SUM,
     centred_product,
+    gamma_gradient,
     gradient_map,
     inverse_std,
     is_far,
@@ -136,7 +137,7 @@ def whole_gradients(sums, stats, own, dgamma, dbeta, C, count):
             sums[SUM * C + c], sums[PRODUCT * C + c], sums[OFFSET * C + c], h, 0.0, n
         )  # fmt: skip
         if dgamma is not None:
-            dgamma[c] = sum_dy_xmu * stats[INV_STD * C + c]
+            dgamma[c] = gamma_gradient(sum_dy_xmu, stats[INV_STD * C + c])
         if dbeta is not None:
             dbeta[c] = sum_dy
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._cuda.block import block_sums
 from nbnorm._cuda.launch import Kernel, cuda
-from nbnorm._cuda.plan import THREADS, WIDTH
+from nbnorm._cuda.plan import PAIRS, WIDTH
 from nbnorm._cuda.vector import element, finite, joined, kept, lanes_at, lanes_from, ordered, routine
 from nbnorm._formulas import (
     MANY_TRIES,
@@ -25,7 +26,7 @@ from nbnorm._formulas import (
     sample_place,
 )
 
-AT_ONCE = 8  # places that are looked at before any of them is known
+AT_ONCE = 8  # places that a thread looks at before any of them is known
 
 
 @routine
@@ -226,18 +227,16 @@ def counted_origin(array, x, w, average, c, N, C, S):
 def first_short(x, w, short, N, C, S, least):
     """Block c: whether the values of channel c do not count more than `least` times in all."""
     c, t, T = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    shared = cuda.shared.array(THREADS, float64)
-    total, first = 0.0, 0
-    while first < N * S and not total > least:
-        m = first + t
-        shared[t] = 0.0
-        if m < N * S:
+    shared = cuda.shared.array(PAIRS, float64)
+    total, first, size = 0.0, 0, N * S
+    while first < size and not total > least:
+        often = 0.0
+        for m in range(first + t, min(first + AT_ONCE * T, size), T):
             n, s = m // S, m % S
-            shared[t] = times(w, x, (n * C + c) * S + s, n, c, s)
+            often += times(w, x, (n * C + c) * S + s, n, c, s)
+        more, _ = block_sums(often, 0.0, shared, t, T)
+        total += more
         cuda.syncthreads()
-        for i in range(T):
-            total += shared[i]
-        cuda.syncthreads()
-        first += T
+        first += AT_ONCE * T
     if t == 0:
         short[c] = 0.0 if total > least else 1.0

@@ -16,10 +16,10 @@ import math
 from numba import float64
 
 from nbnorm._cuda import plan
+from nbnorm._cuda.block import block_sums
 from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
-from nbnorm._cuda.sums import block_sums
 from nbnorm._cuda.vector import from_further, routine
 from nbnorm._formulas import (
     COUNT,
@@ -28,7 +28,10 @@ from nbnorm._formulas import (
     INV_STD,
     M2,
     ORIGIN,
+    SIGN_SCALE,
+    SIGN_SHIFT,
     centred_product,
+    gamma_gradient,
     gradient_map,
     inverse_std,
     moments,
@@ -124,6 +127,15 @@ def finalize_forward(s, q, c, C, first, known, stats, eps, count):
 
 
 @routine
+def keep_signs(c, C, first, slope, residual, scale, shift, stats):
+    """The map of x, for a backward pass that asks for the sign of y; beside a residual it has y."""
+    if slope is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if residual is None:  # noqa: SIM102
+            if first:
+                stats[SIGN_SCALE * C + c], stats[SIGN_SHIFT * C + c] = scale, shift
+
+
+@routine
 def known_backward(c, C, stats):
     """The same for finalize_backward."""
     return stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[INV_STD * C + c], stats[GAMMA * C + c]
@@ -137,7 +149,7 @@ def finalize_backward(s, q, c, first, h, known, dgamma, dbeta, count):
     a, scale, shift = gradient_map(s, sum_dy_xmu, d, count, gamma, inv_std)
     if first:
         if dgamma is not None:
-            dgamma[c] = sum_dy_xmu * inv_std
+            dgamma[c] = gamma_gradient(sum_dy_xmu, inv_std)
         if dbeta is not None:
             dbeta[c] = whole_sum(s, h, count)
     return k, scale, shift, a, h

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._cuda.block import block_sums
 from nbnorm._cuda.finalize import (
     commit_first,
     finalize_backward,
     finalize_forward,
+    keep_signs,
     known_backward,
     known_running,
     parameter,
@@ -20,7 +22,7 @@ from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.maps import map_segments
 from nbnorm._cuda.origins import origins, signs_of
 from nbnorm._cuda.plan import PAIRS
-from nbnorm._cuda.sums import block_sums, segment_sums
+from nbnorm._cuda.sums import segment_sums
 from nbnorm._cuda.vector import lanes, map_of_two, map_of_x, room
 from nbnorm._cuda.walk import first_packs
 from nbnorm._formulas import ORIGIN
@@ -47,6 +49,7 @@ def fused_segments(
     )  # fmt: skip
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift, new, m2 = finalize_forward(s, q, c, C, t == 0, known, stats, eps, count)
+    keep_signs(c, C, t == 0, slope, residual, scale, shift, stats)
     commit_first(c, t == 0, new, m2, 0.0, old, mean, var, counters, momentum, ddof, count)
     begun = first_packs(x, None, residual, slope, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, True)
     map_segments(

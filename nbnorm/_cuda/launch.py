@@ -82,10 +82,7 @@ class Kernel:
             compiled = self.dispatcher.compile(self.signature(kinds, values))
             if more:
                 _allow_room(compiled)
-            start = _starter(compiled)
-            if any(isinstance(value, tuple) for value in values):
-                start = _flattening(start)
-            self.ready[key] = start
+            start = self.ready[key] = _starter(compiled, any(isinstance(value, tuple) for value in values))
         start(cupy_cuda.get_current_stream().ptr, grid, block, room, *values)
 
     def signature(self, kinds: tuple[Kind, ...], values: tuple) -> tuple:
@@ -94,16 +91,17 @@ class Kernel:
         return (*map(_pointer_type, kinds), *(types.int64 if isinstance(v, int) else types.float64 for v in numbers))
 
 
-def _starter(compiled: Any) -> Callable[..., None]:
-    """A function (stream, grid, block, room, *values) that starts a compiled kernel."""
+def _starter(compiled: Any, nested: bool) -> Callable[..., None]:
+    """A function (stream, grid, block, room, *values) that starts a compiled kernel; with `nested` some are tuples."""
     kernel = _loaded(compiled)
     if kernel is None:
         return partial(_numbas_own_launch, compiled)
     from cuda.core import launch
 
-    return lambda stream, grid, block, room, *values: launch(
-        _stream_of(stream), _configuration(grid, block, room), kernel, *values
-    )
+    def start(stream: int, grid: tuple[int, int], block: int, room: int, *values: Any) -> None:
+        launch(_stream_of(stream), _configuration(grid, block, room), kernel, *values)
+
+    return _flattening(start) if nested else start
 
 
 def _numbas_own_launch(

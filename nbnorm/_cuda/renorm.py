@@ -5,7 +5,6 @@ A thread works on one channel.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from nbnorm._cuda.finalize import UNKNOWN, divisor_of, parameter
@@ -25,6 +24,7 @@ from nbnorm._formulas import (
     corrected_dgamma,
     corrections,
     moved,
+    standard_deviation,
 )
 from nbnorm._running import Running
 
@@ -35,9 +35,9 @@ Array = Any
 def correct(stats, gamma, beta, mean, var, rows, C, eps, count, rmax, dmax):
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        std = math.sqrt(stats[M2 * C + c] / divisor_of(count, c, C, stats) + eps)
+        std = standard_deviation(stats[M2 * C + c] / divisor_of(count, c, C, stats), eps)
         offset = moved(stats[ORIGIN * C + c], stats[DEVIATION * C + c], mean[c])
-        r, d = corrections(offset, std, math.sqrt(var[c] + eps), rmax, dmax)
+        r, d = corrections(offset, std, standard_deviation(var[c], eps), rmax, dmax)
         plain = parameter(gamma, c, 1.0)
         rows[R * C + c], rows[D * C + c], rows[PLAIN_GAMMA * C + c] = r, d, plain
         new_gamma, new_beta = corrected(plain, parameter(beta, c, 0.0), r, d)

@@ -45,7 +45,7 @@ def training_forward(
     w: Counted | None = None, running: Running | None = None, momentum: float | None = None,
     residual: Array | None = None, slope: float | None = None,
 ) -> bool:  # fmt: skip
-    """y and stats from x: reduce, finalize, apply.
+    """y and stats from x: reduce, finalize, apply; with an activation and no residual those of `keep_signs` too.
 
     Returns whether the batch has been folded into `running` on the way; otherwise `commit` has to.
     """
@@ -60,6 +60,8 @@ def training_forward(
             _finalize(sums, shape, parts, stats, gamma, beta, coef, UNKNOWN, eps)
             looks -= 1
         apply(sums, pack, x, None, residual, slope, None, y, coef)
+        if slope is not None and residual is None:
+            _keep(coef, stats)
         return False
     cut = cut_of_map(shape, x.itemsize, residual)
     pack = in_memory(x.dtype), cut.lanes
@@ -138,12 +140,18 @@ def short_channel(x: Array, shape: Shape, w: Counted, least: float) -> int | Non
 def keep_signs(stats: Array, gamma: Array | None, beta: Array | None, eps: float, count: float | None) -> None:
     """The map of x as numbers of stats, for a backward pass that asks for the sign of y; m2/count is the variance."""
     C = stats.shape[1]
-    coef = scratch(ROWS * C).reshape(ROWS, C)
+    coef = scratch(ROWS * C)
     finalize_given(
         (max(1, -(-C // plan.THREADS)), 1), plan.THREADS, (F64, kind(gamma), kind(beta), F64),
         pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, UNKNOWN if count is None else count, eps,
     )  # fmt: skip
-    stats[SIGN_SCALE:] = coef[SCALE : SHIFT + 1]
+    _keep(coef, stats)
+
+
+def _keep(coef: Array, stats: Array) -> None:
+    """The map of x for signs."""
+    C = stats.shape[1]
+    stats[SIGN_SCALE:] = coef[SCALE * C : (SHIFT + 1) * C].reshape(-1, C)
 
 
 def backward(

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from numba import int32
 
-from nbnorm._cuda import plan
 from nbnorm._cuda.counted import add_counted, counted_terms, times, times_in_row, times_in_segment
-from nbnorm._cuda.launch import cuda
 from nbnorm._cuda.origins import let_through
 from nbnorm._cuda.vector import (
     element,
     fold,
     four_at_once,
-    from_further,
     lanes,
     leading,
     load_table,
@@ -49,24 +46,6 @@ def add(s, q, x, dy, k, h):
     else:
         s, q = accumulate(s, q, dy - h, u)
     return s, q
-
-
-@routine
-def block_sums(s, q, shared, t, threads):
-    """Sums over the threads of a block, known to all of them: in a tree over each warp, then from warp to warp."""
-    delta = plan.WARP // 2
-    while delta > 0:
-        s += from_further(s, delta)
-        q += from_further(q, delta)
-        delta //= 2
-    if t % plan.WARP == 0:
-        shared[2 * (t // plan.WARP)], shared[2 * (t // plan.WARP) + 1] = s, q
-    cuda.syncthreads()
-    total_s, total_q = shared[0], shared[1]
-    for warp in range(1, threads // plan.WARP):
-        total_s += shared[2 * warp]
-        total_q += shared[2 * warp + 1]
-    return total_s, total_q
 
 
 @routine

@@ -21,9 +21,9 @@ def from_flax(
 
     Parameters
     ----------
-    params : mapping of str to array, shape (C,) each
+    params : mapping of str to array, shape (C,) or that of the channel axes each
         The layer's "scale" and "bias", those that it has; {} when it has neither.
-    batch_stats : mapping of str to array, shape (C,) each
+    batch_stats : mapping of str to array, shape (C,) or that of the channel axes each
         Its "mean" and "var".
     eps : float
         The layer's `epsilon`.
@@ -50,6 +50,9 @@ def from_flax(
     ``variables["batch_stats"]["BatchNorm_0"]``. In nnx they are ``nnx.state(layer, nnx.Param)`` and
     ``nnx.state(layer, nnx.BatchStat)``, each through ``nnx.to_pure_dict``.
 
+    Flax sorts several channel axes: a layer that was made with ``axis=(2, 1)`` has the arrays of ``axis=(1, 2)``, and
+    this is the axis that nbnorm's functions take with this state, ``tuple(sorted(axis))``.
+
     References
     ----------
     https://flax.readthedocs.io/en/latest/api_reference/flax.linen/layers.html
@@ -64,10 +67,10 @@ def from_flax(
     """
     for name, found, known in (("params", params, _NAMES[:2]), ("batch_stats", batch_stats, _NAMES[2:])):
         _arguments.instance(name, found, Mapping, f"a mapping with {' and '.join(known)} of one layer")
-        unknown, missing = sorted(found.keys() - set(known)), set(known) - found.keys()
+        unknown, missing = found.keys() - set(known), set(known) - found.keys()
         if unknown or (missing and name == "batch_stats"):
             raise ValueError(
-                f"{name} has {', '.join(map(str, sorted(found)))[:80] or 'nothing'}; expected {' and '.join(known)} "
+                f"{name} has {', '.join(sorted(map(str, found)))[:80] or 'nothing'}; expected {' and '.join(known)} "
                 "of one layer"
             )
     return state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum, several_axes=True)
@@ -83,9 +86,9 @@ def to_flax(state: BatchNormState) -> tuple[dict[str, NDArray], dict[str, NDArra
 
     Returns
     -------
-    params : dict of str to array, shape (C,) each
+    params : dict of str to array, shape (C,) or that of the channel axes each
         "scale" and "bias", those that the state has.
-    batch_stats : dict of str to array, shape (C,) each
+    batch_stats : dict of str to array, shape (C,) or that of the channel axes each
         "mean" and "var". All are copies in NumPy, of the state's dtype.
 
     Raises
@@ -97,6 +100,9 @@ def to_flax(state: BatchNormState) -> tuple[dict[str, NDArray], dict[str, NDArra
     -----
     The layer is made with ``epsilon=state.eps``, ``momentum=1 - state.momentum``, ``use_scale=state.gamma is not None``
     and ``use_bias=state.beta is not None``. Trained on there, its running variance is the biased one.
+
+    Flax sorts several channel axes. A state that was used with axes in another order, such as ``axis=(2, 1)``, is not
+    for it: its arrays have to be transposed first.
 
     Examples
     --------

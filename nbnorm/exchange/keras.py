@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _options
 from nbnorm.exchange._arrays import arrays_of_one_axis, state_of
 from nbnorm.state import BatchNormState
 
@@ -61,6 +61,8 @@ def from_keras(
     array([3., 4.])
     """
     _arguments.instance("weights", weights, (Sequence, np.ndarray), "the arrays of layer.get_weights()")
+    _options.flag("scale", scale)
+    _options.flag("center", center)
     present = [name for name, there in zip(_NAMES, (scale, center, True, True)) if there]
     if len(weights) != len(present):
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _needed, _options
 from nbnorm._content import NAMES
 from nbnorm.exchange._arrays import arrays_of_one_axis, state_of
 from nbnorm.state import BatchNormState
@@ -94,6 +94,8 @@ def to_onnx(state: BatchNormState, name: str = "bn", training: bool = False) -> 
     ValueError
         When the state has no running statistics or n-D parameters; with `training`, when it keeps its running
         statistics otherwise than ONNX does: pooled (momentum None) or with the unbiased variance.
+    TypeError
+        When an argument is of the wrong kind.
     ImportError
         When onnx is missing: ``pip install onnx``.
 
@@ -113,6 +115,8 @@ def to_onnx(state: BatchNormState, name: str = "bn", training: bool = False) -> 
     >>> node.input[0], node.output[0] = "layer1.conv1.y", "layer1.relu1.x"  # doctest: +SKIP
     """
     arrays = arrays_of_one_axis(state, "ONNX", _NAMES)
+    _arguments.instance("name", name, str, 'a name for the node, such as "layer1.bn1"')
+    _options.flag("training", training)
     if training and state.momentum is None:
         raise ValueError("state.momentum is None, which ONNX cannot express in training; assign a number")
     if training and state.unbiased:
@@ -141,12 +145,7 @@ def _by_name(tensors: Iterable[Any], wanted: set[str]) -> dict[str, Any]:
 
 
 def _package() -> Any:
-    try:
+    with _needed.package("An object of ONNX", "pip install onnx (from_onnx also takes a mapping of arrays)"):
         import onnx.helper
         import onnx.numpy_helper
-    except ImportError as error:
-        error.add_note(
-            "ONNX's own objects need the package: pip install onnx (from_onnx also takes a mapping of arrays)"
-        )
-        raise
     return onnx

@@ -11,12 +11,14 @@ is nbnorm's business. So all ranks find the same bits, and a new way of communic
   nothing is to be known: docs/parallel.md. A rank that fails before its
   call makes it all the same, with a mark that makes the others raise; a rank that dies is the messenger's to notice.
 
-`nbnorm.parallel.mpi` and `nbnorm.parallel.nccl` have ready ones; docs/parallel.md says which to take.
+`nbnorm.parallel.mpi` and `nbnorm.parallel.nccl` have ready ones; docs/parallel.md says which to take. They and
+`nbnorm.parallel.dask` are loaded when they are first used, and need the package of that name.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import importlib
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,3 +30,9 @@ class Sync(Protocol):
     def __call__(self, packed: NDArray[np.float64], /) -> NDArray[np.float64]:
         """Everyone's `packed`, shape (ranks, packed.size)."""
         ...
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("dask", "mpi", "nccl"):
+        raise AttributeError(f"module 'nbnorm.parallel' has no attribute {name!r}")
+    return importlib.import_module(f"nbnorm.parallel.{name}")

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
-from distributed import WorkerPlugin
 from numpy.typing import NDArray
 
 import nbnorm
-from nbnorm import _device, _options
+from nbnorm import _device, _needed, _options
 from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
-from nbnorm.parallel import _graph
-from nbnorm.parallel._chunks import counted_moments
-from nbnorm.parallel._training import Saved, batch_norm_backward, batch_norm_training
 from nbnorm.saved import Activation
 from nbnorm.state import BatchNormState
+
+with _needed.package("nbnorm.parallel.dask", 'pip install "dask[array]" distributed'):
+    import dask.array as da
+    from distributed import WorkerPlugin
+
+    from nbnorm.parallel import _graph
+    from nbnorm.parallel._chunks import counted_moments
+    from nbnorm.parallel._training import Saved, batch_norm_backward, batch_norm_training
 
 __all__ = ["NumbaThreads", "Saved", "batch_norm_backward", "batch_norm_inference", "batch_norm_training", "batch_stats"]
 

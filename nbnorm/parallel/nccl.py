@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import cupy
-from cupy.cuda import nccl
+from nbnorm import _device, _needed
+
+with _needed.package("nbnorm.parallel.nccl", _device.GPU_PACKAGES):
+    import cupy
+    from cupy.cuda import nccl
 
 
 class _Gather:

@@ -144,20 +144,21 @@ def test_the_pool_does_not_grow(cupy, rng, shape):
     assert (pool.used_bytes(), pool.total_bytes()) == (used, total)
 
 
+@pytest.mark.parametrize("counting", [False, True], ids=["all", "weights"])
 @pytest.mark.parametrize("shape", [(32, 64, 28, 28), (8, 300, 14, 14)], ids=str)
-def test_numbas_own_launch_gives_the_same_bits(cupy, rng, shape, monkeypatch):
+def test_numbas_own_launch_gives_the_same_bits(cupy, rng, shape, counting, monkeypatch):
     """The fallback of launch.py, should the private attribute go that the fast path needs. In two launches and one."""
-    from nbnorm._cuda import apply, finalize, fused, launch, reduce
+    from nbnorm._cuda import apply, counted, finalize, fused, launch, reduce
 
     x, dy = (cupy.asarray(sample(rng, shape)) for _ in range(2))
-    first, _ = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
-    kernels = [
-        v for module in (reduce, finalize, apply, fused) for v in vars(module).values() if isinstance(v, launch.Kernel)
-    ]
+    options = {"weights": cupy.asarray(abs(sample(rng, (len(x), 1, 1, 1))))} if counting else {}
+    first, _ = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"), **options)
+    modules = apply, counted, finalize, fused, reduce
+    kernels = [v for module in modules for v in vars(module).values() if isinstance(v, launch.Kernel)]
     for kernel in kernels:
         monkeypatch.setattr(kernel, "ready", {})
     monkeypatch.setattr(launch, "_loaded", lambda compiled: None)
-    again, _ = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"))
+    again, _ = whole_step(x, dy, nbnorm.BatchNormState(shape[1], device="cuda"), **options)
     assert [a.get().tobytes() for a in again] == [a.get().tobytes() for a in first]
 
 

@@ -68,6 +68,20 @@ class Nnx:
         return self.layer(x, use_running_average=True)
 
 
+def test_flax_sorts_several_axes(rng):
+    """As the docstrings of `from_flax` and `to_flax` say."""
+    x = rng.normal(5, 2, (6, 4, 4)).astype(np.float32)
+    layer = linen.BatchNorm(axis=(2, 1))
+    variables = layer.init(jax.random.key(0), x, use_running_average=False)
+    _, changed = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    batch_stats = {name: np.asarray(a) for name, a in changed["batch_stats"].items()}
+    params = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in ("scale", "bias")}
+    state = exchange.from_flax(params, batch_stats)
+    expected = np.asarray(layer.apply({"params": params, "batch_stats": batch_stats}, x, use_running_average=True))
+    y = nbnorm.batch_norm_inference(x, state, axis=(1, 2))
+    assert abs(y - expected).max() <= 1e-4 * abs(expected).max()  # Flax computes in float32
+
+
 @pytest.mark.parametrize("options", [{}, {"use_scale": False}, {"use_bias": False, "momentum": 0.9}], ids=str)
 @pytest.mark.parametrize("kind", [Linen, Nnx])
 def test_steps_and_the_way_back(kind, options, rng):

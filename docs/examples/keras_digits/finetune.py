@@ -4,7 +4,7 @@ digits.npz was trained by train.py on scikit-learn's digits. The images to be re
 contrast, a brighter background, noise.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,7 @@ def train(net: Network, x: np.ndarray, labels: np.ndarray, epochs: int) -> None:
 
 
 def main(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     images, labels = load_digits(return_X_y=True)
     good = images.astype(np.float32) / 16
     bad = 0.4 + 0.3 * good + np.random.default_rng(0).normal(0, 0.08, good.shape).astype(np.float32)
@@ -112,4 +113,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT_DIRECTORY", help="where finetuned.npz goes")
+    main(parser.parse_args().out)

@@ -14,19 +14,31 @@ gc.set_threshold(
 )  # a compiler's objects live until it ends: looking through them is a tenth of the time
 
 
-def compiled(module, function, kinds, numbers, cc):
-    """PTX of a kernel for an architecture, and what the linker says of it."""
+FRONT = (9, 0)  # of what Numba itself looks at an architecture for, tanh and atomic additions, the kernels have nothing
+
+
+def compiled(module, function, kinds, numbers, architectures):
+    """PTX of a kernel and what the linker says of it, for each architecture: to PTX all go through Numba once."""
     if "cupy" not in sys.modules:
         fake_cupy.install()
     from cuda.core import Linker, LinkerOptions, ObjectCode
-    from numba.cuda import dispatcher
-
-    from nbnorm._cuda.launch import cuda
+    from numba.cuda import compiler, dispatcher
 
     kernel = getattr(importlib.import_module(f"nbnorm._cuda.{module}"), function)
     # Numba asks the driver for the current device when it compiles what a kernel calls.
-    dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=cc)
-    ptx, _ = cuda.compile_ptx(kernel.body, kernel.signature(kinds, (*kinds, *numbers)), cc=cc, launch_bounds=(256, 2))
-    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", verbose=True))
-    linker.link("cubin")
-    return ptx, linker.get_info_log()
+    dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=FRONT)
+    library, _ = compiler._compile_pyfunc_with_fixup(  # compile_ptx begins anew for each architecture
+        kernel.body,
+        kernel.signature(kinds, (*kinds, *numbers)),
+        device=False,
+        abi="numba",
+        cc=FRONT,
+        launch_bounds=(256, 2),
+    )
+    found = []
+    for cc in architectures:
+        ptx, options = library.get_asm_str(cc=cc), LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", verbose=True)
+        linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+        linker.link("cubin")
+        found.append((ptx, linker.get_info_log()))
+    return found

@@ -192,11 +192,13 @@ def compile_for(request):
     As many as there are for each worker of pytest-xdist: the others have work of their own.
     """
     params = [item.callspec.params for item in request.session.items if item.path == request.path]
-    wanted = dict.fromkeys((p["name"], p.get("memory", "float32"), p.get("cc", HOPPER)) for p in params)
+    wanted = {}
+    for p in params:
+        wanted.setdefault((p["name"], p.get("memory", "float32")), {})[p.get("cc", HOPPER)] = None
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     with ProcessPoolExecutor(max(1, min(8, os.cpu_count() or 1) // workers), get_context("spawn")) as pool:
-        found = {one: pool.submit(compiled, *signature(*one[:2]), one[2]) for one in wanted}
-        yield lambda name, memory, cc: found[name, memory, cc].result()
+        found = {one: pool.submit(compiled, *signature(*one), list(of)) for one, of in wanted.items()}
+        yield lambda name, memory, cc: dict(zip(wanted[name, memory], found[name, memory].result()))[cc]
         pool.shutdown(cancel_futures=True)
 
 

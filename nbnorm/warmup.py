@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-DTYPES = ("float16", "float32", "float64")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 # One shape for every way through the kernels: small (serial) and large (parallel).
 SHAPES = {
     "channels first": ((4, 4, 100), (8, 8, 5_000)),
@@ -27,11 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Call every kernel once; 2 when a dtype is unknown."""
+    """Call the usual kernels once; 2 when a dtype is unknown."""
     unknown = set(args.dtypes) - set(DTYPES)
     if unknown:
         print(f"unknown dtype {', '.join(sorted(unknown))}; expected some of {', '.join(DTYPES)}")
         return 2
+    if "bfloat16" in args.dtypes:
+        try:
+            import ml_dtypes  # noqa: F401  NumPy knows it then
+        except ImportError as error:
+            print(f"{error}; bfloat16 needs: pip install ml_dtypes")
+            return 2
     start = time.perf_counter()
     import nbnorm
 
@@ -48,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
             with _timed("inference"):
                 for x, state in zip(arrays, states, strict=True):
                     nbnorm.batch_norm_inference(x, state)
+            with _timed("statistics"):
+                for x, state in zip(arrays, states, strict=True):
+                    state.update(nbnorm.batch_stats(x))
             print()
     print(f"{time.perf_counter() - start:.1f} s in all; another run takes what loading them takes")
     return 0

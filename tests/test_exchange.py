@@ -126,6 +126,21 @@ def test_statistics_of_a_trained_state_are_rounded_once_to_its_dtype(rng):
     assert snapshot(state) == before
 
 
+def test_what_the_dtype_of_the_parameters_does_not_hold_stays_here(rng):
+    """As infinity it would leave unnoticed."""
+    state = nbnorm.BatchNormState(3)
+    state.running_var = [1.0, 1e60, 2.0]
+    for to in (exchange.to_keras, exchange.to_flax, exchange.to_onnx):
+        with pytest.raises(ValueError, match=r"state\.running_var has values that float32 .*1e\+60; .*float64"):
+            to(state)
+    wide = nbnorm.BatchNormState(3, dtype="float64")
+    wide.running_var = [1.0, 1e60, np.inf]  # which it is already
+    assert exchange.to_keras(wide)[3].tolist() == [1, 1e60, np.inf]
+    for eps in (1e-60, 1e60):
+        with pytest.raises(ValueError, match=r"state\.eps is 1e.?60, which ONNX's float32 does not hold"):
+            exchange.to_onnx(nbnorm.BatchNormState(3, eps=eps))
+
+
 def test_bad_arguments(given, rng):
     four = arrays(rng)
     params, batch_stats = dictionaries(four)

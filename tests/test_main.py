@@ -75,6 +75,15 @@ def test_warmup_compiles_and_says_what_each_kernel_took(capsys):
     assert out.count("training") == 4
 
 
+def test_warmup_knows_bfloat16_or_what_it_needs(capsys, monkeypatch):
+    monkeypatch.setattr("nbnorm.warmup.SHAPES", {"tables": ((64, 32),)})
+    assert main(["warmup", "bfloat16"]) == 0
+    assert "bfloat16 tables" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert main(["warmup", "bfloat16"]) == 2
+    assert "pip install ml_dtypes" in capsys.readouterr().out
+
+
 def test_without_a_verb_there_is_help(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out

@@ -58,9 +58,18 @@ def arrays_of(state: BatchNormState, names: Sequence[str]) -> dict[str, NDArray]
     """Copies of the arrays that a state has, at one moment, under another library's four names."""
     _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
     state._demand_running()
-    found = state.state_dict()
-    pairs = zip(names, NAMES.values())
-    return {theirs: _device.host(found[key]).astype(state.dtype, copy=False) for theirs, key in pairs if key in found}
+    found, arrays = state.state_dict(), {}
+    for (own, key), theirs in zip(NAMES.items(), names):
+        if key in found:
+            exact = _device.host(found[key])
+            with np.errstate(over="ignore"):
+                arrays[theirs] = exact.astype(state.dtype, copy=False)
+            if np.isinf(arrays[theirs]).sum() > np.isinf(exact).sum():
+                raise ValueError(
+                    f"state.{own} has values that {state.dtype} does not hold, such as {np.abs(exact).max():g}; "
+                    'they need a state with dtype="float64"'
+                )
+    return arrays
 
 
 def arrays_of_one_axis(state: BatchNormState, library: str, names: Sequence[str]) -> dict[str, NDArray]:

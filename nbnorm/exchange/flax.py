@@ -94,7 +94,7 @@ def to_flax(state: BatchNormState) -> tuple[dict[str, NDArray], dict[str, NDArra
     Raises
     ------
     ValueError
-        When the state has no running statistics.
+        When the state has no running statistics, or some beyond the range of its dtype.
 
     Notes
     -----

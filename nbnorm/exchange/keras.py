@@ -89,7 +89,7 @@ def to_keras(state: BatchNormState) -> list[NDArray]:
     Raises
     ------
     ValueError
-        When the state has no running statistics, or n-D parameters.
+        When the state has no running statistics, n-D parameters, or statistics beyond the range of its dtype.
 
     Notes
     -----

@@ -92,8 +92,9 @@ def to_onnx(state: BatchNormState, name: str = "bn", training: bool = False) -> 
     Raises
     ------
     ValueError
-        When the state has no running statistics or n-D parameters; with `training`, when it keeps its running
-        statistics otherwise than ONNX does: pooled (momentum None) or with the unbiased variance.
+        When the state has no running statistics, n-D parameters, or numbers beyond the range of float32 or its dtype;
+        with `training`, when it keeps its running statistics otherwise than ONNX does: pooled (momentum None) or with
+        the unbiased variance.
     TypeError
         When an argument is of the wrong kind.
     ImportError
@@ -123,6 +124,9 @@ def to_onnx(state: BatchNormState, name: str = "bn", training: bool = False) -> 
         raise ValueError(
             "state takes the unbiased variance, ONNX the biased one in training; make it with unbiased=False"
         )
+    limits = np.finfo(np.float32)
+    if not limits.smallest_subnormal <= state.eps <= limits.max:
+        raise ValueError(f"state.eps is {state.eps:g}, which ONNX's float32 does not hold; assign another one")
     arrays = {"scale": np.ones(state.shape, state.dtype), "B": np.zeros(state.shape, state.dtype), **arrays}
     inputs, outputs = [f"{name}.{key}" for key in NAMES.values()], [f"{name}.y"]
     attributes: dict[str, Any] = {"epsilon": state.eps}

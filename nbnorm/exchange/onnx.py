@@ -125,7 +125,7 @@ def to_onnx(state: BatchNormState, name: str = "bn", training: bool = False) -> 
             "state takes the unbiased variance, ONNX the biased one in training; make it with unbiased=False"
         )
     limits = np.finfo(np.float32)
-    if not limits.smallest_subnormal <= state.eps <= limits.max:
+    if not float(limits.smallest_subnormal) <= state.eps <= float(limits.max):
         raise ValueError(f"state.eps is {state.eps:g}, which ONNX's float32 does not hold; assign another one")
     arrays = {"scale": np.ones(state.shape, state.dtype), "B": np.zeros(state.shape, state.dtype), **arrays}
     inputs, outputs = [f"{name}.{key}" for key in NAMES.values()], [f"{name}.y"]

@@ -235,7 +235,12 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
         if not isinstance(part, xr.DataArray) or set(part.dims) != set(dims):
             found = part.dims if isinstance(part, xr.DataArray) else type(part).__qualname__
             raise ValueError(f"stats has {found!s:.60}; expected DataArrays with the dimensions {dims!s:.60}")
-    xr.align(da, *stats, join="exact")
+    try:
+        xr.align(da, *stats, join="exact")
+    except ValueError as cause:
+        raise ValueError(
+            f"stats has other coordinates or sizes than da on {dims!s:.60}; expected those of batch_stats of such data"
+        ) from cause
     shape = tuple(x.shape[i] for i in axes)
     count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
     with _device.current(_device.of(mean)):

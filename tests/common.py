@@ -40,6 +40,7 @@ def snapshot(state):
     return [None if a is None else a.tobytes() for a in arrays] + [
         state.num_batches,
         np.asarray(state.num_samples).tolist(),
+        state.num_skipped,
     ]
 
 

@@ -175,6 +175,12 @@ def test_what_makes_assigned_statistics_count_or_not():
 BAD = {"NaN": np.nan, "inf": np.inf, "-inf": -np.inf, "overflow": 1e200}
 
 
+def learned(state):
+    """What a batch that is skipped leaves as it was."""
+    *everything, _ = snapshot(state)  # but how many there have been
+    return everything
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_a_batch_that_is_not_finite_is_skipped(momentum, value, rng):
@@ -189,7 +195,7 @@ def test_a_batch_that_is_not_finite_is_skipped(momentum, value, rng):
             call(guarded, bad)
             call(guarded, good)
             call(plain, good)
-            assert snapshot(guarded) == snapshot(plain)
+            assert learned(guarded) == learned(plain)
         assert (guarded.num_batches, guarded.num_samples, guarded.num_skipped) == (3, 72, 3)
         assert plain.num_skipped == 0
         y, expected = (nbnorm.batch_norm_training(bad, state)[0] for state in (guarded, plain))
@@ -233,10 +239,10 @@ def test_all_ranks_skip_the_same_batch(rng):
     x = sample(rng, (12, 3, 4))
     x[2, 1, 0] = np.inf  # on the first rank only
     state = nbnorm.BatchNormState(3, skip_nonfinite=True)
-    before = snapshot(state)
+    before = learned(state)
     steps = ranks.step_in_shards(x, x, state, (4, 4, 4), 1, "global")
     assert {(one.state.num_batches, one.state.num_skipped) for one in steps} == {(0, 1)}
-    assert all(snapshot(one.state) == before for one in steps)
+    assert all(learned(one.state) == before for one in steps)
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0), (0, 0, 2, 0, 2)], ids=str)
@@ -253,9 +259,9 @@ def test_an_empty_shard(sizes, value):
 @pytest.mark.parametrize(("mean", "m2"), [(np.nan, 1.0), (np.inf, 1.0), (0.5, np.inf)])
 def test_either_moment_that_is_not_finite_is_skipped(momentum, mean, m2):
     state = nbnorm.BatchNormState(2, momentum=momentum, skip_nonfinite=True)
-    before = snapshot(state)
+    before = learned(state)
     state.update(nbnorm.BatchStats(np.array(4.0), np.array([0.0, mean]), np.array([1.0, m2])))
-    assert (snapshot(state), state.num_skipped) == (before, 1)
+    assert (learned(state), state.num_skipped) == (before, 1)
 
 
 def test_the_channel_whose_variance_would_be_lost_is_the_one_that_is_named():

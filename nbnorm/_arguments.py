@@ -82,8 +82,12 @@ def features(shape: tuple[int, ...], axis: Axis, axes: tuple[int, ...], num_feat
 
 
 def _other_axis(shape: tuple[int, ...], axis: Axis, num_features: int | tuple[int, ...]) -> str:
-    """Channels last or first, where that is what was meant."""
-    fitting = [] if isinstance(axis, tuple) else [i for i in (-1, 1) if shape[i] == num_features]
+    """Channels last or first, or those that a tuple leaves out, where that is what was meant."""
+    if isinstance(axis, tuple):  # those that are reduced, as in NumPy
+        fitting = [i for i in range(len(shape)) if i not in axis and i - len(shape) not in axis]
+        fitting = [i for i in fitting if len(fitting) == 1 and shape[i] == num_features]
+    else:
+        fitting = [i for i in (-1, 1) if shape[i] == num_features]
     return f"; axis={fitting[0]} would fit" if fitting else ""
 
 
@@ -120,7 +124,8 @@ def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:
     padded = (1,) * (x.ndim - array.ndim) + array.shape
     if array.ndim > x.ndim or any(n not in (1, whole) for n, whole in zip(padded, x.shape, strict=True)):
         raise ValueError(
-            f"{name} has shape {short(array.shape)}; expected one that broadcasts to that of x, {short(x.shape)}"
+            f"{name} has shape {short(array.shape)}; expected one that broadcasts to that of x, {short(x.shape)}: "
+            f"{name}[:, None] has an axis more"
         )
 
 

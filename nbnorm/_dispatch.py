@@ -19,7 +19,7 @@ _WAY_OUT = {  # by the package of the type, which is not imported for it
     "dask": "use nbnorm.parallel.dask, or pass {0}.compute()",
     "pandas": "pass {0}.to_numpy()",
     "polars": "pass {0}.to_numpy()",
-    "xarray": "use nbnorm.xarray, or pass .to_numpy() of a DataArray",
+    "xarray": "pass .to_numpy() of a DataArray, or see nbnorm.xarray",
     "scipy": "pass {0}.toarray()",  # its sparse matrices
     "cupyx": "pass {0}.toarray()",
     "sparse": "pass {0}.todense()",

@@ -10,7 +10,8 @@ from nbnorm._arguments import short
 def values(count: int, use_running: bool, shape: tuple[int, ...] | None) -> None:
     """The variance of the batch, of which x with this shape is all or a shard (None), exists."""
     if count < 2:
-        purpose, way_out = "training", "batch_norm_inference, or use_running=True with update_running=False"
+        purpose = "training"
+        way_out = "batch_norm_inference or bn.eval(), or use_running=True with update_running=False"
         if use_running:  # the unbiased variance goes into the running variance
             purpose, way_out = "updating running_var", "update_running=False"
         where = "on all ranks together" if shape is None else f"x.shape={short(shape)}"
@@ -23,12 +24,14 @@ def counted(channel: int | None, least: float, use_running: bool, shape: tuple[i
         return
     index = tuple(int(i) for i in np.unravel_index(channel, shape))
     shown = index[0] if len(index) == 1 else index
-    purpose, way_out = "training", "batch_norm_inference, or use_running=True with update_running=False"
+    purpose, way_out = "training", "use batch_norm_inference"
     if use_running:
-        purpose, way_out = "updating the running statistics", "update_running=False"
+        purpose, way_out = "updating the running statistics", "use update_running=False"
+    if least > 0:
+        way_out = f"larger weights, which are frequencies, or {way_out}"
     raise ValueError(
-        f"{purpose} needs values that count more than {least:g} times in all; those of channel {shown} do not; "
-        f"use {way_out}"
+        f"{purpose} needs values that count more than {least:g} times in all; those of channel {shown} do not: "
+        f"{way_out}"
     )
 
 

@@ -33,7 +33,7 @@ def pointing(known: Mapping[str, str]) -> Callable[[_Kind], _Kind]:
 
     def decorate(kind: _Kind) -> _Kind:
         for name in known:
-            setattr(kind, name, property(_refusal(kind, name, known)))
+            setattr(kind, name, property(_refusal(kind, name, known), doc=f"No attribute: {known[name]}."))
         return kind
 
     return decorate

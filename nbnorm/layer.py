@@ -101,7 +101,7 @@ class BatchNorm:
     debug: bool = False
     # Of the last call, until `backward`; after inference x, and axis and activation as they were.
     _last: Saved | tuple[NDArray, Axis, Activation] | None = None
-    _bytes: list[bytes] | None = None  # with `debug` those of the arrays that must not change
+    _bytes: list[tuple[str, bytes]] | None = None  # with `debug` those of the arrays that must not change
     _results: tuple[Reuse, Reuse] | None = None  # y and dx of training mode
 
     def __init__(
@@ -122,13 +122,7 @@ class BatchNorm:
         dtype: DTypeLike = "float32",
         device: str = "cpu",
     ) -> None:
-        self.axis = axis
-        _options.activation(activation)
-        self.activation = activation
-        self.ghost = None if ghost is None else _options.ghost(ghost)
-        if renorm is not None:
-            _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
-            self.renorm = renorm
+        self._set(axis, activation, ghost, renorm)
         self.state = BatchNormState(
             num_features,
             eps=eps,
@@ -142,21 +136,34 @@ class BatchNorm:
             device=device,
         )
 
+    def _set(self, axis: Axis, activation: Activation, ghost: int | None, renorm: Renorm | None) -> None:
+        """What is the layer's and not the state's."""
+        self.axis = axis
+        _options.activation(activation)
+        self.activation = activation
+        self.ghost = None if ghost is None else _options.ghost(ghost)
+        if renorm is not None:
+            _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
+            self.renorm = renorm
+
     @classmethod
-    def from_state(cls, state: BatchNormState, *, axis: Axis = 1) -> BatchNorm:
+    def from_state(
+        cls, state: BatchNormState, *, axis: Axis = 1, activation: Activation = None, ghost: int | None = None,
+        renorm: Renorm | None = None,
+    ) -> BatchNorm:  # fmt: skip
         """A layer with this state itself, no copy, in training mode.
 
         Parameters
         ----------
         state : BatchNormState
             Several layers may have it, which then share parameters and running statistics.
-        axis : int or tuple of int
-            The channel axis of the inputs.
+        axis, activation, ghost, renorm
+            As in the constructor.
 
         Raises
         ------
-        TypeError
-            When state is something else.
+        TypeError, ValueError
+            When state is something else, or another argument is one that the constructor refuses.
 
         Examples
         --------
@@ -167,27 +174,30 @@ class BatchNorm:
         """
         _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
         layer = cls.__new__(cls)
-        layer.state, layer.axis = state, axis
+        layer._set(axis, activation, ghost, renorm)
+        layer.state = state
         return layer
 
     @classmethod
     def load(
-        cls, path: files.Path, prefix: str = "", *, axis: Axis = 1,
-        num_features: int | tuple[int, ...] | None = None, num_samples: int | NDArray | None = None,
+        cls, path: files.Path, prefix: str = "", *, axis: Axis = 1, activation: Activation = None,
+        ghost: int | None = None, renorm: Renorm | None = None, num_features: int | tuple[int, ...] | None = None,
+        num_samples: int | NDArray | None = None,
     ) -> BatchNorm:  # fmt: skip
-        """A layer with the state of a file, in training mode: `BatchNormState.load`, whose arguments and errors it has.
+        """A layer with the state of a file, in training mode.
+
+        Arguments and errors are those of `BatchNormState.load` and of `from_state`.
 
         Examples
         --------
         See `save`.
         """
-        return cls.from_state(
-            BatchNormState.load(path, prefix, num_features=num_features, num_samples=num_samples), axis=axis
-        )
+        state = BatchNormState.load(path, prefix, num_features=num_features, num_samples=num_samples)
+        return cls.from_state(state, axis=axis, activation=activation, ghost=ghost, renorm=renorm)
 
     def save(self, path: files.Path) -> None:
         """Write the state to a file: `BatchNormState.save`. What the layer itself has is not in it: `axis`,
-        `activation`, `ghost`, `renorm`, `training`, `frozen`. Set them anew where they are not the defaults.
+        `activation`, `ghost` and `renorm`, which `load` takes, and `training` and `frozen`, to be set anew.
 
         Examples
         --------
@@ -284,13 +294,14 @@ class BatchNorm:
         last = self._last
         if last is None:
             raise RuntimeError(
-                "backward needs a call before it, each of its own and not with out=x. For several calls: "
-                "y, saved = batch_norm_training(x, layer.state), then batch_norm_backward(dy, saved)"
+                "backward belongs to a call of the layer before it, each to one, and not with out=x. For several "
+                "calls: y, saved = batch_norm_training(x, layer.state), then batch_norm_backward(dy, saved)"
             )
-        if self._bytes is not None and self._bytes != self._read(last):
+        if self._bytes is not None and self._bytes != (now := self._read(last)):
+            changed = next((name for (name, was), (_, found) in zip(self._bytes, now) if was != found), "state")
             raise RuntimeError(
-                "x, where, weights, y beside a residual or, in evaluation mode, the state has changed since the call, "
-                "whose gradient is not known any more; give it copies, or change them after backward"
+                f"{changed} has changed since the call, whose gradient is not known any more; give the call a copy, or "
+                "change it after backward"
             )
         saved = last if isinstance(last, Saved) else saved_of_inference(self.state, *last)
         reuse = self._reuse(1) if out is None and self.training and is_large(saved.x) else None
@@ -310,14 +321,17 @@ class BatchNorm:
             found = vars(self)["_results"] = Reuse(), Reuse()
         return found[which]
 
-    def _read(self, last: Saved | tuple[NDArray, Axis, Activation] | None) -> list[bytes]:
-        """What `backward` is going to read."""
-        state, used = self.state, list[Any]()
+    def _read(self, last: Saved | tuple[NDArray, Axis, Activation] | None) -> list[tuple[str, bytes]]:
+        """What `backward` is going to read, by name."""
+        state, used = self.state, list[tuple[str, Any]]()
         if isinstance(last, Saved):
-            used = [array for one in (last.groups or [last]) for array in (one._flat, one._where, one._weights, one.y)]
+            for one in last.groups or [last]:
+                used += [("x", one._flat), ("where", one._where), ("weights", one._weights), ("y", one.y)]
         elif last is not None:
-            used = [last[0], state.gamma, state.beta, state.running_mean, state.running_var, np.float64(state.eps)]
-        return [_device.host(array).tobytes() for array in used if array is not None]
+            used = [("x", last[0]), ("state.gamma", state.gamma), ("state.beta", state.beta),
+                    ("state.running_mean", state.running_mean), ("state.running_var", state.running_var),
+                    ("state.eps", np.float64(state.eps))]  # fmt: skip
+        return [(name, _device.host(array).tobytes()) for name, array in used if array is not None]
 
     def train(self, mode: bool = True) -> BatchNorm:
         """Normalize with the batch from now on, unless `frozen`. Returns the layer."""

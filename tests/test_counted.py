@@ -657,7 +657,8 @@ def test_pooling_needs_weights_of_more_than_one_value_with_what_was_before(given
     """The variance of a fraction of a value would be lost."""
     given.state, weights = nbnorm.BatchNormState(3, momentum=None), np.full((8, 1, 1), 1 / 64)  # 0.75 a channel
     step = {"weights": weights, "out": given.out}
-    refuse(given, lambda: training(given.x, given.state, **step), ValueError, "count more than 1 times in all")
+    texts = "count more than 1 times in all", "larger weights"
+    refuse(given, lambda: training(given.x, given.state, **step), ValueError, *texts)
     training(given.x[:1, :, :1], given.state, use_running=True)
     assert given.state.num_samples == 1
     training(given.x, given.state, **step)

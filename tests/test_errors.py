@@ -46,7 +46,7 @@ NO_ARRAYS = {
     "Dask": (of_package("dask.array.core"), "use nbnorm.parallel.dask, or pass {}.compute()"),
     "DataFrame": (of_package("pandas.core.frame"), "pass {}.to_numpy()"),
     "polars": (of_package("polars.dataframe.frame"), "pass {}.to_numpy()"),
-    "xarray": (of_package("xarray.core.dataarray"), "use nbnorm.xarray, or pass .to_numpy() of a DataArray"),
+    "xarray": (of_package("xarray.core.dataarray"), "pass .to_numpy() of a DataArray, or see nbnorm.xarray"),
     "sparse matrix": (of_package("scipy.sparse._csr"), "pass {}.toarray()"),
     "sparse matrix of a GPU": (of_package("cupyx.scipy.sparse._csr"), "pass {}.toarray()"),
     "pydata sparse": (of_package("sparse.numba_backend._coo.core"), "pass {}.todense()"),
@@ -137,6 +137,9 @@ def test_x_must_have_the_channels_of_the_state(given, x, texts):
 
 
 def test_another_axis_is_named_only_where_it_fits(given):
+    for reduced in ((0, 2), (0, -1)):  # as NumPy would be told
+        with pytest.raises(ValueError, match=r"3 features; axis=1 would fit$"):
+            training(given.x, given.state, axis=reduced)
     with pytest.raises(ValueError, match=r"3 features; axis=1 would fit$"):
         inference(given.x, given.state, axis=-1)
     for x, axis in ((given.x[:, :2], 1), (given.x, (1, 2))):
@@ -206,7 +209,7 @@ def test_running_statistics_must_exist_where_they_are_needed(given, rng):
 def test_training_needs_two_values_per_channel(given):
     one = (
         "training needs at least 2 values per channel, got 1 (x.shape=(1, 3, 1, 1)); "
-        "use batch_norm_inference, or use_running=True with update_running=False"
+        "use batch_norm_inference or bn.eval(), or use_running=True with update_running=False"
     )
     x = np.zeros((1, 3, 1, 1), np.float32)
     for update in (False, True):

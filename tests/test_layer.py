@@ -110,7 +110,7 @@ def test_frozen_training_uses_and_keeps_the_running_statistics(rng):
 def test_each_call_has_one_backward(rng):
     bn = nbnorm.BatchNorm(5)
     a, b = batches(rng)[:2]
-    with pytest.raises(RuntimeError, match="backward needs a call before it"):
+    with pytest.raises(RuntimeError, match="backward belongs to a call of the layer before it"):
         bn.backward(a)
     bn(a)
     bn(b)
@@ -174,14 +174,19 @@ def test_inference_in_place_leaves_nothing_for_backward(rng):
 def test_debug_notices_what_changes_between_a_call_and_its_backward(rng):
     bn = nbnorm.BatchNorm(5)
     bn.debug = True
-    for training, change in (
-        (True, lambda x: np.maximum(x, 0, out=x)),
-        (True, lambda x: x.__setitem__((3, 2), 7)),
-        (False, lambda x: x.__setitem__((3, 2), 7)),
-        (False, lambda x: bn.state.gamma.__imul__(2)),
-        (False, lambda x: bn.state.beta.__isub__(2)),
-        (False, lambda x: setattr(bn.state, "eps", 2 * bn.state.eps)),
-        (False, lambda x: bn.state.update(nbnorm.batch_stats(x))),
+    for training, name, change in (
+        (True, "x", lambda x: np.maximum(x, 0, out=x)),
+        (True, "x", lambda x: x.__setitem__((3, 2), 7)),
+        (False, "x", lambda x: x.__setitem__((3, 2), 7)),
+        (False, r"state\.gamma", lambda x: bn.state.gamma.__imul__(2)),
+        (False, r"state\.beta", lambda x: bn.state.beta.__isub__(2)),
+        (False, r"state\.eps", lambda x: setattr(bn.state, "eps", 2 * bn.state.eps)),
+        (False, r"state\.running_mean", lambda x: bn.state.update(nbnorm.batch_stats(x))),
+        (
+            False,
+            r"state\.gamma",
+            lambda x: setattr(bn, "state", nbnorm.BatchNormState(5, use_beta=False, track_running=False)),
+        ),
     ):
         x = sample(rng, (20, 5))
         x[0, 0] = np.nan
@@ -189,7 +194,7 @@ def test_debug_notices_what_changes_between_a_call_and_its_backward(rng):
         bn.backward(x)  # nothing has changed
         bn(x)
         change(x)
-        with pytest.raises(RuntimeError, match="evaluation mode, the state has changed") as caught:
+        with pytest.raises(RuntimeError, match=f"^{name} has changed since the call") as caught:
             bn.backward(x)
         assert len(str(caught.value)) < 200
     bn.debug = False
@@ -254,6 +259,11 @@ def test_a_layer_of_a_state_and_of_a_file(rng, tmp_path):
     assert (snapshot(again.state), again.axis) == (snapshot(state), -1)
     x = sample(rng, (4, 3, 5), axis=-1)
     assert same_bits(again.eval()(x), nbnorm.batch_norm_inference(x, state, axis=-1))
+    beside = {"activation": "relu", "ghost": 2, "renorm": nbnorm.Renorm(2, 1)}
+    for layer in nbnorm.BatchNorm.load(tmp_path / "layer.npz", **beside), nbnorm.BatchNorm.from_state(state, **beside):
+        assert {name: getattr(layer, name) for name in beside} == beside
+        with pytest.raises(ValueError, match="activation is 'gelu'"):
+            nbnorm.BatchNorm.from_state(state, activation="gelu")
     for wrong in (state.state_dict(), bn, None):
         with pytest.raises(TypeError, match=r"state is a .* expected a nbnorm\.BatchNormState"):
             nbnorm.BatchNorm.from_state(wrong)

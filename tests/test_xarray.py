@@ -219,7 +219,7 @@ def test_what_is_refused(call, error, text, rng):
 
 def test_statistics_with_labels_are_not_merged_without_them(rng):
     stats = nx.batch_stats(temperatures(rng, gaps=False), "time")
-    with pytest.raises(TypeError, match=r"^stats\[1\].count is a xarray.*: use nbnorm.xarray"):
+    with pytest.raises(TypeError, match=r"^stats\[1\].count is a xarray.*: pass .to_numpy"):
         nbnorm.merge_stats(nbnorm.BatchStats(*(part.values for part in stats)), stats)
 
 

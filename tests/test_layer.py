@@ -185,7 +185,7 @@ def test_debug_notices_what_changes_between_a_call_and_its_backward(rng):
         (
             False,
             r"state\.gamma",
-            lambda x: setattr(bn, "state", nbnorm.BatchNormState(5, use_beta=False, track_running=False)),
+            lambda x: setattr(bn, "state", nbnorm.BatchNormState(5, use_beta=False)),
         ),
     ):
         x = sample(rng, (20, 5))

@@ -60,7 +60,7 @@ def arrays(own: dict[str, Any]) -> dict[str, NDArray]:
         if running.samples is not None:
             found[COUNTERS[1]] = running.samples
         if running.uncounted:
-            del found["num_samples_tracked"]
+            del found[COUNTERS[1]]
     return {key: array for key, array in found.items() if array is not None}
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
 
 from nbnorm import _arguments
-from nbnorm._dispatch import kernels_for
+from nbnorm._dispatch import kernels_on
 from nbnorm._formulas import OF_BETA, OF_GAMMA
 from nbnorm._shards import FAILED
 from nbnorm.saved import Saved
@@ -31,10 +30,8 @@ def refuse_what_is_not_built(saved: Saved) -> None:
 
 def like_x(name: str, array: NDArray, saved: Saved) -> NDArray:
     """`array` as kernels read it, on the device, with the shape and of the dtype of the forward pass's x."""
-    kernels = kernels_for(name, array)
     there, way_out = saved._kernels.device(saved.x), "an array there, as it gave y"
-    _arguments.same_device(name, array, kernels.device(array), there, "x of the forward pass", way_out)
-    array = kernels.values(name, array)
+    array = kernels_on(name, array, there, "x of the forward pass", way_out).values(name, array)
     _arguments.like_x(name, array, saved.x)
     return array
 
@@ -47,15 +44,13 @@ def like_parameters(saved: Saved, **given: NDArray | None) -> Any:
         (OF_GAMMA, OF_BETA), (saved._with_gamma, saved._with_beta), given.items(), strict=True
     ):
         if array is not None:
-            there = kernels.device(saved.x)
-            found = kernels_for(name, array).device(array)
-            _arguments.same_device(name, array, found, there, "x of the forward pass", "an array there")
+            kernels_on(name, array, kernels.device(saved.x), "x of the forward pass")
             _arguments.direction(name, array, saved._shape, exists)
             directions[row].reshape(saved._shape)[...] = array
     return directions
 
 
-def failed(kernels: ModuleType, saved: Saved, rows: int) -> Any:
+def failed(saved: Saved, rows: int) -> Any:
     """The message of a rank that cannot go on, as long as that of one that can."""
-    with kernels.on_device_of(saved._stats):
-        return kernels.xp.full(rows * saved._layout.shape[1] + 1, FAILED)
+    with saved._kernels.on_device_of(saved._stats):
+        return saved._kernels.xp.full(rows * saved._layout.shape[1] + 1, FAILED)

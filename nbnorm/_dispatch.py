@@ -1,4 +1,4 @@
-"""Dispatch: which kernels work on an array. The only test of array types in the library."""
+"""Dispatch: which kernels work on an array. The only choice of a backend in the library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nbnorm import _device, _needed
+from nbnorm import _arguments, _device, _needed
 
 _WAY_OUT = {  # by the package of the type, which is not imported for it
     "torch": "pass {0}.detach().numpy()",
@@ -44,6 +44,13 @@ def kernels_for(name: str, array: Any) -> ModuleType:
     return _cpu()
 
 
+def kernels_on(name: str, array: Any, device: str, owner: str, way_out: str = "an array there") -> ModuleType:
+    """The same of an array that has to be on a device, where `owner` is."""
+    kernels = kernels_for(name, array)
+    _arguments.same_device(name, array, kernels.device(array), device, owner, way_out)
+    return kernels
+
+
 @cache  # an import statement takes a fifth of a microsecond each time
 def _cpu() -> ModuleType:
     from nbnorm import _cpu
@@ -68,8 +75,10 @@ def _refuse_foreign(name: str, array: Any) -> None:
     if isinstance(array, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix; pass np.asarray({name})")
     if not isinstance(array, np.ndarray):
-        package, dtype = kind.__module__.split(".")[0], str(getattr(array, "dtype", None))
-        way_out = _WAY_OUT.get(dtype if dtype in _WAY_OUT else package, "pass np.asarray({0})")
+        package = kind.__module__.split(".")[0]
+        if package == "torch" and str(getattr(array, "dtype", None)) == "torch.bfloat16":
+            package = "torch.bfloat16"
+        way_out = _WAY_OUT.get(package, "pass np.asarray({0})")
         if hasattr(array, "__cuda_array_interface__"):
             way_out = "pass cupy.asarray({0})"
         shown = f"{kind.__module__}.{kind.__qualname__}"

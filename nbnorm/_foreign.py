@@ -61,17 +61,17 @@ def counter(name: str, value: Any) -> int:
     ValueError
         When it is anything else.
     """
+    number: int | float = math.nan
+    cause = None
     try:
         array = to_numpy(name, value)
-    except TypeError as cause:
-        raise ValueError(f"{name} is {value!r:.60}; expected a whole number from 0 to 2**62") from cause
-    number: Any = array.reshape(-1)[0] if array.size == 1 else math.nan
-    if array.dtype.kind in "iu":
-        number = int(number) if array.size == 1 else number
-    elif array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-        number = float(number)
+    except TypeError as error:
+        cause = error
     else:
-        number = math.nan
+        if array.size == 1 and array.dtype.kind in "iu":
+            number = int(array.reshape(-1)[0])  # a float has no 62 bits
+        elif array.size == 1 and (array.dtype.kind == "f" or array.dtype.name == "bfloat16"):
+            number = float(array.reshape(-1)[0])
     if not (0 <= number <= MOST and number == int(number)):
-        raise ValueError(f"{name} is {value!r:.60}; expected a whole number from 0 to 2**62")
+        raise ValueError(f"{name} is {value!r:.60}; expected a whole number from 0 to 2**62") from cause
     return int(number)

@@ -1,8 +1,8 @@
 """The maths of batch normalization: one function per numbered equation of docs/math.md.
 
-Every function is written for one value and works unchanged on float64 scalars, on the vector values of a target
-(`_cpu/vector.py`), on NumPy arrays and on `fractions.Fraction` through `.py_func`. `fma` is Python's: each target has a
-form of it. What float32 arithmetic needs stands in _single_map.py.
+Every function is written for one value, and works unchanged on float64 scalars and, through `.py_func`, on
+`fractions.Fraction`; without a branch or a root also on the vector values of a target (`_cpu/vector.py`) and on NumPy
+arrays. `fma` is Python's: each target has a form of it. What float32 arithmetic needs stands in _single_map.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from types import ModuleType
 from numpy.typing import NDArray
 
 from nbnorm import _arguments
-from nbnorm._dispatch import kernels_for
+from nbnorm._dispatch import kernels_for, kernels_on
 from nbnorm._layout import Axis, Layout, layout_of_strides
 from nbnorm._outputs import check_output
 from nbnorm.state import BatchNormState
@@ -38,10 +38,7 @@ def _fit(
 
 def checked_residual(kernels: ModuleType, residual: NDArray, x: NDArray) -> NDArray:
     """As kernels read it, on the device, with the shape and of the dtype of x."""
-    its_kernels = kernels_for("residual", residual)
-    found, there = its_kernels.device(residual), kernels.device(x)
-    _arguments.same_device("residual", residual, found, there, "x", "an array there")
-    residual = kernels.values("residual", residual)
+    residual = kernels_on("residual", residual, kernels.device(x), "x").values("residual", residual)
     _arguments.like_x("residual", residual, x, "x")
     return residual
 

@@ -12,5 +12,5 @@ def package(what: str, install: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        error.add_note(f"{what} needs a package: {install}")
+        error.add_note(f"{what} needs a package, or a newer one: {install}")
         raise

@@ -34,7 +34,7 @@ def activation(value: object) -> float | None:
         return 0.0
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] == "leaky_relu":
         slope = value[1]
-        if not _is_real(slope) or not 0 <= slope < 1:
+        if not is_real(slope) or not 0 <= slope < 1:
             raise ValueError(f'the slope of "leaky_relu" is {short(slope)}; expected at least 0 and less than 1')
         if 0 < slope < LEAST_SLOPE:
             raise ValueError(f'the slope of "leaky_relu" is {short(slope)}; expected 0, or at least {LEAST_SLOPE:.3g}')
@@ -53,9 +53,9 @@ def ghost(value: object) -> int:
 
 def renorm_limits(rmax: float, dmax: float) -> None:
     """Of r and d."""
-    if not _is_real(rmax) or not rmax >= 1:
+    if not is_real(rmax) or not rmax >= 1:
         raise ValueError(f"rmax is {short(rmax)}; expected 1 or more, such as 3 (1: the batch's variance as it is)")
-    if not _is_real(dmax) or not dmax >= 0:
+    if not is_real(dmax) or not dmax >= 0:
         raise ValueError(f"dmax is {short(dmax)}; expected 0 or more, such as 5 (0: the batch's mean as it is)")
 
 
@@ -106,7 +106,7 @@ def num_features(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
 
 def eps(value: float) -> float:
     """A positive finite number."""
-    if not _is_real(value) or not 0 < float(value) < math.inf:
+    if not is_real(value) or not 0 < float(value) < math.inf:
         raise ValueError(f"eps is {short(value)}; expected a positive finite number, such as 1e-5")
     return float(value)
 
@@ -115,7 +115,7 @@ def momentum(value: float | None) -> float | None:
     """A weight, or None."""
     if value is None:
         return None
-    if not _is_real(value) or not 0 <= value <= 1:
+    if not is_real(value) or not 0 <= value <= 1:
         raise ValueError(
             f"momentum is {short(value)}; expected the weight of the new batch, 0 to 1, or None for exact pooling"
         )
@@ -149,7 +149,7 @@ def parameter_dtype(value: DTypeLike) -> np.dtype:
     return found.newbyteorder("=")
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
     """A number that a float can be, if only infinite; 10**400 is none."""
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         return False

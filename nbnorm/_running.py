@@ -78,7 +78,7 @@ class Running:
         `count` is None when `stats` has one of each channel. Their device is current.
         """
         each = None if count is not None else stats.count.reshape(-1)
-        kernels.commit(self, momentum, kernels.rows(stats.mean.reshape(-1), stats.m2.reshape(-1), each), count)
+        kernels.commit(self, momentum, kernels.stats_of(stats.mean.reshape(-1), stats.m2.reshape(-1), each), count)
 
     def count_each(self) -> NDArray:
         """`samples`, which is there from now on. Who holds the lock calls it; nothing waits for a GPU."""

@@ -80,17 +80,18 @@ def exchange(sync: Sync, packed: Any, ranks: int | None) -> Any:
     return gathered
 
 
-def exchange_marked(sync: Sync, packed: Any, ranks: int | None) -> Any:
-    """Everyone's, whose last number is a mark of success.
+def exchange_sums(sync: Sync, packed: Any, counts: NDArray[np.float64] | None) -> tuple[Any, NDArray[np.float64]]:
+    """Everyone's sums, whose last number is a mark of success, and of how many values they are: 0 where nobody has
+    said so, as with running statistics.
 
     Raises
     ------
     RuntimeError
         When a rank has failed.
     """
-    gathered = exchange(sync, packed, ranks)
+    gathered = exchange(sync, packed, None if counts is None else len(counts))
     _refuse_failed(_device.host(gathered[:, -1]) == FAILED)
-    return gathered
+    return gathered, np.zeros((len(gathered), 1)) if counts is None else counts
 
 
 def _refuse_failed(failed: NDArray[np.bool_]) -> None:

@@ -1,7 +1,8 @@
 """Maps for float32 arithmetic (docs/math.md, Eq. 19 and 42): their coefficients, from float64 numbers.
 
 The functions without a decorator are Python's and work on float64 numbers only; kernels have them through
-_cpu/traced.py. They choose instead of branching, so that LLVM takes several channels at a time.
+_cpu/traced.py and _cuda/intrinsics_single.py. They choose instead of branching, so that LLVM takes several channels at
+a time.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def content(
         "use_gamma": "gamma" in arrays,
         "use_beta": "beta" in arrays,
         "track_running": "running_mean" in arrays,
-        "dtype": "float64" if np.float64 in parameters else "float32",
+        "dtype": "float32" if all(np.can_cast(found, np.float32) for found in parameters) else "float64",
         **beside,
     }
     return Content(arguments, arrays, _content.counters(values, shape), device)

@@ -7,10 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _device
+from nbnorm import _device
 from nbnorm._arguments import short
 from nbnorm._batch_stats import BatchStats
-from nbnorm._dispatch import kernels_for
+from nbnorm._dispatch import kernels_for, kernels_on
 from nbnorm._running import Running
 
 MOST = 2.0**53  # beyond, not every whole number is a float64
@@ -26,8 +26,7 @@ def fold_in(stats: BatchStats, running: Running, momentum: float | None) -> None
     """
     kernels = kernels_for("stats.mean", stats.mean)
     for name, array in (("stats.mean", stats.mean), ("stats.m2", stats.m2)):
-        found = kernels_for(name, array).device(array)
-        _arguments.same_device(name, array, found, _device.of(running.both), "the state", 'state.to("{found}")')
+        kernels_on(name, array, _device.of(running.both), "the state", 'state.to("{found}")')
     if momentum is None:
         running.demand_count()
     with kernels.on_device_of(stats.mean):

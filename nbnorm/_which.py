@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nbnorm import _arguments, _options
 from nbnorm._counted import Counted, compact, placed
-from nbnorm._dispatch import kernels_for
+from nbnorm._dispatch import kernels_on
 from nbnorm._layout import Layout
 
 
@@ -28,8 +28,7 @@ def counted(
     _options.missing(nan)
     for name, array in (("where", where), ("weights", weights)):
         if array is not None:
-            found = kernels_for(name, array).device(array)
-            _arguments.same_device(name, array, found, kernels.device(x), "x", "an array there")
+            kernels_on(name, array, kernels.device(x), "x")
     with kernels.on_device_of(x):
         if where is None and weights is None:  # every value that is not missing
             where = kernels.xp.ones((1,) * x.ndim, np.bool_)

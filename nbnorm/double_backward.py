@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _options, _shards
@@ -122,16 +121,14 @@ def batch_norm_double_backward(
                     cotangent, given, flat, layout.shape, stats, saved._own, own, own_count, saved._w
                 )  # fmt: skip
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
-        _shards.announce(peers, lambda: failed(kernels, saved, 8))
+        _shards.announce(peers, lambda: failed(saved, 8))
         raise
 
     # With frozen statistics there is no count in the maps: what it divides is 0.
     count, shape, w = 1.0 if frozen else None, layout.shape, saved._w
     with kernels.on_device_of(x):
         if peers is not None:
-            ranks = None if saved._counts is None else len(saved._counts)
-            gathered = _shards.exchange_marked(peers, message, ranks)
-            counts = np.zeros((len(gathered), 1)) if saved._counts is None else saved._counts
+            gathered, counts = _shards.exchange_sums(peers, message, saved._counts)
             kernels.merge_double_sums(counts, gathered, sums)
             if not (frozen or saved._is_counted):
                 count = float(counts.sum())

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _options
-from nbnorm._dispatch import kernels_for
+from nbnorm._dispatch import kernels_for, kernels_on
 from nbnorm.state import BatchNormState
 
 
@@ -79,8 +79,7 @@ def fold(
     _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
     for name, array in (("weight", weight), ("bias", bias)):
         if array is not None:
-            found = kernels_for(name, array).device(array)
-            _arguments.same_device(name, array, found, state.device, "the state", 'state.to("{found}")')
+            kernels_on(name, array, state.device, "the state", 'state.to("{found}")')
     weight = kernels.values("weight", weight)
     bias = bias if bias is None else kernels.values("bias", bias)
     _options.flag("after", after)

@@ -220,7 +220,7 @@ def batch_norm_training(
         elif peers is not None or renorm is not None:
             kernels.normalize(flat, target, layout.shape, gamma, beta, state.eps, count, stats, added, slope)
         elif x.size:
-            # Nothing that may fail comes after a change of the state.
+            # Nothing that may fail comes after a change of the state. The map for the signs of y is kept on the way.
             last, needs_signs = update if target is y else None, False
             if kernels.training_forward(
                 flat, target, layout.shape, gamma, beta, state.eps, stats, w, last, momentum, added, slope

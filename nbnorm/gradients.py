@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _options, _shards
-from nbnorm._directions import like_x
+from nbnorm._directions import failed, like_x
 from nbnorm._dispatch import kernels_for
 from nbnorm._outputs import check_output
 from nbnorm.saved import Saved
@@ -148,14 +148,12 @@ def batch_norm_backward(
                 own_count = None if saved._is_counted else float(N * S)
                 kernels.gradient_sums(given, flat, layout.shape, stats, saved._own, sums, own_count, saved._w, slope)
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
-        _shards.announce(peers, saved._failed_backward)
+        _shards.announce(peers, lambda: failed(saved, 4))
         raise
 
     with kernels.on_device_of(x):
         if peers is not None:
-            ranks = None if saved._counts is None else len(saved._counts)
-            gathered = _shards.exchange_marked(peers, message, ranks)
-            counts = np.zeros((len(gathered), 1)) if saved._counts is None else saved._counts
+            gathered, counts = _shards.exchange_sums(peers, message, saved._counts)
             count = None if saved._is_counted else float(counts.sum())
             kernels.merge_gradient_sums(counts, gathered, total)
             own = stats if param_grads == "global" or saved._own is None else saved._own

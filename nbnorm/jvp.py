@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _shards
@@ -98,13 +97,12 @@ def batch_norm_jvp(
                 message = kernels.scratch(4 * C + 1)
                 message[:-1], message[-1] = sums.reshape(-1), _shards.WELL
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
-        _shards.announce(peers, lambda: failed(kernels, saved, 4))
+        _shards.announce(peers, lambda: failed(saved, 4))
         raise
 
     with kernels.on_device_of(x):
         if peers is not None:
-            counts = np.asarray(saved._counts)
-            gathered = _shards.exchange_marked(peers, message, len(counts))
+            gathered, counts = _shards.exchange_sums(peers, message, saved._counts)
             count = None if saved._is_counted else float(counts.sum())
             kernels.merge_gradient_sums(counts, gathered, sums)
         if x.size:

@@ -15,7 +15,6 @@ from nbnorm._counted import Counted, compact
 from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN, PLAIN_GAMMA
 from nbnorm._layout import Axis, Index, Layout
-from nbnorm._shards import FAILED
 from nbnorm._which import counted
 from nbnorm.parallel import Sync
 from nbnorm.state import BatchNormState
@@ -189,11 +188,6 @@ class Saved:
     @property
     def count(self) -> NDArray[np.float64]:
         return self.stats.count
-
-    def _failed_backward(self) -> NDArray[np.float64]:
-        """The message of a rank that cannot go on."""
-        with self._kernels.on_device_of(self._stats):
-            return self._kernels.xp.full(4 * self._stats.shape[1] + 1, FAILED)
 
     def __repr__(self) -> str:
         return f"Saved(x.shape={self.x.shape}, dtype={self.x.dtype}, axis={self.axis}, use_running={self.use_running})"

@@ -14,7 +14,7 @@ from nbnorm._moments import Moments, merged, of_running
 from nbnorm._standardize import EPSILON, affine, is_finite, mean_and_rest, present_moments, scale_of, var_of
 from nbnorm.state import BatchNormState
 
-with _needed.package("nbnorm.sklearn", "pip install scikit-learn"):
+with _needed.package("nbnorm.sklearn", 'pip install "scikit-learn>=1.6"'):
     from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
     from sklearn.utils.metaestimators import available_if
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -23,8 +23,10 @@ with _needed.package("nbnorm.sklearn", "pip install scikit-learn"):
 
 
 def _has_columns(scaler: StandardScaler) -> bool:
-    """Whether its channels are the columns of a table, as far as is known."""
-    return getattr(scaler, "_columns", True)
+    """Whether its channels are the columns of tables, as far as is known."""
+    if getattr(scaler, "_columns", True):
+        return True
+    raise AttributeError("what this scaler has seen had no columns for channels; a clone() has seen nothing")
 
 
 class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -73,7 +75,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     - Infinity is an error in `fit`. In `transform` it stays infinity; scikit-learn reads X once more to refuse it.
     - A negative weight is an error. Sparse matrices are not taken.
     - `set_output` makes DataFrames of tables whose channels are their columns. After `fit` on anything else results are
-      arrays, and there is no `set_output` and no `get_feature_names_out`.
+      arrays, and there is no `set_output` and no `get_feature_names_out`: call it before. A scaler of tables that is
+      given images then is pandas' error.
     - Statistics of a channel that had no value yet are NaN, as there, and become those of the first values that come.
 
     CuPy arrays are taken where they are, with or without scikit-learn's `array_api_dispatch`; the attributes are
@@ -178,8 +181,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
-            When X has other channels than in `fit`.
+        TypeError, ValueError
+            When X has other channels than in `fit`, `copy` is no flag, or False for an X whose values share memory.
 
         Notes
         -----
@@ -212,8 +215,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
-            When X has other channels than in `fit`.
+        TypeError, ValueError
+            When X has other channels than in `fit`, `copy` is no flag, or False for an X whose values share memory.
         """
         check_is_fitted(self)
         return self._mapped(
@@ -297,7 +300,9 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ValueError("the running statistics of the state are of 0 values; set state.num_samples")
         if axis is None:
             axis = tuple(range(-running.mean.ndim, 0)) if isinstance(state.num_features, tuple) else -1
-        return cls(axis=axis, ddof=int(running.ddof))._show(of_running(running))
+        scaler = cls(axis=axis, ddof=int(running.ddof))
+        scaler._columns = axis == -1
+        return scaler._show(of_running(running))
 
     @available_if(_has_columns)  # scikit-learn makes DataFrames of what has it
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
@@ -335,10 +340,12 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if before is not None:
             _sklearn_arguments.channels_as(self._channels(), values, axes)
         stats = _statistics(values, axes, _sklearn_arguments.weights(sample_weight, values, axes))
+        columns = values.ndim == 2 and axes == (1,)
         if before is not None:
+            self._columns = columns and getattr(self, "_columns", True)
             return self._show(merged(before, stats))
         validate_data(self, X, reset=True, skip_check_array=True, ensure_2d=False)  # sets or removes feature_names_in_
-        self._columns = values.ndim == 2 and axes == (1,)
+        self._columns = columns
         return self._show(stats)
 
     def _show(self, stats: Moments) -> Self:
@@ -380,7 +387,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         converted = isinstance(own, np.dtype) and own != X.dtype  # so that nobody else has X
         in_place = (converted or not copy) and getattr(X.flags, "writeable", True)
         if in_place and _outputs.overlaps_itself(X):
-            raise ValueError("X has values that share memory, which copy=False would write over; pass copy=True")
+            raise ValueError("X has values that may share memory, which copy=False would write over; pass copy=True")
         return affine(X, axes, before, factor, after, X if in_place else None)
 
 

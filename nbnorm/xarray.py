@@ -16,7 +16,7 @@ from nbnorm._batch_stats import BatchStats
 from nbnorm._moments import Moments
 from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of, var_of
 
-with _needed.package("nbnorm.xarray", "pip install xarray"):
+with _needed.package("nbnorm.xarray", 'pip install "xarray>=2025.1"'):
     import xarray as xr
 
 Data = TypeVar("Data", xr.DataArray, xr.Dataset)

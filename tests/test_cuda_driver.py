@@ -55,6 +55,7 @@ launch._allow_room(compiled)
 start = launch._starter(compiled, nested=False)
 start(77, (64, 1), 256, 100352, 5, 2.0)
 start(77, (64, 3), 256, 0, 5, 2.0)
+launch._starter(compiled, nested=True)(77, (64, 5), 256, 0, (5, 0), 2.0)  # cuda.core refuses a tuple
 """
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CU_FUNC_ATTRIBUTE_
 
@@ -74,4 +75,5 @@ def test_geometry_and_shared_memory_reach_the_driver(tmp_path):
         f"attribute {MAX_DYNAMIC_SHARED_SIZE_BYTES} of kernel 0x1 is 111616",
         "launch of (64, 1, 1), 100352 bytes",
         "launch of (64, 3, 1), 0 bytes",
+        "launch of (64, 5, 1), 0 bytes",
     ]

@@ -281,8 +281,15 @@ def test_what_is_no_table_of_columns_becomes_no_frame(rng):
         assert isinstance(y, np.ndarray)
         assert same_bits(y, StandardScaler(axis=axis).fit(x).transform(x))
         assert not hasattr(scaler, "get_feature_names_out")
+        with pytest.raises(AttributeError, match="has no attribute 'get_feature_names_out'") as caught:
+            scaler.get_feature_names_out()
+        assert "had no columns for channels; a clone()" in str(caught.value.__cause__)
         names = scaler.set_params(axis=-1).fit(table).get_feature_names_out()
         assert names.tolist() == ["x0", "x1", "x2", "x3"]
+        later = StandardScaler.from_state(StandardScaler(axis=axis).fit(x).to_state(), axis=axis)
+        assert hasattr(later, "set_output") == (axis == -1)  # of images or of tables, which it cannot know
+    scaler = StandardScaler().set_output(transform="pandas").fit(table).partial_fit(rng.normal(3, 2, (6, 2, 4)))
+    assert isinstance(scaler.transform(rng.normal(3, 2, (6, 2, 4))), np.ndarray)
 
 
 @pytest.mark.parametrize("kind", ["int32", ">f4"])
@@ -339,7 +346,7 @@ REFUSED = {
     "huge": (ValueError, "sample_weight has values such as 1e+308", {}, lambda s: s.fit(X, None, [1e308] * 4)),
     "masked": (TypeError, "X is a masked array", {}, lambda s: s.fit(np.ma.masked_array(X, X > 5))),
     "over itself": (
-        ValueError, "X has values that share memory, which copy=False would write over; pass copy=True", {},
+        ValueError, "X has values that may share memory, which copy=False would write over; pass copy=True", {},
         lambda s: s.transform(np.lib.stride_tricks.as_strided(np.arange(5.0), (3, 3), (8, 8)), copy=False),
     ),
     "no flag": (TypeError, "copy is 'no'; expected True or False", {}, lambda s: s.transform(X, copy="no")),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from arrays import FOREIGN
 from common import random_state, refuse, same_bits, sample, snapshot
+from tolerance import dtype_of
 
 from nbnorm import BatchNorm, BatchNormState, batch_norm_training, batch_stats
 
@@ -107,6 +108,21 @@ def test_one_parameter_in_float64_keeps_its_digits(name):
     assert state.dtype == np.float64
     assert same_bits(state.gamma, stored["weight"].astype(np.float64))
     assert same_bits(state.beta, stored["bias"].astype(np.float64))
+
+
+@pytest.mark.parametrize("kind", [">f8", "longdouble", "int64"])
+def test_what_float32_does_not_hold_makes_a_state_of_float64(kind):
+    values = np.array([2**24 + 1, 3], kind)
+    state = BatchNormState.from_state_dict({"weight": values, "bias": np.ones(2, np.float32)})
+    assert state.dtype == np.float64
+    assert state.gamma.tolist() == [2**24 + 1, 3]
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", ">f4", "int8"])
+def test_what_float32_holds_does_not(kind):
+    state = BatchNormState.from_state_dict({"weight": np.array([1.5, 3]).astype(dtype_of(kind))})
+    assert state.dtype == np.float32
+    assert state.gamma.tolist() == np.array([1.5, 3]).astype(dtype_of(kind)).astype(np.float32).tolist()
 
 
 def test_running_statistics_alone_make_a_state_without_parameters():

@@ -1,4 +1,4 @@
-"""The CPU backend: the names of every backend. See stages.py, running.py and memory.py for what each one does."""
+"""The CPU backend: the names of every backend. What each one does stands in the file it comes from."""
 
 from nbnorm._cpu.derivatives import (
     apply_frozen_second,
@@ -28,7 +28,7 @@ from nbnorm._cpu.memory import (
     xp,
 )
 from nbnorm._cpu.renorm import renormalize, renormalized_gradients
-from nbnorm._cpu.running import commit, running_backward, running_forward
+from nbnorm._cpu.running import commit, running_backward, running_forward, stats_of
 from nbnorm._cpu.shards import (
     apply_gradients,
     gradient_sums,
@@ -36,7 +36,6 @@ from nbnorm._cpu.shards import (
     merge_statistics,
     normalize,
     parameter_gradients,
-    rows,
 )
 from nbnorm._cpu.stages import (
     backward,
@@ -77,13 +76,13 @@ __all__ = [
     "renormalize",
     "renormalized_gradients",
     "residual_gradient",
-    "rows",
     "running_backward",
     "running_forward",
     "scratch",
     "shard_gamma",
     "short_channel",
     "span",
+    "stats_of",
     "tangent_sums",
     "training_forward",
     "values",

@@ -101,8 +101,8 @@ def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, w
 
 @Kernel
 def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers):
-    """With the running statistics, which fill stats too, unless None. `both` (9 * C) has what `finalize_running` needs,
-    and behind it room for coefficients.
+    """With the running statistics, which fill stats too, unless None. `both` ((4 + OF_ONE) * C) has what
+    `finalize_running` needs, and behind it room for coefficients.
     """
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
     finalize_running(both, gamma, beta, eps, stats, coef)
@@ -209,9 +209,9 @@ def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, st
 
 @Kernel
 def running_columns(x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers):
-    """The same for columns; behind the 9 * C values of `both` are the tables, of this width."""
+    """The same for columns; behind those values of `both` are the tables, of this width."""
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
-    tables = matrix_of_map(x, None, None, None, both, 9 * C, workers, OF_ONE * width + LANES)
+    tables = matrix_of_map(x, None, None, None, both, (4 + OF_ONE) * C, workers, OF_ONE * width + LANES)
     finalize_running(both, gamma, beta, eps, stats, coef)
     taken = none_taken(workers)
     for worker in prange(workers):

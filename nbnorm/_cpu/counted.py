@@ -1,6 +1,6 @@
 """Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24 and 39 to 41).
 
-`w` is a cursor (cursor.py). Only here may dy be a Tangent or a Both.
+`w` is a cursor (cursor.py). Only where there is one may dy be a Tangent or a Both, whose arrays come apart here.
 """
 
 from __future__ import annotations

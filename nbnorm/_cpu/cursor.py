@@ -110,8 +110,8 @@ def rows_of(typingctx, w, n):
 
 
 @intrinsic
-def for_map(typingctx, dy, w):
-    """The cursor that the map asks; None forwards, where it is the same for every value."""
+def if_backward(typingctx, dy, w):
+    """w, a cursor or a slope, in a backward pass; None forwards, where sums and maps have no use for it."""
     if dy is types.none or w is types.none:
         return nothing(types.none(dy, w))
     return w(dy, w), lambda ctx, builder, sig, args: args[1]
@@ -244,8 +244,8 @@ if config.DISABLE_JIT:
         counts,
         cursor,
         factors,
-        for_map,
         holds,
+        if_backward,
         omits,
         present,
         rows_of,

@@ -12,10 +12,10 @@ import numpy as np
 from numba import config, types
 from numba.core import cgutils
 
-from nbnorm._cpu.arrays import I64
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, function, routine, smaller
 from nbnorm._cpu.vector_memory import I8, LINE
+from nbnorm._floats import I64
 
 PORTIONS = 6  # of a share; the last two are 1/32
 NONE_DONE = np.intp(0)  # of the shares that a worker looks at; for a literal `portion` would be compiled once more

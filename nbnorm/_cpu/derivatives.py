@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cpu import plan
-from nbnorm._cpu.coefficients import OF_TWO, A
+from nbnorm._cpu.coefficients import OF_TWO
 from nbnorm._cpu.combine import centre_sums
-from nbnorm._cpu.finalize import finalize_scale
 from nbnorm._cpu.finalize_derivatives import (
     add_double_shards,
     finalize_second,
@@ -24,6 +23,7 @@ from nbnorm._cpu.finalize_derivatives import (
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
 from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.running import apply_frozen
 from nbnorm._cpu.shards import gradient_sums
 from nbnorm._cpu.stages import fits_cache, plain_count
 from nbnorm._cpu.threads import workers_for
@@ -105,15 +105,7 @@ def apply_frozen_second(
 ) -> None:  # fmt: skip
     """The same for statistics that do not depend on x."""
     frozen_dgamma(sums, stats, as_parameter(dgamma))
-    scale = directions[OF_GAMMA] * stats[INV_STD]
-    if w is None:
-        coef = empty_coefficients(dy, None, None, None, stats)
-        finalize_scale(scale, coef)
-        apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
-    else:
-        coef = np.zeros((OF_TWO, shape[1]))
-        coef[A] = scale
-        apply(x, dy, None, None, w, dx, shape, stats, coef)
+    apply_frozen(directions[OF_GAMMA] * stats[INV_STD], dy, x, None, w, dx, shape, stats)
 
 
 def double_backward(

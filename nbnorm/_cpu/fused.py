@@ -11,7 +11,7 @@ from numba import prange
 from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, B, H, K, signs_for_map
-from nbnorm._cpu.cursor import cursor, for_map, rows_of, shifted
+from nbnorm._cpu.cursor import cursor, if_backward, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, none_taken, portion
 from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_parameters, write_gradients
 from nbnorm._cpu.launch import Kernel
@@ -36,7 +36,7 @@ def fused_segments(
     taken = none_taken(workers)
     for worker in prange(workers):
         its = cursor(w)
-        of_map, of_dy = for_map(dy, its), for_map(dy, slope)
+        of_map, of_dy = if_backward(dy, its), if_backward(dy, slope)
         k = stats[ORIGIN]  # here, since a view counts references
         done, first, last = portion(taken, NONE_DONE, worker, workers, C)
         while first < last:
@@ -82,7 +82,7 @@ def fused_columns(
     blocks = (C + channels - 1) // channels
     taken = none_taken(workers)
     for worker in prange(workers):
-        its, of_dy = cursor(w), for_map(dy, slope)
+        its, of_dy = cursor(w), if_backward(dy, slope)
         of_rows = rows_of(its, tile)
         acc = scratch[edge + worker * room :]
         # What sums read of each column, and in the same place what the map reads: its own where that is float32.
@@ -123,7 +123,7 @@ def fused_columns(
             finalize_channels(dy, gamma, c0, c1, stats, sums, eps, count, coef)
             write_gradients(dgamma, dbeta, c0, c1, sums)
             spread_map(tables, dy, other, slope, k, coef, True, c0 * S, reach, C, S)
-            of_map = for_map(dy, shifted(of_rows, 0, 0, c0 * S))
+            of_map = if_backward(dy, shifted(of_rows, 0, 0, c0 * S))
             i, end = c0 * S, (N - 1) * C * S + c1 * S
             rows_run(x, dy, other, slope, of_map, y, i, end, stride, cols, tables, START, streaming)
             first += 1

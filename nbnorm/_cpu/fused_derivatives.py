@@ -21,14 +21,15 @@ from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, P
 
 @Kernel
 def fused_double_segments(
-    ddx, dy, x, ddy, dx, stats, sums, of_dy, of_x, directions, dgamma, N, C, S, per, piece, chunks, streaming, workers
+    ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, N, C, S, per, piece, chunks,
+    streaming, workers,
 ):  # fmt: skip
-    """of_dy and of_x (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
-    of_ddx = sums[DDX:]
+    """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
+    sums_of_ddx = sums[DDX:]
     taken = none_taken(workers)
-    for w in prange(workers):
+    for worker in prange(workers):
         origins = stats[ORIGIN]  # here, since a view counts references
-        done, first, last = portion(taken, NONE_DONE, w, workers, C)
+        done, first, last = portion(taken, NONE_DONE, worker, workers, C)
         while first < last:
             for c in range(first, last):
                 k, d, h, o = (
@@ -49,13 +50,13 @@ def fused_double_segments(
                     h,
                     0.0,
                 )
-                of_ddx[SUM, c], of_ddx[PRODUCT, c], of_ddx[DY_ORIGIN, c] = t, centred_product(t, r, d), o
+                sums_of_ddx[SUM, c], sums_of_ddx[PRODUCT, c], sums_of_ddx[DY_ORIGIN, c] = t, centred_product(t, r, d), o
                 sums[CROSS, c] = cross
-                tangent_channel(c, stats, of_ddx, directions, float(N * S), of_dy)
-                second_channel(c, stats, sums, directions, dgamma, float(N * S), of_x)
+                tangent_channel(c, stats, sums_of_ddx, directions, float(N * S), coef_of_ddy)
+                second_channel(c, stats, sums, directions, dgamma, float(N * S), coef_of_dx)
                 for j in range(chunks - 1, -1, -1):
-                    chunk(x, ddx, None, None, None, ddy, c, j, per, piece, N, C, S, origins, of_dy, streaming)
-                    chunk(x, dy, ddx, None, None, dx, c, j, per, piece, N, C, S, origins, of_x, streaming)
-            done, first, last = portion(taken, done, w, workers, C)
+                    chunk(x, ddx, None, None, None, ddy, c, j, per, piece, N, C, S, origins, coef_of_ddy, streaming)
+                    chunk(x, dy, ddx, None, None, dx, c, j, per, piece, N, C, S, origins, coef_of_dx, streaming)
+            done, first, last = portion(taken, done, worker, workers, C)
         if streaming:
             fence()

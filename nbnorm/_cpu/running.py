@@ -15,7 +15,7 @@ from nbnorm._cpu.coefficients import OF_ONE, SCALE, SHIFT, A, H
 from nbnorm._cpu.finalize import POOLED, commit_finite, commit_pooled, commit_running, finalize, finalize_scale
 from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import GAMMA, INV_STD
+from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN
 from nbnorm._running import Running
 
 Array = NDArray
@@ -36,6 +36,15 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float 
             commit_running(stats, count, momentum, ddof, both, counters, samples)
 
 
+def stats_of(mean: Array, m2: Array, count: Array | None) -> Array:
+    """stats with a mean that is all origin, for `commit`; count is None when all channels have the same."""
+    stats = np.empty((5 if count is None else 6, mean.size))
+    stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
+    if count is not None:
+        stats[COUNT] = count
+    return stats
+
+
 def running_forward(
     x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, running: Running,
     stats: Array | None, residual: Array | None = None, slope: float | None = None,
@@ -46,7 +55,7 @@ def running_forward(
     tensors = 2 if residual is None else 3
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     # Statistics, parameters, coefficients, and tables of columns.
-    both = np.empty(9 * C + workers * (OF_ONE * cut.width + plan.LANES))
+    both = np.empty((4 + OF_ONE) * C + workers * (OF_ONE * cut.width + plan.LANES))
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
         both[: 2 * C] = running.both
     if cut.K:
@@ -68,14 +77,13 @@ def running_backward(
     # Before dx, which may lie over dy, is written: then nothing is left that could fail. The count is not needed.
     count, coef = float(shape[0] * shape[2]), empty_coefficients(x, dy, slope, w, stats)
     finalize(dy, stats, sums, None, None, as_parameter(dgamma), as_parameter(dbeta), 0.0, count, coef)
-    apply_frozen(dy, x, slope, w, dx, shape, stats)
+    apply_frozen(stats[GAMMA] * stats[INV_STD], dy, x, slope, w, dx, shape, stats)
 
 
 def apply_frozen(
-    dy: Array, x: Array, slope: float | None, w: Counted | None, dx: Array, shape: Shape, stats: Array
+    a: Array, dy: Array, x: Array, slope: float | None, w: Counted | None, dx: Array, shape: Shape, stats: Array
 ) -> None:  # fmt: skip
-    """x is read only where some of its values may not be there, or for the sign of y."""
-    a = stats[GAMMA] * stats[INV_STD]
+    """dx = a*dy; x is read only where some of its values may not be there, or for the sign of y."""
     if w is None and slope is None:
         coef = empty_coefficients(dy, None, None, None, stats)
         finalize_scale(a, coef)

@@ -6,7 +6,6 @@ of a function is None, and a sixth row of stats has it. Shards may be empty.
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm._counted import Counted, Gradient
@@ -14,19 +13,10 @@ from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_sh
 from nbnorm._cpu.finalize import finalize_given
 from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.running import apply_frozen
-from nbnorm._formulas import COUNT, DEVIATION, M2, OFFSET, ORIGIN
+from nbnorm._formulas import COUNT, GAMMA, INV_STD, OFFSET
 
 Array = NDArray
 Shape = tuple[int, int, int]
-
-
-def rows(mean: Array, m2: Array, count: Array | None) -> Array:
-    """stats with a mean that is all origin, for `commit`; count is None when all channels have the same."""
-    stats = np.empty((5 if count is None else 6, mean.size))
-    stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
-    if count is not None:
-        stats[COUNT] = count
-    return stats
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
@@ -76,7 +66,7 @@ def apply_gradients(
 ) -> None:  # fmt: skip
     """dx from the sums of the whole batch; without them that of statistics which do not depend on x."""
     if sums is None:
-        apply_frozen(dy, x, slope, w, dx, shape, stats)
+        apply_frozen(stats[GAMMA] * stats[INV_STD], dy, x, slope, w, dx, shape, stats)
         return
     coef = empty_coefficients(x, dy, slope, w, stats)
     finalize_sums(sums, stats, coef, count)

@@ -114,11 +114,7 @@ def residual_gradient(
 
 def plain_count(shape: Shape, w: Counted | None) -> float | None:
     """Values per channel; None when they are counted."""
-    return _values(shape) if w is None else None
-
-
-def _values(shape: Shape) -> float:
-    return float(shape[0] * shape[2])
+    return float(shape[0] * shape[2]) if w is None else None
 
 
 def fits_cache(shape: Shape, itemsize: int, workers: int) -> bool:

@@ -16,7 +16,7 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, overload
 
-from nbnorm._cpu.arrays import I64, address_of
+from nbnorm._cpu.arrays import address_of
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import (
     HALF,
@@ -33,7 +33,7 @@ from nbnorm._cpu.vector import (
     zeros,
 )
 from nbnorm._cpu.vector_memory import columns_at_once, kind_of_columns, load_columns, load_part, masked, store
-from nbnorm._floats import DOUBLE, I32, number
+from nbnorm._floats import DOUBLE, I32, I64, number
 from nbnorm._formulas import accumulate, accumulate_compensated, count_compensated, join_compensated
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 from numba import config, types
 from numba.core import cgutils
 
-from nbnorm._cpu.arrays import I64, address_of
+from nbnorm._cpu.arrays import address_of
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, B, H, K, own_k
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, function, narrow, narrow_single, smaller, vector
 from nbnorm._cpu.vector_memory import is_single, kind_of, lanes, load_part_as, store
-from nbnorm._floats import splat
+from nbnorm._floats import I64, splat
 
 
 @function

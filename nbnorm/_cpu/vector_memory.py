@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 
-from nbnorm._cpu.arrays import I64, address_of, nothing, of_each
+from nbnorm._cpu.arrays import address_of, nothing, of_each
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.plan import LINE
 from nbnorm._cpu.vector import (
@@ -30,7 +30,7 @@ from nbnorm._cpu.vector import (
     single,
     vector,
 )
-from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, MEMORY, number, splat, widen
+from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, I64, MEMORY, number, splat, widen
 from nbnorm._floats import narrow as round_to
 
 I8 = ir.IntType(8)

@@ -217,7 +217,7 @@ def rows_of(w: Counted | None, n: int) -> Counted | None:
     return w and w._replace(where_n=n * w.where_n, weights_n=n * w.weights_n)
 
 
-def for_map(dy: NDArray | None, w: Counted | None) -> Counted | None:
+def if_backward(dy: NDArray | None, w: Counted | None) -> Counted | None:
     return None if dy is None else w
 
 

@@ -1,4 +1,4 @@
-"""The CUDA backend: the names of every backend. See stages.py, running.py and memory.py for what each one does."""
+"""The CUDA backend: the names of every backend. What each one does stands in the file it comes from."""
 
 from nbnorm._cuda.derivatives import (
     apply_frozen_second,
@@ -28,7 +28,7 @@ from nbnorm._cuda.memory import (
     xp,
 )
 from nbnorm._cuda.renorm import renormalize, renormalized_gradients
-from nbnorm._cuda.running import commit, running_backward, running_forward
+from nbnorm._cuda.running import commit, running_backward, running_forward, stats_of
 from nbnorm._cuda.shards import (
     apply_gradients,
     gradient_sums,
@@ -36,7 +36,6 @@ from nbnorm._cuda.shards import (
     merge_statistics,
     normalize,
     parameter_gradients,
-    rows,
 )
 from nbnorm._cuda.stages import (
     backward,
@@ -77,13 +76,13 @@ __all__ = [
     "renormalize",
     "renormalized_gradients",
     "residual_gradient",
-    "rows",
     "running_backward",
     "running_forward",
     "scratch",
     "shard_gamma",
     "short_channel",
     "span",
+    "stats_of",
     "tangent_sums",
     "training_forward",
     "values",

@@ -17,7 +17,7 @@ from nbnorm._cuda.finalize import (
     commit_first,
     finalize_backward,
     finalize_forward,
-    keep_signs,
+    keep_sign_map,
     known_backward,
     known_forward,
     known_running,
@@ -62,7 +62,7 @@ def normalize_segments(
     first = p == P - 1 and t == 0
     known, old = known_forward(c, C, stats, gamma, beta), known_running(c, mean, var)
     k, scale, shift, new, m2 = finalize_forward(s, q, c, C, first, known, stats, eps, count)
-    keep_signs(c, C, first, slope, residual, scale, shift, stats)
+    keep_sign_map(c, C, first, slope, residual, scale, shift, stats)
     seen = parts[at_h] if momentum == POOLED else 0.0  # kept by reduce.py
     commit_first(c, first, new, m2, seen, old, mean, var, counters, momentum, ddof, count)
     map_segments(
@@ -154,7 +154,7 @@ def normalize_columns(
             shared[i], shared[HALF + i], c, C, keeps, known, stats, eps, count
         )  # fmt: skip
         commit_first(c, keeps, new, m2, seen, old, mean, var, counters, momentum, ddof, count)
-        keep_signs(c, C, keeps, slope, residual, scale, shift, stats)
+        keep_sign_map(c, C, keeps, slope, residual, scale, shift, stats)
         keep_column(tables, width, j - first, None, map_of_x(x, k, scale, shift, m2 > 0.0))
         j += T
     cuda.syncthreads()

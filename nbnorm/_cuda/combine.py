@@ -142,6 +142,16 @@ def whole_gradients(sums, stats, own, dgamma, dbeta, C, count):
             dbeta[c] = sum_dy
 
 
+@routine
+def keep_frozen_map(coef, c, C, a, stats, absent):
+    """a*dy, of dy alone, or (`absent`) also of x, which may have no value or is asked for the sign of y."""
+    k, scale, of_dy = 0.0, a, 0.0
+    if absent:
+        k, scale, of_dy = stats[ORIGIN * C + c], 0.0, a
+    coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, 0.0
+    coef[A * C + c], coef[H * C + c], coef[VARIES * C + c] = of_dy, 0.0, 1.0
+
+
 @Kernel
 def finalize_sums(sums, stats, coef, C, absent, count):
     """Eq. 12 from the sums of the whole batch; without them gamma*inv_std*dy, of dy alone, or (`absent`) also of x,
@@ -150,11 +160,7 @@ def finalize_sums(sums, stats, coef, C, absent, count):
     if c < C:
         gamma, inv_std = stats[GAMMA * C + c], stats[INV_STD * C + c]
         if sums is None:
-            k, scale, a = 0.0, gamma * inv_std, 0.0
-            if absent:
-                k, scale, a = stats[ORIGIN * C + c], 0.0, gamma * inv_std
-            coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, 0.0
-            coef[A * C + c], coef[H * C + c], coef[VARIES * C + c] = a, 0.0, 1.0
+            keep_frozen_map(coef, c, C, gamma * inv_std, stats, absent)
         else:
             a, scale, shift = gradient_map(
                 sums[SUM * C + c],

@@ -1,6 +1,7 @@
 """Counted: which values of x count, and how often (docs/math.md, Eq. 20 to 24 and 39 to 41).
 
-`w` is a _counted.Counted of pointers. Only here may dy be a Tangent or a Both.
+`w` is a _counted.Counted of pointers. Only where there is one may dy be a Tangent or a Both, whose arrays come apart
+here.
 How often the values of a pack count is a vector of numbers, 0 where they do not. A pack of the segments has one stride
 in a mask; the columns of a row have a table of their places, the same in every row.
 """

@@ -127,7 +127,7 @@ def finalize_forward(s, q, c, C, first, known, stats, eps, count):
 
 
 @routine
-def keep_signs(c, C, first, slope, residual, scale, shift, stats):
+def keep_sign_map(c, C, first, slope, residual, scale, shift, stats):
     """The map of x, for a backward pass that asks for the sign of y; beside a residual it has y."""
     if slope is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if residual is None:  # noqa: SIM102

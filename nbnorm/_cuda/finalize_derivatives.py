@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import float64
 
 from nbnorm._cuda.coefficients import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, B, H
-from nbnorm._cuda.combine import leader
+from nbnorm._cuda.combine import keep_frozen_map, leader
 from nbnorm._cuda.finalize import channel_sums, count_of
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
@@ -110,11 +110,7 @@ def finalize_frozen_second(stats, sums, directions, dgamma, coef, C, absent):
     value; the origins in the sums are 0."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        k, scale, a = 0.0, directions[OF_GAMMA * C + c] * stats[INV_STD * C + c], 0.0
-        if absent:
-            k, scale, a = stats[ORIGIN * C + c], 0.0, scale
-        coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = k, scale, 0.0
-        coef[A * C + c], coef[H * C + c], coef[VARIES * C + c] = a, 0.0, 1.0
+        keep_frozen_map(coef, c, C, directions[OF_GAMMA * C + c] * stats[INV_STD * C + c], stats, absent)
         if dgamma is not None:
             dgamma[c] = stats[INV_STD * C + c] * sums[CROSS * C + c]
 

@@ -13,7 +13,7 @@ from nbnorm._cuda.finalize import (
     commit_first,
     finalize_backward,
     finalize_forward,
-    keep_signs,
+    keep_sign_map,
     known_backward,
     known_running,
     parameter,
@@ -49,7 +49,7 @@ def fused_segments(
     )  # fmt: skip
     s, q = block_sums(s, q, shared, t, T)
     k, scale, shift, new, m2 = finalize_forward(s, q, c, C, t == 0, known, stats, eps, count)
-    keep_signs(c, C, t == 0, slope, residual, scale, shift, stats)
+    keep_sign_map(c, C, t == 0, slope, residual, scale, shift, stats)
     commit_first(c, t == 0, new, m2, 0.0, old, mean, var, counters, momentum, ddof, count)
     begun = first_packs(x, None, residual, slope, None, x_room, None, c, 0, t, T, N, C, whole, SV, per, True)
     map_segments(

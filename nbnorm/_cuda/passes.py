@@ -89,7 +89,7 @@ def gradient(
     )  # fmt: skip
 
 
-def signs_of(stats: Array, slope: float | None) -> Array | None:
+def sign_rows(stats: Array, slope: float | None) -> Array | None:
     """The map that tells the sign of y, where there was an activation."""
     return None if slope is None else stats[SIGN_SCALE:]
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbnorm._cuda.finalize import UNKNOWN, divisor_of, parameter
+from nbnorm._cuda.finalize import divisor_of, parameter
 from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import Kernel, cuda, pointer
-from nbnorm._cuda.passes import by_channel
+from nbnorm._cuda.passes import by_channel, count_or_unknown
 from nbnorm._formulas import (
     CORRECTED_BETA,
     CORRECTED_GAMMA,
@@ -63,7 +63,7 @@ def renormalize(
     correct(
         *by_channel(C), (F64, kind(gamma), kind(beta), F64, F64, F64),
         pointer(stats), pointer(gamma), pointer(beta), pointer(running.mean), pointer(running.var), pointer(rows),
-        C, eps, UNKNOWN if count is None else count, rmax, dmax,
+        C, eps, count_or_unknown(count), rmax, dmax,
     )  # fmt: skip
 
 

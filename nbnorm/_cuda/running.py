@@ -10,14 +10,22 @@ from typing import Any
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import running_columns, running_segments
-from nbnorm._cuda.coefficients import ROWS
-from nbnorm._cuda.combine import finalize_given
-from nbnorm._cuda.finalize import POOLED, UNKNOWN, commit_batch
+from nbnorm._cuda.finalize import POOLED, commit_batch
 from nbnorm._cuda.kinds import F64, kind, kind_of_number
 from nbnorm._cuda.launch import number, pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch
-from nbnorm._cuda.passes import apply, coefficients, cut_of_gradient, cut_of_map, gradient, reduce, signs_of
-from nbnorm._formulas import DEVIATION, M2, ORIGIN
+from nbnorm._cuda.passes import (
+    apply,
+    coefficients,
+    count_or_unknown,
+    cut_of_gradient,
+    cut_of_map,
+    gradient,
+    reduce,
+    sign_rows,
+)
+from nbnorm._cuda.shards import normalize
+from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 from nbnorm._running import Running
 
 Array = Any
@@ -33,22 +41,29 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float 
     commit_batch(
         (1, 1), plan.THREADS, (F64, F64, F64, "int64", kind(samples)),
         pointer(stats), pointer(running.mean), pointer(running.var), pointer(running.counters), pointer(samples),
-        stats.shape[1], int(running.skip_nonfinite), UNKNOWN if count is None else count,
+        stats.shape[1], int(running.skip_nonfinite), count_or_unknown(count),
         POOLED if momentum is None else momentum, running.ddof,
     )  # fmt: skip
 
 
+def stats_of(mean: Array, m2: Array, count: Array | None) -> Array:
+    """stats with a mean that is all origin, for `commit`; count is None when all channels have the same."""
+    number = 5 if count is None else 6
+    stats = scratch(number * mean.size).reshape(number, mean.size)
+    stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
+    if count is not None:
+        stats[COUNT] = count
+    return stats
+
+
 def running_forward(
-    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, running: Running,
+    x: Array, y: Array, shape: Shape, gamma: Array | None, beta: Array | None, eps: float, running: Running,
     stats: Array | None, residual: Array | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """y from x and the running statistics, which also fill stats, in the place of m2 the variance."""
     if stats is not None and not x.size:  # a shard without values, whose statistics are needed all the same
         stats[ORIGIN], stats[DEVIATION], stats[M2] = running.mean.reshape(-1), 0.0, running.var.reshape(-1)
-        finalize_given(
-            (max(1, shape[1]), 1), 1, (F64, kind(gamma), kind(beta), F64),
-            pointer(stats), pointer(gamma), pointer(beta), pointer(scratch(ROWS * shape[1])), shape[1], 1.0, eps,
-        )  # fmt: skip
+        normalize(x, y, shape, gamma, beta, eps, 1.0, stats)
         return
     cut = cut_of_map(shape, x.itemsize, residual)
     pack = in_memory(x.dtype), cut.lanes
@@ -63,8 +78,8 @@ def running_forward(
 
 
 def running_backward(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None,
-    slope: float | None = None,
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None,
+    w: Counted | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """As `backward`, for statistics that do not depend on x: dx = gamma * inv_std * dy."""
     cut = cut_of_gradient(shape, x.itemsize, w, slope)
@@ -74,4 +89,4 @@ def running_backward(
         gradient(cut, pack, None, dy, None, dx, cut, parts, stats, dgamma, dbeta, count)
     else:
         coef = coefficients(cut, shape, parts, stats, dgamma, dbeta, count, frozen=1)
-        apply(cut, pack, x, dy, None, slope, w, dx, coef, signs_of(stats, slope))
+        apply(cut, pack, x, dy, None, slope, w, dx, coef, sign_rows(stats, slope))

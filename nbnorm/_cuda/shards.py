@@ -22,21 +22,20 @@ from nbnorm._cuda.combine import (
 from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
-from nbnorm._cuda.passes import apply, at_h, by_channel, count_or_unknown, cut_of_gradient, cut_of_map, reduce, signs_of
-from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
+from nbnorm._cuda.passes import (
+    apply,
+    at_h,
+    by_channel,
+    count_or_unknown,
+    cut_of_gradient,
+    cut_of_map,
+    reduce,
+    sign_rows,
+)
+from nbnorm._formulas import COUNT
 
 Array = Any
 Shape = tuple[int, int, int]
-
-
-def rows(mean: Array, m2: Array, count: Array | None) -> Array:
-    """stats with a mean that is all origin, for `commit`; count is None when all channels have the same."""
-    rows = 5 if count is None else 6
-    stats = scratch(rows * mean.size).reshape(rows, mean.size)
-    stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
-    if count is not None:
-        stats[COUNT] = count
-    return stats
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:
@@ -122,4 +121,4 @@ def apply_gradients(
     if sums is None and w is None and slope is None:
         apply(cut, pack, dy, None, None, None, None, dx, coef)
     else:
-        apply(cut, pack, x, dy, None, slope, w, dx, coef, signs_of(stats, slope))
+        apply(cut, pack, x, dy, None, slope, w, dx, coef, sign_rows(stats, slope))

@@ -24,14 +24,16 @@ from nbnorm._cuda.memory import in_memory, refuse_in_capture, scratch
 from nbnorm._cuda.passes import (
     apply,
     at_h,
+    by_channel,
     coefficients,
+    count_or_unknown,
     cut_of_gradient,
     cut_of_map,
     cut_of_statistics,
     cut_of_sums,
     gradient,
     reduce,
-    signs_of,
+    sign_rows,
 )
 from nbnorm._formulas import LOOKS, SIGN_SCALE
 from nbnorm._running import Running
@@ -114,10 +116,7 @@ def _have_moved(x: Array, stats: Array) -> bool:
     """
     C, some = stats.shape[1], scratch(1)
     some[...] = 0
-    move_origins(
-        (max(1, -(-C // plan.THREADS)), 1), plan.THREADS, (F64, F64), pointer(stats), pointer(some), C,
-        int(x.dtype.itemsize < 8),
-    )  # fmt: skip
+    move_origins(*by_channel(C), (F64, F64), pointer(stats), pointer(some), C, int(x.dtype.itemsize < 8))
     return bool(some.get()[0])
 
 
@@ -142,8 +141,8 @@ def keep_signs(stats: Array, gamma: Array | None, beta: Array | None, eps: float
     C = stats.shape[1]
     coef = scratch(ROWS * C)
     finalize_given(
-        (max(1, -(-C // plan.THREADS)), 1), plan.THREADS, (F64, kind(gamma), kind(beta), F64),
-        pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, UNKNOWN if count is None else count, eps,
+        *by_channel(C), (F64, kind(gamma), kind(beta), F64),
+        pointer(stats), pointer(gamma), pointer(beta), pointer(coef), C, count_or_unknown(count), eps,
     )  # fmt: skip
     _keep(coef, stats)
 
@@ -155,8 +154,8 @@ def _keep(coef: Array, stats: Array) -> None:
 
 
 def backward(
-    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array, dbeta: Array, w: Counted | None = None,
-    slope: float | None = None,
+    dy: Array, x: Array, dx: Array, shape: Shape, stats: Array, dgamma: Array | None, dbeta: Array | None,
+    w: Counted | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """dx, and dgamma and dbeta where they are not None, from the stats of the forward pass."""
     cut = cut_of_gradient(shape, x.itemsize, w, slope)
@@ -164,7 +163,7 @@ def backward(
     if w is not None:
         parts = reduce(cut, pack, x, dy, slope, w, stats)
         coef = coefficients(cut, shape, parts, stats, dgamma, dbeta, UNKNOWN, frozen=0)
-        apply(cut, pack, x, dy, None, slope, w, dx, coef, signs_of(stats, slope))
+        apply(cut, pack, x, dy, None, slope, w, dx, coef, sign_rows(stats, slope))
         return
     room = room_of(cut, x.itemsize, arrays=2)
     if room is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _device
+from nbnorm import _arguments, _device, _options
 from nbnorm._content import NAMES
 from nbnorm._foreign import to_numpy
 from nbnorm.state import BatchNormState
@@ -48,8 +48,7 @@ def state_of(
 
 def _weight_of_the_new(momentum: float) -> float:
     """nbnorm's momentum for that of the others."""
-    real = isinstance(momentum, int | float | np.integer | np.floating) and not isinstance(momentum, bool)
-    if not real or not 0 <= momentum <= 1:
+    if not _options.is_real(momentum) or not 0 <= momentum <= 1:
         raise ValueError(f"momentum is {momentum!r:.40}; expected the weight of the old statistics, 0 to 1")
     return round(1 - momentum, 15)  # 0.01 for 0.99, not 0.010000000000000009
 

@@ -32,7 +32,14 @@ class Sync(Protocol):
         ...
 
 
+_MODULES = ("dask", "mpi", "nccl")
+
+
+def __dir__() -> list[str]:
+    return ["Sync", *_MODULES]
+
+
 def __getattr__(name: str) -> Any:
-    if name not in ("dask", "mpi", "nccl"):
+    if name not in _MODULES:
         raise AttributeError(f"module 'nbnorm.parallel' has no attribute {name!r}")
     return importlib.import_module(f"nbnorm.parallel.{name}")

@@ -15,7 +15,7 @@ from nbnorm import _device, _enough
 from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import COUNT, DEVIATION, DY_ORIGIN, M2, OFFSET, ORIGIN, PRODUCT, SUM
 from nbnorm._layout import layout_of
-from nbnorm._moments import Moments, moments
+from nbnorm._moments import Moments
 from nbnorm._which import counted
 
 Axes = tuple[int, ...]
@@ -30,11 +30,6 @@ class Sums(NamedTuple):
     p: NDArray[np.float64]
     h: NDArray[np.float64]
     e: NDArray[np.float64]
-
-
-def counted_moments(x: NDArray, axes: Axes, where: NDArray | None, weights: NDArray | None, nan: Nan) -> Moments:
-    """Of a chunk."""
-    return moments(x, axes, where=where, weights=weights, nan=nan)
 
 
 def with_counts(found: Moments) -> Moments:

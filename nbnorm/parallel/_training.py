@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nbnorm import _arguments, _enough, _options
 from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
-from nbnorm._moments import Moments
+from nbnorm._moments import Moments, moments
 from nbnorm.gradients import Gradients
 from nbnorm.parallel import _chunks, _graph
 from nbnorm.parallel._anew import anew
@@ -126,7 +126,7 @@ def batch_norm_training(
     count = None if where is not None or weights is not None or nan == "omit" else float(_graph.values(x, axes))
     if count is not None:
         _enough.values(int(count), False, x.shape)
-    whole, own = _graph.moments_of_blocks(x, axes, _chunks.counted_moments, where, weights, (nan,))
+    whole, own = _graph.moments_of_blocks(x, axes, moments, where, weights, (nan,))
     if count is None:
         for index in np.ndindex(whole.shape):
             first = tuple(sum(x.chunks[a][:i]) for a, i in zip(axes, index, strict=True))

@@ -14,15 +14,15 @@ import nbnorm
 from nbnorm import _device, _needed, _options
 from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
+from nbnorm._moments import moments
 from nbnorm.saved import Activation
 from nbnorm.state import BatchNormState
 
-with _needed.package("nbnorm.parallel.dask", 'pip install "dask[array]" distributed'):
+with _needed.package("nbnorm.parallel.dask", 'pip install "dask[array]>=2025.1" "distributed>=2025.1"'):
     import dask.array as da
     from distributed import WorkerPlugin
 
     from nbnorm.parallel import _graph
-    from nbnorm.parallel._chunks import counted_moments
     from nbnorm.parallel._training import Saved, batch_norm_backward, batch_norm_training
 
 __all__ = ["NumbaThreads", "Saved", "batch_norm_backward", "batch_norm_inference", "batch_norm_training", "batch_stats"]
@@ -77,7 +77,7 @@ def batch_stats(
     axes = _graph.checked(x, axis)
     counting = [_graph.cut_like(x, name, array) for name, array in (("where", where), ("weights", weights))]
     _options.missing(nan)
-    found = _graph.lazy_moments(x, axes, counted_moments, *counting, nan)
+    found = _graph.lazy_moments(x, axes, moments, *counting, nan)
     counted = where is not None or weights is not None or nan == "omit"
     count = found.count if counted else np.array(float(_graph.values(x, axes)))
     return BatchStats(count, found.origin + found.deviation, found.m2)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nbnorm import _options
+
 
 class _Gather:
     """Everyone's numbers by one MPI_Allgather."""
@@ -53,7 +55,7 @@ def sync(comm: Any, *, gpu_aware: bool = False) -> _Gather:
     Raises
     ------
     TypeError
-        When comm is no communicator.
+        When comm is no communicator, or gpu_aware no flag.
 
     Examples
     --------
@@ -64,4 +66,5 @@ def sync(comm: Any, *, gpu_aware: bool = False) -> _Gather:
     """
     if not hasattr(comm, "Allgather"):
         raise TypeError(f"comm is a {type(comm).__qualname__}; expected a communicator, such as mpi4py.MPI.COMM_WORLD")
+    _options.flag("gpu_aware", gpu_aware)
     return _Gather(comm, gpu_aware)

@@ -54,7 +54,7 @@ def moved(cupy, *given):
     return [None if array is None else cupy.asarray(array) for array in given]
 
 
-@pytest.mark.each_value
+@pytest.mark.each_pair
 @every_shape
 @every_activation
 @with_or_without

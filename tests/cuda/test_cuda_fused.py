@@ -84,18 +84,21 @@ def test_results_go_where_they_should(cupy, rng, over, dtype, fused):
     assert fused == ["fused_segments"] + ["fused_gradient_segments"] * 3
 
 
-@pytest.mark.each_value
+@pytest.mark.each_pair
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, fused, monkeypatch):
+@pytest.mark.parametrize("activation", [None, "relu", ("leaky_relu", 0.3)], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
+def test_the_bits_are_those_of_two_launches(cupy, rng, shape, dtype, activation, with_residual, fused, monkeypatch):
     from nbnorm._cuda import stages
 
     x = cupy.asarray((sample(rng, shape).astype(np.float64) + 1e4).astype(dtype_of(dtype)))
     dy = cupy.asarray(sample(rng, shape, dtype))
+    residual = cupy.asarray(sample(rng, shape, dtype)) if with_residual else None
     runs = []
     for room_of in (stages.room_of, lambda *args, **kwargs: None):
         monkeypatch.setattr(stages, "room_of", room_of)
         state = nbnorm.BatchNormState(shape[1], device="cuda")
-        y, saved = nbnorm.batch_norm_training(x, state)
+        y, saved = nbnorm.batch_norm_training(x, state, activation=activation, residual=residual)
         arrays = (y, *nbnorm.batch_norm_backward(dy, saved), saved._stats, state.running_mean, state.running_var)
         counters = state.num_batches, state.num_samples
         runs.append([*(a.get().tobytes() for a in arrays), counters])

@@ -152,7 +152,7 @@ def test_the_tasks_of_a_dask_graph(cupy, rng, counting, parameters):
             )
             for rows in cuts
         ]  # fmt: skip
-        own = [_chunks.counted_moments(chunk, (1,), *of, nan) for _, chunk, *of in chunks]
+        own = [_moments.moments(chunk, (1,), *of, nan) for _, chunk, *of in chunks]
         whole = _chunks.with_counts(_moments.merged(*own))
         count = None if counting else 48.0
         found = (whole.count if count is None else count, *whole[1:])

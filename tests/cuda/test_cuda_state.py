@@ -209,7 +209,7 @@ def test_a_batch_that_is_not_finite_is_skipped(cupy, momentum, channel, rng):
         for state in (guarded, plain):
             nbnorm.batch_norm_training(cupy.asarray(good), state, use_running=frozen)
         guarded.update(nbnorm.batch_stats(cupy.asarray(bad)))
-        assert bits(guarded) == bits(plain)
+        assert bits(guarded)[:-1] == bits(plain)[:-1]  # but how many were skipped
     assert (guarded.num_batches, guarded.num_samples, guarded.num_skipped, plain.num_skipped) == (2, 12, 4, 0)
     for twin in (copy.copy(guarded), pickle.loads(pickle.dumps(guarded)), guarded.to("cpu")):
         assert (twin.skip_nonfinite, twin.num_skipped, bits(twin)) == (True, 4, bits(guarded))

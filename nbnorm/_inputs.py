@@ -18,7 +18,7 @@ def checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType, 
     """The backend, x as its kernels take it, the channel axes, and how x lies."""
     kernels = kernels_for("x", x)
     if not isinstance(state, BatchNormState):  # here and below, a test before the check saves the usual case a call
-        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState, such as layer.state")
     if (found := kernels.device(x)) != state.device:
         _arguments.same_device("x", x, found, state.device, "the state", 'state.to("{found}")')
     x = kernels.values("x", x)

@@ -56,7 +56,7 @@ FORMS = {
     "where, channels and last axis": lambda rng, x, axis: {
         "where": some(rng, kept_axes(x, {*reference.channel_axes(x, axis), other_axes(x, axis)[-1]}), x, axis)
     },
-    "where, everything": lambda rng, x, axis: {"where": np.True_.reshape((1,) * x.ndim)},
+    "where, everything": lambda rng, x, axis: {"where": everything(x.ndim)},
     "where, in another order": lambda rng, x, axis: {"where": np.asfortranarray(some(rng, x.shape, x, axis))},
     "where, every other one, backwards": lambda rng, x, axis: {
         "where": np.repeat(some(rng, x.shape, x, axis)[..., ::-1], 2, -1)[..., ::-2]
@@ -79,8 +79,9 @@ FORMS = {
     },
 }  # fmt: skip
 every_form = pytest.mark.parametrize("form", FORMS)
-# Kernels are compiled for each of these; within a kind forms differ in strides, which are found before.
-KINDS = ["where, all of x", "weights, all of x", "weights, first axis", "missing", "all"]
+# Kernels are compiled for each of these; within a kind forms differ in strides, which are found before. Weights of
+# float32 have others, which differ in nothing but the load: test_a_step_equals_the_definition.
+KINDS = ["where, all of x", "weights, first axis", "missing", "all"]
 every_mask = pytest.mark.parametrize("form", [form for form in FORMS if "where" in form or form == "all"])
 
 
@@ -416,15 +417,21 @@ def mostly_far(x, weight, place):
 
 far_shapes = [(40, 2, 70), (300, 2), (2000, 40), (40, 3, 9)]
 weights_alone = pytest.mark.exhaustive("a kernel for weights alone")
+other = pytest.mark.exhaustive("float32")
+
+
+def everything(ndim):
+    return np.True_.reshape((1,) * ndim)
 
 
 @pytest.mark.parametrize(
     ("memory", "shape", "form"),
     [
-        ("float32", (40, 4, 5, 14), {"where": np.True_.reshape(1, 1, 1, 1), "nan": "omit"}),
+        ("float32", (40, 4, 5, 14), {"where": everything(4), "nan": "omit"}),
         *(pytest.param("float32", shape, {}, marks=weights_alone) for shape in far_shapes),
         *(pytest.param("float64", shape, {}, marks=weights_alone) for shape in far_shapes),
-        *(pytest.param("bfloat16", shape, {}, marks=weights_alone) for shape in far_shapes),
+        # Beside a mask: its kernels are those of test_a_step_of_other_dtypes.
+        *(pytest.param("bfloat16", shape, {"where": everything(len(shape))}, marks=other) for shape in far_shapes),
     ],
     ids=str,
 )

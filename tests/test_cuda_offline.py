@@ -199,7 +199,7 @@ def compile_for(request):
     for p in params:
         wanted.setdefault((p["name"], p.get("memory", "float32")), {})[p.get("cc", HOPPER)] = None
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    with ProcessPoolExecutor(max(1, min(8, os.cpu_count() or 1) // workers), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max(1, min(8, os.cpu_count() or 1) // workers), get_context("forkserver")) as pool:
         found = {one: pool.submit(compiled, *signature(*one), list(of)) for one, of in wanted.items()}
         yield lambda name, memory, cc: dict(zip(wanted[name, memory], found[name, memory].result()))[cc]
         pool.shutdown(cancel_futures=True)

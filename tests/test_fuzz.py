@@ -183,7 +183,7 @@ class CallWithOptions(Call):
         r, shape = self.random, getattr(self.x, "shape", (6, 3))
         masks = {
             "where": self.one_of(self.like(shape, np.dtype(bool)), self.like(shape[:1] + (1,) * len(shape[1:]), bool)),
-            "weights": self.one_of(self.like(shape, np.dtype("float32"))),
+            "weights": self.one_of(self.like(shape, np.dtype("float64"))),
             "nan": r.choice(["omit", "omit", "none", None, 0]),
         }
         forms = (), ("where",), ("weights",), ("nan",), tuple(masks)  # few, for each of which there are kernels

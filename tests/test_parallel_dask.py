@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_errors_come_when_the_graph_is_built(x, error, text):
     assert text in str(caught.value)
 
 
-LIMIT = 400 << 20  # bytes of the worker
+LIMIT, ROWS = 400 << 20, 4096  # bytes of the worker; of a block
 
 
 def peak():
@@ -229,21 +230,26 @@ def peak():
 
 
 def block_of(reads, block_info=None):
-    """float32, 4 MiB; the rows of block i have the mean i % 5. The file i gets a byte longer: another read."""
+    """float32, 8 MiB; the rows of block i have the mean i % 5. The file i gets a byte longer: another read."""
     (i, *_) = block_info[None]["chunk-location"]
     with open(reads / str(i), "ab") as file:
         file.write(b".")
     return rows_of(i)
 
 
+@functools.cache
+def integers():
+    return np.random.default_rng(5).integers(-8, 8, (ROWS, 512)).astype(np.float32)
+
+
 def rows_of(i):
-    rng = np.random.default_rng(i)
-    return rng.integers(-8, 8, (2048, 512), np.int8).astype(np.float32) + np.float32(i % 5)
+    """Drawing each would take longer than all else."""
+    return np.roll(integers(), i, 0) + np.float32(i % 5)
 
 
 def test_an_array_five_times_the_memory_of_its_worker(tmp_path):
     """Statistics and y, into a Zarr store: each chunk is read twice, and the worker stays below its limit."""
-    blocks = -(-5 * LIMIT // (4 << 20))
+    blocks = -(-5 * LIMIT // (8 << 20))
     reads = tmp_path / "reads"
     reads.mkdir()
     state = nbnorm.BatchNormState(512, momentum=None)
@@ -256,7 +262,7 @@ def test_an_array_five_times_the_memory_of_its_worker(tmp_path):
         client.register_plugin(nd.NumbaThreads(1))
         (before,) = client.run(peak).values()
         x = da.map_blocks(
-            block_of, reads, chunks=((2048,) * blocks, (512,)), dtype=np.float32, meta=np.empty((0, 0), "f4")
+            block_of, reads, chunks=((ROWS,) * blocks, (512,)), dtype=np.float32, meta=np.empty((0, 0), "f4")
         )
         assert x.nbytes >= 5 * LIMIT
         y, saved = nd.batch_norm_training(x, state)
@@ -280,7 +286,7 @@ def test_an_array_five_times_the_memory_of_its_worker(tmp_path):
     found = zarr.open(str(tmp_path / "y.zarr"), mode="r")
     for i in (0, blocks - 1):
         exact = (rows_of(i) - total / count) / np.sqrt(stats.m2 / count + state.eps)
-        assert_close(np.asarray(found[2048 * i : 2048 * (i + 1)]), exact)
+        assert_close(np.asarray(found[ROWS * i : ROWS * (i + 1)]), exact)
     shutil.rmtree(tmp_path / "y.zarr")  # 2 GB, which pytest would keep for a while
 
 

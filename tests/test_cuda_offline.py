@@ -141,7 +141,7 @@ BY_DEFAULT = {
     "combine.merge_shards": ("float32", HOPPER),
     "combine.shard_sums": ("float32", TURING),
     "renorm.correct": ("float32", HOPPER),
-    "finalize.commit_batch": ("float32", TURING),
+    "commit.commit_batch": ("float32", TURING),
 }
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
@@ -154,15 +154,15 @@ OTHERS = {
     "finalize_derivatives.shard_dgamma": ((F64, F64, F64, F64, "float32"), [1] + [1.0] * 2),
     "finalize.count_channels": ((F64, F64), [1] * 4),
     "combine.merge_shards": ((F64, F64, F64), [1] * 5),
-    "combine.finalize_given": ((F64, *PARAMETERS, F64), [1] + [1.0] * 2),
-    "combine.move_origins": ((F64, F64), [1] * 2),
+    "finalize.finalize_given": ((F64, *PARAMETERS, F64), [1] + [1.0] * 2),
+    "finalize.move_origins": ((F64, F64), [1] * 2),
     "combine.shard_sums": ((F64, F64, F64, F64), [1] * 4 + [1.0]),
     "combine.add_shards": ((F64, F64, F64), [1] * 3),
     "combine.whole_gradients": ((F64, F64, F64, *PARAMETERS), [1, 1.0]),
     "combine.finalize_sums": ((F64, F64, F64), [1, 1, 1.0]),
     "renorm.correct": ((F64, *PARAMETERS, F64, F64, F64), [1] + [1.0] * 4),
     "renorm.correct_gradients": ((F64, F64, *PARAMETERS), [1]),
-    "finalize.commit_batch": ((F64, F64, F64, "int64", F64), [1] * 2 + [1.0] * 3),
+    "commit.commit_batch": ((F64, F64, F64, "int64", F64), [1] * 2 + [1.0] * 3),
 }
 
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 from numba import float64
 
 from nbnorm._cuda.coefficients import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, B, H
+from nbnorm._cuda.commit import POOLED, commit_first, known_running
 from nbnorm._cuda.counted import keep_places
 from nbnorm._cuda.finalize import (
     HALF,
-    POOLED,
     channel_sums,
-    commit_first,
     finalize_backward,
     finalize_forward,
     keep_sign_map,
     known_backward,
     known_forward,
-    known_running,
     running_coefficients,
     sums_of_channels,
 )

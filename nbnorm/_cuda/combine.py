@@ -7,10 +7,10 @@ the order of the ranks: every rank finds the same bits. A thread works on one ch
 
 from __future__ import annotations
 
-from numba import float32, float64
+from numba import float64
 
 from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
-from nbnorm._cuda.finalize import channel_sums, count_of, divisor_of, parameter
+from nbnorm._cuda.finalize import channel_sums, count_of
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.vector import routine
@@ -28,11 +28,8 @@ from nbnorm._formulas import (
     centred_product,
     gamma_gradient,
     gradient_map,
-    inverse_std,
-    is_far,
     moved,
     moved_sums,
-    normalizing_map,
     pool,
     shard_offset,
 )
@@ -63,33 +60,6 @@ def merge_shards(counts, gathered, stats, C, ranks, width, row, counting):
         stats[ORIGIN * C + c], stats[DEVIATION * C + c], stats[M2 * C + c] = k, d, m2
         if counting:
             stats[COUNT * C + c] = count
-
-
-@Kernel
-def finalize_given(stats, gamma, beta, coef, C, count, eps):
-    """Eq. 5 and 6, for stats whose d and m2 are known."""
-    c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    if c < C:
-        inv_std, scale = inverse_std(stats[M2 * C + c] / divisor_of(count, c, C, stats), eps), parameter(gamma, c, 1.0)
-        stats[INV_STD * C + c], stats[GAMMA * C + c] = inv_std, scale
-        scale, shift = normalizing_map(stats[DEVIATION * C + c], inv_std, scale, parameter(beta, c, 0.0))
-        coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
-        coef[VARIES * C + c] = 1.0 if stats[M2 * C + c] > 0.0 else 0.0
-
-
-@Kernel
-def move_origins(stats, some, C, single):
-    """Origins that are far from the mean, to the mean, Eq. 43, as float32 where x has no more digits. `some` (1,) is
-    not 0 then: their sums are to be taken again.
-    """
-    c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    if c < C and is_far(stats[DEVIATION * C + c], stats[M2 * C + c], stats[COUNT * C + c]):
-        k = stats[ORIGIN * C + c] + stats[DEVIATION * C + c]
-        if single:
-            k = float64(float32(k))
-        if k != stats[ORIGIN * C + c]:
-            some[0] = 1.0
-        stats[ORIGIN * C + c] = k
 
 
 @Kernel

@@ -11,9 +11,7 @@ lies between reduce and apply elsewhere: masks, shards, statistics alone, deriva
 
 from __future__ import annotations
 
-import math
-
-from numba import float64
+from numba import float32, float64
 
 from nbnorm._cuda import plan
 from nbnorm._cuda.block import block_sums
@@ -34,16 +32,13 @@ from nbnorm._formulas import (
     gamma_gradient,
     gradient_map,
     inverse_std,
+    is_far,
     moments,
-    moving_average,
     normalizing_map,
-    pooled,
     whole_sum,
 )
-from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 HALF = PAIRS // 2
-POOLED = -1.0  # the momentum of exact pooling
 UNKNOWN = -1.0  # the count of a batch that has one for each channel
 
 
@@ -183,42 +178,6 @@ def divisor_of(count, c, C, stats):
     return 1.0 if n == 0.0 else n
 
 
-@routine
-def known_running(c, mean, var):
-    """The running statistics of channel c as they are; 0 without any."""
-    old_mean, old_var = 0.0, 0.0
-    if mean is not None:
-        old_mean, old_var = mean[c], var[c]
-    return old_mean, old_var
-
-
-@routine
-def commit_channel(c, n, new, m2, seen, old, mean, var, momentum, ddof):
-    """Fold a batch of n values of channel c, of these mean and m2, into the `old` statistics of `seen` values, Eq. 9 or
-    8.
-    """
-    old_mean, old_var = old
-    if momentum == POOLED:
-        mean[c], var[c] = pooled(seen, old_mean, old_var, n, new, m2, ddof)
-    else:
-        mean[c] = moving_average(old_mean, new, momentum)
-        var[c] = moving_average(old_var, m2 / (n - ddof), momentum)
-
-
-@routine
-def commit_first(c, first, new, m2, seen, old, mean, var, counters, momentum, ddof, count):
-    """The same by the `first` thread of each channel, and once the counters; nothing without running statistics.
-
-    Other blocks may be faster: `seen` is not what the counters have by now.
-    """
-    if mean is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-        if first:
-            commit_channel(c, count, new, m2, seen, old, mean, var, momentum, ddof)
-            if c == 0:
-                counters[BATCHES] += 1
-                counters[SAMPLES] += int(count)
-
-
 @Kernel
 def count_channels(parts, stats, C, run, copies, at):
     """Block c: stats[COUNT] of channel c from the parts at parts[at:]."""
@@ -268,32 +227,27 @@ def finalize_gradient(parts, stats, dgamma, dbeta, coef, C, run, copies, at_h, f
 
 
 @Kernel
-def commit_batch(stats, mean, var, counters, samples, C, skip_nonfinite, count, momentum, ddof):
-    """The one block: fold a batch into the running statistics and count it.
+def finalize_given(stats, gamma, beta, coef, C, count, eps):
+    """Eq. 5 and 6, for stats whose d and m2 are known."""
+    c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if c < C:
+        inv_std, scale = inverse_std(stats[M2 * C + c] / divisor_of(count, c, C, stats), eps), parameter(gamma, c, 1.0)
+        stats[INV_STD * C + c], stats[GAMMA * C + c] = inv_std, scale
+        scale, shift = normalizing_map(stats[DEVIATION * C + c], inv_std, scale, parameter(beta, c, 0.0))
+        coef[ORIGIN_OF_X * C + c], coef[SCALE * C + c], coef[SHIFT * C + c] = stats[ORIGIN * C + c], scale, shift
+        coef[VARIES * C + c] = 1.0 if stats[M2 * C + c] > 0.0 else 0.0
 
-    For what apply.py does not do on the way: a batch that may have to stay out, `samples` that count for each channel,
-    shards.
+
+@Kernel
+def move_origins(stats, some, C, single):
+    """Origins that are far from the mean, to the mean, Eq. 43, as float32 where x has no more digits. `some` (1,) is
+    not 0 then: their sums are to be taken again.
     """
-    t, T = cuda.threadIdx.x, cuda.blockDim.x
-    seen, bad = float(counters[SAMPLES]), 0
-    if skip_nonfinite:
-        for c in range(t, C, T):
-            new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
-            if not (math.isfinite(new) and math.isfinite(m2)):
-                bad = 1
-    bad = cuda.syncthreads_or(bad)  # every thread has read the count
-    if not bad:
-        for c in range(t, C, T):
-            n = count_of(count, c, C, stats)
-            if samples is not None:
-                seen = samples[c]
-                samples[c] = seen + n
-            new, m2 = stats[ORIGIN * C + c] + stats[DEVIATION * C + c], stats[M2 * C + c]
-            commit_channel(c, n, new, m2, seen, known_running(c, mean, var), mean, var, momentum, ddof)
-    if t == 0:
-        if bad:
-            counters[SKIPPED] += 1
-        else:
-            counters[BATCHES] += 1
-            if count != UNKNOWN:
-                counters[SAMPLES] += int(count)
+    c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if c < C and is_far(stats[DEVIATION * C + c], stats[M2 * C + c], stats[COUNT * C + c]):
+        k = stats[ORIGIN * C + c] + stats[DEVIATION * C + c]
+        if single:
+            k = float64(float32(k))
+        if k != stats[ORIGIN * C + c]:
+            some[0] = 1.0
+        stats[ORIGIN * C + c] = k

@@ -9,13 +9,12 @@ from __future__ import annotations
 from numba import float64
 
 from nbnorm._cuda.block import block_sums
+from nbnorm._cuda.commit import commit_first, known_running
 from nbnorm._cuda.finalize import (
-    commit_first,
     finalize_backward,
     finalize_forward,
     keep_sign_map,
     known_backward,
-    known_running,
     parameter,
 )
 from nbnorm._cuda.launch import Kernel, cuda

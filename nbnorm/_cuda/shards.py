@@ -11,14 +11,8 @@ from typing import Any
 from nbnorm._counted import Counted, Tangent
 from nbnorm._cuda import plan
 from nbnorm._cuda.coefficients import ROWS
-from nbnorm._cuda.combine import (
-    add_shards,
-    finalize_given,
-    finalize_sums,
-    merge_shards,
-    shard_sums,
-    whole_gradients,
-)
+from nbnorm._cuda.combine import add_shards, finalize_sums, merge_shards, shard_sums, whole_gradients
+from nbnorm._cuda.finalize import finalize_given
 from nbnorm._cuda.kinds import F64, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp

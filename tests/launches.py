@@ -37,7 +37,7 @@ def _backend():
 @pytest.fixture
 def started(cupy, monkeypatch):
     """Every launch that would have been: (kernel, grid, block, stream, arguments as the signature has them)."""
-    from nbnorm._cuda import apply, commit, finalize, fused, launch, reduce
+    from nbnorm._cuda import apply, commits, finalize, fused, launch, reduce
 
     log = []
 
@@ -61,7 +61,7 @@ def started(cupy, monkeypatch):
 
         return start
 
-    for module in (reduce, finalize, apply, fused, commit):
+    for module in (reduce, finalize, apply, fused, commits):
         for name, kernel in vars(module).items():
             if isinstance(kernel, launch.Kernel):
                 monkeypatch.setattr(kernel, "dispatcher", Recorder(name))
@@ -72,9 +72,9 @@ def started(cupy, monkeypatch):
 
 def arguments(one):
     """By the names of the kernel's parameters."""
-    from nbnorm._cuda import apply, commit, finalize, fused, reduce
+    from nbnorm._cuda import apply, commits, finalize, fused, reduce
 
-    kernel = next(vars(m)[one.kernel] for m in (reduce, finalize, apply, fused, commit) if one.kernel in vars(m))
+    kernel = next(vars(m)[one.kernel] for m in (reduce, finalize, apply, fused, commits) if one.kernel in vars(m))
     return dict(zip(inspect.signature(kernel.body).parameters, one.values, strict=True))
 
 

@@ -41,7 +41,7 @@ with warnings.catch_warnings(record=True) as caught:
     states = [nbnorm.BatchNormState(4, momentum=momentum) for momentum in (0.5, None)]
     for state in states:
         state.update(stats)
-from nbnorm._cpu.commit import commit_pooled, commit_running
+from nbnorm._cpu.commits import commit_pooled, commit_running
 hits = [sum(kernel.dispatcher.stats.cache_hits.values()) for kernel in (commit_pooled, commit_running)]
 found = [[w.category.__name__, str(w.message)] for w in caught]
 running = [[state.running_mean.tolist(), state.running_var.tolist()] for state in states]
@@ -136,7 +136,7 @@ one_suffix = pytest.mark.parametrize(
 
 def damaged(cache, damage, suffix):
     """A file of the cache that is so now."""
-    (file,) = cache.rglob("commit.commit_running-*" + suffix)
+    (file,) = cache.rglob("commits.commit_running-*" + suffix)
     file.write_bytes(damage(file.read_bytes()))
     return file
 
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_written_anew_with_one_warning(own_cache, damage, suff
     assert_whole(own_cache)
     changed = {path for path, now in contents(own_cache).items() if before[path] != now}
     assert file in changed
-    assert {path.name.split("-")[0] for path in changed} == {"commit.commit_running"}
+    assert {path.name.split("-")[0] for path in changed} == {"commits.commit_running"}
 
 
 @one_suffix

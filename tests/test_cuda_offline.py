@@ -141,7 +141,7 @@ BY_DEFAULT = {
     "combine.merge_shards": ("float32", HOPPER),
     "combine.shard_sums": ("float32", TURING),
     "renorm.correct": ("float32", HOPPER),
-    "commit.commit_batch": ("float32", TURING),
+    "commits.commit_batch": ("float32", TURING),
 }
 OTHERS = {
     "finalize.finalize": ((F64, F64, *PARAMETERS, F64), [1] * 3 + [1.0] * 2),
@@ -162,7 +162,7 @@ OTHERS = {
     "combine.finalize_sums": ((F64, F64, F64), [1, 1, 1.0]),
     "renorm.correct": ((F64, *PARAMETERS, F64, F64, F64), [1] + [1.0] * 4),
     "renorm.correct_gradients": ((F64, F64, *PARAMETERS), [1]),
-    "commit.commit_batch": ((F64, F64, F64, "int64", F64), [1] * 2 + [1.0] * 3),
+    "commits.commit_batch": ((F64, F64, F64, "int64", F64), [1] * 2 + [1.0] * 3),
 }
 
 

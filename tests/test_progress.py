@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nbnorm._cpu import launch, progress
-from nbnorm._cpu.commit import commit_running
+from nbnorm._cpu.commits import commit_running
 from nbnorm._cpu.vector import routine
 
 

@@ -12,7 +12,7 @@ from nbnorm._counted import Counted
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import running_columns, running_segments
 from nbnorm._cpu.coefficients import OF_ONE, SCALE, SHIFT, A, H
-from nbnorm._cpu.commit import POOLED, commit_finite, commit_pooled, commit_running
+from nbnorm._cpu.commits import POOLED, commit_finite, commit_pooled, commit_running
 from nbnorm._cpu.finalize import finalize, finalize_scale
 from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.threads import workers_for

@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import float64
 
 from nbnorm._cuda.coefficients import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, B, H
-from nbnorm._cuda.commit import POOLED, commit_first, known_running
+from nbnorm._cuda.commits import POOLED, commit_first, known_running
 from nbnorm._cuda.counted import keep_places
 from nbnorm._cuda.finalize import (
     HALF,

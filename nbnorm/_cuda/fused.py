@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import float64
 
 from nbnorm._cuda.block import block_sums
-from nbnorm._cuda.commit import commit_first, known_running
+from nbnorm._cuda.commits import commit_first, known_running
 from nbnorm._cuda.finalize import (
     finalize_backward,
     finalize_forward,

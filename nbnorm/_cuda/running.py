@@ -10,7 +10,7 @@ from typing import Any
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import running_columns, running_segments
-from nbnorm._cuda.commit import POOLED, commit_batch
+from nbnorm._cuda.commits import POOLED, commit_batch
 from nbnorm._cuda.kinds import F64, kind, kind_of_number
 from nbnorm._cuda.launch import number, pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch

@@ -14,7 +14,7 @@ from nbnorm._counted import Counted, channels_apart
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import normalize_columns, normalize_segments
 from nbnorm._cuda.coefficients import ROWS, ROWS_OF_THREE, SCALE, SHIFT, A, B
-from nbnorm._cuda.commit import POOLED
+from nbnorm._cuda.commits import POOLED
 from nbnorm._cuda.counted import first_short
 from nbnorm._cuda.finalize import UNKNOWN, finalize, finalize_given, move_origins
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments

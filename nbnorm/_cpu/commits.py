@@ -1,4 +1,4 @@
-"""Commit: a batch is folded into the running statistics and counted. O(C), float64.
+"""Commits: a batch is folded into the running statistics and counted. O(C), float64.
 
 Each kernel is one call that cannot fail: a signal arrives before it or after it, never in between.
 """

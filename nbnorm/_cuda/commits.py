@@ -1,4 +1,4 @@
-"""Commit: a batch is folded into the running statistics and counted. O(C), float64.
+"""Commits: a batch is folded into the running statistics and counted. O(C), float64.
 
 By the kernels of apply.py and fused.py on the way, or by one of its own.
 """

@@ -208,7 +208,7 @@ def interrupts_of_an_update_in_numpy(number):
         counters = running.counters
         counters += (1, int(count), 0)
 
-    _cpu.commits = commit
+    _cpu.commit = commit
     return interrupts(number)
 
 

@@ -147,6 +147,15 @@ def test_kernels_know_nothing_of_the_state(path):
     assert not {"nbnorm.state", "nbnorm.functional", "nbnorm._layout"} & set(imports(path))
 
 
+@pytest.mark.parametrize("backend", ["_cpu", "_cuda"])
+def test_no_module_of_a_backend_takes_the_place_of_a_stage(backend):
+    """`nbnorm._cpu.commit` is the stage only if no module has that name: importing one would set the attribute."""
+    tree = ast.parse((PACKAGE / backend / "__init__.py").read_text())
+    stages = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert "commit" in stages
+    assert stages.isdisjoint(path.stem for path in (PACKAGE / backend).glob("*.py"))
+
+
 def test_every_public_name_can_be_reached_and_is_listed():
     assert sorted(nbnorm.__all__) == dir(nbnorm)
     assert [name for name in nbnorm.__all__ if getattr(nbnorm, name) is None] == []

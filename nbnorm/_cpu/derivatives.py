@@ -8,7 +8,6 @@ values do not count once (`w`) a ddx that is not None is wanted, and the `count`
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cpu import plan
@@ -22,15 +21,14 @@ from nbnorm._cpu.finalize_derivatives import (
     shard_dgamma,
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
+from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.running import apply_frozen
 from nbnorm._cpu.shards import gradient_sums
 from nbnorm._cpu.stages import fits_cache, plain_count
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT
-
-Array = NDArray
-Shape = tuple[int, int, int]
 
 
 def apply_tangent(

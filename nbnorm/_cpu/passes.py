@@ -6,19 +6,18 @@ The stages are made of them: of batches (stages.py), with running statistics, of
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbnorm._counted import Counted, Gradient, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import apply_columns, apply_segments
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, signs_for_map
+from nbnorm._cpu.memory import Array
+from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
 from nbnorm._floats import OF_MAP
 
-Array = NDArray
-Shape = tuple[int, int, int]
 ABSENT = np.empty(0, np.float32)
 # Every value counts, and where x is not finite it has no part.
 EVERY = Counted(None, 0, 0, 0, 0, None, 0, 0, 0, 0, False)

@@ -11,6 +11,8 @@ from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
+Shape = tuple[int, int, int]  # (N, C, S)
+
 LANES, FEW = 32, 8  # of a vector, and of a part of one (vector.py); this module does not load Numba
 LINE = 64  # bytes of a cache line, and the alignment of a streaming store
 SHORT = 64  # segments shorter than this are treated as columns

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from numpy.typing import NDArray
-
 from nbnorm._cpu.finalize import divisor_of, parameter, set_parameter
 from nbnorm._cpu.launch import Compiled
+from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import as_parameter
 from nbnorm._formulas import (
     CORRECTED_BETA,
@@ -23,8 +22,6 @@ from nbnorm._formulas import (
     standard_deviation,
 )
 from nbnorm._running import Running
-
-Array = NDArray
 
 
 @Compiled

@@ -6,7 +6,6 @@ Arguments are those of stages.py.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbnorm._counted import Counted
 from nbnorm._cpu import plan
@@ -14,13 +13,12 @@ from nbnorm._cpu.apply import running_columns, running_segments
 from nbnorm._cpu.coefficients import OF_ONE, SCALE, SHIFT, A, H
 from nbnorm._cpu.commits import POOLED, commit_finite, commit_pooled, commit_running
 from nbnorm._cpu.finalize import finalize, finalize_scale
+from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN
 from nbnorm._running import Running
-
-Array = NDArray
-Shape = tuple[int, int, int]
 
 
 def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:

@@ -6,17 +6,14 @@ of a function is None, and a sixth row of stats has it. Shards may be empty.
 
 from __future__ import annotations
 
-from numpy.typing import NDArray
-
 from nbnorm._counted import Counted, Gradient
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
+from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.running import apply_frozen
 from nbnorm._formulas import COUNT, GAMMA, INV_STD, OFFSET
-
-Array = NDArray
-Shape = tuple[int, int, int]
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:

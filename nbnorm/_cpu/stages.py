@@ -8,7 +8,6 @@ Everything that can fail has been checked by the caller.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbnorm._counted import Counted, channels_apart, in_rows, throughout
 from nbnorm._cpu import plan
@@ -16,15 +15,14 @@ from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, SCALE, A, B
 from nbnorm._cpu.counted import first_short
 from nbnorm._cpu.finalize import finalize, finalize_given, move_origins
 from nbnorm._cpu.fused import fused_columns, fused_segments
+from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import ABSENT, EVERY, apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.shards import normalize
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import LOOKS, SIGN_SCALE
 from nbnorm._running import Running
-
-Array = NDArray
-Shape = tuple[int, int, int]
 
 
 def training_forward(

@@ -7,8 +7,6 @@ values do not count once (`w`) a ddx that is not None is wanted, and the `count`
 
 from __future__ import annotations
 
-from typing import Any
-
 from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cuda import plan
 from nbnorm._cuda.coefficients import ROWS, ROWS_OF_THREE
@@ -20,15 +18,13 @@ from nbnorm._cuda.finalize_derivatives import (
     shard_dgamma,
     shard_double_sums,
 )
-from nbnorm._cuda.kinds import F64, kind
+from nbnorm._cuda.kinds import F64, Array, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
 from nbnorm._cuda.passes import apply, at_h, by_channel, count_or_unknown, cut_of_gradient, reduce
+from nbnorm._cuda.plan import Shape
 from nbnorm._cuda.shards import gradient_sums
 from nbnorm._formulas import DDX, ORIGIN
-
-Array = Any
-Shape = tuple[int, int, int]
 
 
 def apply_tangent(

@@ -5,21 +5,17 @@ The stages are made of them: of batches (stages.py), with running statistics, of
 
 from __future__ import annotations
 
-from typing import Any
-
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import apply_columns, apply_segments, gradient_columns, gradient_segments
 from nbnorm._cuda.coefficients import ROWS
 from nbnorm._cuda.finalize import UNKNOWN, count_channels, finalize_gradient
-from nbnorm._cuda.kinds import F64, kind, kind_of_counted, kind_of_number, packs
+from nbnorm._cuda.kinds import F64, Array, kind, kind_of_counted, kind_of_number, packs
 from nbnorm._cuda.launch import Kind, counted, number, pointer, pointers
 from nbnorm._cuda.memory import scratch
+from nbnorm._cuda.plan import Shape
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
 from nbnorm._formulas import SIGN_SCALE
-
-Array = Any
-Shape = tuple[int, int, int]
 
 
 def reduce(

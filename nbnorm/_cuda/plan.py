@@ -11,6 +11,8 @@ from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
+Shape = tuple[int, int, int]  # (N, C, S)
+
 THREADS = 256  # of a block, at most; a power of two, and whole warps
 BLOCKS = 264  # at once on the GPU that this is tuned for: two on each of 132 multiprocessors (H100, H200)
 BEGIN = 3_000  # packs that a block could read in the time that it takes to begin and to end
@@ -64,35 +66,35 @@ def room_of(cut: Cut, itemsize: int, arrays: int) -> int | None:
     return room if P == 1 and SV * cut.lanes == S and room <= LARGE_ROOM else None
 
 
-def cut(shape: tuple[int, int, int], itemsize: int) -> Cut:
+def cut(shape: Shape, itemsize: int) -> Cut:
     return (_segments if shape[2] >= SHORT else _columns)(*shape, itemsize)
 
 
-def alignment(shape: tuple[int, int, int], itemsize: int) -> int:
+def alignment(shape: Shape, itemsize: int) -> int:
     """Bytes that the address of an array is a multiple of, for every cut here: no other one has larger packs."""
     return cut(shape, itemsize).lanes * itemsize if 0 not in shape else itemsize
 
 
-def cut_of_two(shape: tuple[int, int, int], itemsize: int) -> Cut:
+def cut_of_two(shape: Shape, itemsize: int) -> Cut:
     """For a map of two arrays: of columns at most 4 to a pack, since coefficients of 8 would fill all registers."""
     found = cut(shape, itemsize)
     return found if found.segments else cut(shape, max(itemsize, 4))
 
 
-def cut_of_three(shape: tuple[int, int, int], itemsize: int) -> Cut:
+def cut_of_three(shape: Shape, itemsize: int) -> Cut:
     """For a map of three arrays: of columns at most 2 to a pack."""
     found = cut(shape, itemsize)
     return found if found.segments else cut(shape, max(itemsize, 8))
 
 
-def cut_counted(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:
+def cut_counted(shape: Shape, itemsize: int, weights_itemsize: int = 0) -> Cut:
     """Where not every value counts once: at most 4 to a pack, since registers hold no more beside that; of columns with
     weights beside a mask 2 (`weights_itemsize` 0: there is no mask, or no weights)."""
     found = cut(shape, max(itemsize, 4))
     return found if found.segments else cut(shape, max(itemsize, 8 if weights_itemsize else 4))
 
 
-def cut_gated(shape: tuple[int, int, int], itemsize: int, weights_itemsize: int = 0) -> Cut:
+def cut_gated(shape: Shape, itemsize: int, weights_itemsize: int = 0) -> Cut:
     """Where that meets an activation, or three arrays: at most 2 to a pack; of columns with float64 weights beside a
     mask 1."""
     found = cut(shape, max(itemsize, 8))

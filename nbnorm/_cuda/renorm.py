@@ -5,10 +5,8 @@ A thread works on one channel.
 
 from __future__ import annotations
 
-from typing import Any
-
 from nbnorm._cuda.finalize import divisor_of, parameter
-from nbnorm._cuda.kinds import F64, kind
+from nbnorm._cuda.kinds import F64, Array, kind
 from nbnorm._cuda.launch import Kernel, cuda, pointer
 from nbnorm._cuda.passes import by_channel, count_or_unknown
 from nbnorm._formulas import (
@@ -27,8 +25,6 @@ from nbnorm._formulas import (
     standard_deviation,
 )
 from nbnorm._running import Running
-
-Array = Any
 
 
 @Kernel

@@ -5,13 +5,11 @@ Arguments are those of stages.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import running_columns, running_segments
 from nbnorm._cuda.commits import POOLED, commit_batch
-from nbnorm._cuda.kinds import F64, kind, kind_of_number
+from nbnorm._cuda.kinds import F64, Array, kind, kind_of_number
 from nbnorm._cuda.launch import number, pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch
 from nbnorm._cuda.passes import (
@@ -24,12 +22,10 @@ from nbnorm._cuda.passes import (
     reduce,
     sign_rows,
 )
+from nbnorm._cuda.plan import Shape
 from nbnorm._cuda.shards import normalize
 from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 from nbnorm._running import Running
-
-Array = Any
-Shape = tuple[int, int, int]
 
 
 def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:

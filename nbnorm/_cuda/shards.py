@@ -6,14 +6,12 @@ then the `count` of a function is None, and a sixth row of stats has it. Shards 
 
 from __future__ import annotations
 
-from typing import Any
-
 from nbnorm._counted import Counted, Tangent
 from nbnorm._cuda import plan
 from nbnorm._cuda.coefficients import ROWS
 from nbnorm._cuda.combine import add_shards, finalize_sums, merge_shards, shard_sums, whole_gradients
 from nbnorm._cuda.finalize import finalize_given
-from nbnorm._cuda.kinds import F64, kind
+from nbnorm._cuda.kinds import F64, Array, kind
 from nbnorm._cuda.launch import pointer
 from nbnorm._cuda.memory import in_memory, kept, scratch, xp
 from nbnorm._cuda.passes import (
@@ -26,10 +24,8 @@ from nbnorm._cuda.passes import (
     reduce,
     sign_rows,
 )
+from nbnorm._cuda.plan import Shape
 from nbnorm._formulas import COUNT
-
-Array = Any
-Shape = tuple[int, int, int]
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:

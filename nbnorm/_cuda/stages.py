@@ -8,8 +8,6 @@ nothing here waits for the GPU.
 
 from __future__ import annotations
 
-from typing import Any
-
 from nbnorm._counted import Counted, channels_apart
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import normalize_columns, normalize_segments
@@ -18,7 +16,7 @@ from nbnorm._cuda.commits import POOLED
 from nbnorm._cuda.counted import first_short
 from nbnorm._cuda.finalize import UNKNOWN, finalize, finalize_given, move_origins
 from nbnorm._cuda.fused import fused_gradient_segments, fused_segments
-from nbnorm._cuda.kinds import F64, kind, kind_of_counted, kind_of_number
+from nbnorm._cuda.kinds import F64, Array, kind, kind_of_counted, kind_of_number
 from nbnorm._cuda.launch import counted, number, pointer, roomy
 from nbnorm._cuda.memory import in_memory, refuse_in_capture, scratch
 from nbnorm._cuda.passes import (
@@ -35,11 +33,9 @@ from nbnorm._cuda.passes import (
     reduce,
     sign_rows,
 )
+from nbnorm._cuda.plan import Shape
 from nbnorm._formulas import LOOKS, SIGN_SCALE
 from nbnorm._running import Running
-
-Array = Any
-Shape = tuple[int, int, int]
 
 
 def training_forward(

@@ -7,13 +7,19 @@ import numpy as np
 from nbnorm._arguments import short
 
 
+def for_what(use_running: bool) -> tuple[str, str]:
+    """Why there has to be a variance, and the way out."""
+    if use_running:  # the unbiased variance goes into the running variance
+        return "updating running_var", "update_running=False"
+    return "training", "batch_norm_inference or bn.eval()"
+
+
 def values(count: int, use_running: bool, shape: tuple[int, ...] | None) -> None:
     """The variance of the batch, of which x with this shape is all or a shard (None), exists."""
     if count < 2:
-        purpose = "training"
-        way_out = "batch_norm_inference or bn.eval(), or use_running=True with update_running=False"
-        if use_running:  # the unbiased variance goes into the running variance
-            purpose, way_out = "updating running_var", "update_running=False"
+        purpose, way_out = for_what(use_running)
+        if not use_running:
+            way_out += ", or use_running=True with update_running=False"
         where = "on all ranks together" if shape is None else f"x.shape={short(shape)}"
         raise ValueError(f"{purpose} needs at least 2 values per channel, got {count} ({where}); use {way_out}")
 
@@ -24,14 +30,12 @@ def counted(channel: int | None, least: float, use_running: bool, shape: tuple[i
         return
     index = tuple(int(i) for i in np.unravel_index(channel, shape))
     shown = index[0] if len(index) == 1 else index
-    purpose, way_out = "training", "use batch_norm_inference"
-    if use_running:
-        purpose, way_out = "updating the running statistics", "use update_running=False"
+    purpose, way_out = for_what(use_running)
     if least > 0:
         way_out = f"larger weights, which are frequencies, or {way_out}"
     raise ValueError(
         f"{purpose} needs values that count more than {least:g} times in all; those of channel {shown} do not: "
-        f"{way_out}"
+        f"use {way_out}"
     )
 
 

@@ -17,12 +17,16 @@ from nbnorm._dispatch import kernels_for
 def options(scaler: Any) -> None:
     """Those of the constructor, which is not to look at them."""
     for name in ("with_mean", "with_std", "copy"):
-        if not isinstance(value := getattr(scaler, name), bool | np.bool_):
-            raise ValueError(f"{name} is {value!r:.40}; expected True or False")
+        flag(name, getattr(scaler, name))
     ddof: Any = scaler.ddof
     real = isinstance(ddof, numbers.Real)
     if not real or not 0 <= ddof < math.inf:
         raise ValueError(f"ddof is {ddof!r:.40}; expected a number, 0 or more")
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r:.40}; expected True or False")
 
 
 def values(X: Any, scaler: Any) -> NDArray:

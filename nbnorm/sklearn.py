@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbnorm import _arguments, _device, _needed, _options, _outputs
+from nbnorm import _arguments, _device, _needed, _outputs
 from nbnorm._layout import Axis
 from nbnorm._moments import Moments, merged, of_running
 from nbnorm._standardize import EPSILON, affine, is_finite, mean_and_rest, present_moments, scale_of, var_of
@@ -382,7 +382,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         _sklearn_arguments.channels_as(self._channels(), X, axes)
         if copy is None:
             copy = self.copy
-        _options.flag("copy", copy)
+        _sklearn_arguments.flag("copy", copy)
         own = getattr(given, "dtype", None)  # of another library it says nothing of who has the memory
         converted = isinstance(own, np.dtype) and own != X.dtype  # so that nobody else has X
         in_place = (converted or not copy) and getattr(X.flags, "writeable", True)

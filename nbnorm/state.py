@@ -331,7 +331,7 @@ class BatchNormState:
         """
         running = self._demand_running().copy()
         with _device.current(self._device):
-            scale = 1 / self._xp.sqrt(running.var + self._eps)
+            scale = 1 / self._xp.sqrt(running.var + self._eps)  # Eq. 5 and 6, of x itself and of arrays
             if self._gamma is not None:
                 scale *= self._gamma
             shift = -running.mean * scale

@@ -652,7 +652,7 @@ def test_a_channel_needs_values_that_count(given, momentum, use_running, values)
     if values > (1 if momentum is not None else 0):
         training(given.x, given.state, where=where, **options)
         return
-    purpose = "updating the running statistics" if use_running else "training"
+    purpose = "updating running_var" if use_running else "training"
     refuse(
         given, lambda: training(given.x, given.state, where=where, **options), ValueError, purpose, "channel 1 do not"
     )

@@ -267,7 +267,7 @@ def test_a_link_stays_a_link(given, path):
 def test_a_save_that_fails_leaves_everything_as_it_was(given, path):
     BatchNormState(2).save(path)
     before, state = path.read_bytes(), snapshot(given.state)
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="NO FULL DISK: only Unix limits the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # a full disk, for this process
     try:

@@ -167,3 +167,18 @@ def test_parts_of_shards_add_up_to_the_gradient_of_gamma(cut):
         ddx_xmu = sum((z * (x - MEAN) for z, x in zip(Z[shard], X[shard], strict=True)), F(0))
         total += formulas.shard_second_dgamma(product, ddx_xmu, delta, INV_STD)
     assert total == formulas.second_dgamma(alpha, delta, sigma, INV_STD, N)
+
+
+def test_an_origin_is_far_at_two_standard_deviations():
+    """Eq. 43, on both sides of the edge: |d| against 2*sqrt(m2/W)."""
+    for m2, count in ((1.0, 1.0), (16.0, 4.0), (2.25, 0.25)):
+        edge = 2 * (m2 / count) ** 0.5
+        for sign in (-1, 1):
+            assert not formulas.is_far(sign * edge, m2, count)
+            assert formulas.is_far(sign * math.nextafter(edge, math.inf), m2, count)
+    assert not formulas.is_far(0.0, 0.0, 3.0)  # the mean of what is constant
+
+
+def test_origins_are_moved_as_often_as_float64_may_need():
+    """Each time |d| shrinks by 2**50, and it lies between 2**1024 and 2**-1074."""
+    assert (formulas.LOOKS - 1) * 50 < 1024 + 1074 <= formulas.LOOKS * 50

@@ -100,31 +100,34 @@ def assert_close(actual, exact, axis=1, terms=None):
     """
     dtype, exact = actual.dtype.name, np.asarray(exact)
     assert actual.shape == exact.shape
-    form, values = FORMATS[dtype], reference.by_channel(exact, axis)
-    allowed = tolerance(dtype, values.shape[-1])
-    largest = np.abs(values).max(-1, keepdims=True, initial=0)
-    found = reference.by_channel(actual, axis)
-    target = rounded(values, dtype) if allowed.ulps else values
-    found = np.clip(found, *np.ldexp(reference.Wide(1), form.overflow) * reference.Wide([-1, 1]))
-    limit = allowed.ulps * ulp(target, form.bits, form.smallest) + allowed.of_largest * largest
-    if terms is not None and allowed.ulps:
-        sizes = reference.by_channel(terms, axis)
-        limit = 2.0**-22 * sizes + 2.0**-44 * sizes.max(-1, keepdims=True, initial=0) + 5 * 2.0**-149
-        if dtype == "float32":
-            target = values
-        else:
-            limit += ulp(target, form.bits, form.smallest)
-    _assert_within(found, target, limit)
+    of_sum = terms is not None and dtype != "float64"
+    sizes = reference.by_channel(terms, axis) if of_sum else None
+    values, largest = reference.by_channel(exact, axis), np.ldexp(reference.Wide(1), FORMATS[dtype].overflow)
+    is_wide = dtype == "float64" or (of_sum and dtype == "float32")
+    target = values if is_wide else rounded(values, dtype)
+    found = np.clip(reference.by_channel(actual, axis), -largest, largest)
+    _assert_within(found, target, _limit(dtype, target, sizes))
 
 
-def assert_both_close(found, expected, axis=1):
+def assert_both_close(found, expected, axis=1, terms=None):
     """Two results for one exact y or dx, from sums in another order: each as near to it as `assert_close` asks."""
     assert found.dtype == expected.dtype
-    form, values = FORMATS[expected.dtype.name], reference.by_channel(expected, axis)
-    allowed = tolerance(expected.dtype.name, values.shape[-1])
-    largest = np.abs(values).max(-1, keepdims=True, initial=0)
-    limit = allowed.ulps * ulp(values, form.bits, form.smallest) + allowed.of_largest * largest
-    _assert_within(reference.by_channel(found, axis), values, 2 * limit)
+    values = reference.by_channel(expected, axis)
+    sizes = None if terms is None else reference.by_channel(terms, axis)
+    _assert_within(reference.by_channel(found, axis), values, 2 * _limit(expected.dtype.name, values, sizes))
+
+
+def _limit(dtype, exact, sizes):
+    """What `assert_close` allows, for values by channel; `sizes` are those of the terms, None for what is no sum."""
+    form, allowed = FORMATS[dtype], tolerance(dtype, exact.shape[-1])
+    if sizes is None:
+        return allowed.ulps * ulp(exact, form.bits, form.smallest) + allowed.of_largest * _largest(exact)
+    limit = 2.0**-22 * sizes + 2.0**-44 * _largest(sizes) + 5 * 2.0**-149
+    return limit if dtype == "float32" else limit + ulp(exact, form.bits, form.smallest)
+
+
+def _largest(values):
+    return np.abs(values).max(-1, keepdims=True, initial=0)
 
 
 def assert_parts_close(parts, whole):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numba
 
+from nbnorm._cpu.frontend import SerialCompiler
 from nbnorm._cpu.part import ParallelCompiler
 from nbnorm._cpu.progress import progress
 from nbnorm._cpu.threads import exactly, guard, limited
@@ -120,7 +121,7 @@ class Kernel:
             body.__code__.replace(co_name=name, co_qualname=name), body.__globals__, name, None, body.__closure__
         )
         twin.__qualname__, twin.__module__ = name, body.__module__
-        self.serial = Compiled(twin)
+        self.serial = Compiled(twin, pipeline_class=SerialCompiler)
 
     def __call__(self, *args: Any) -> None:
         """Run with at most args[-1] workers."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler import CompilerBase
+
+from nbnorm._cpu.frontend import passes
 
 
 class _Codegen:
@@ -52,7 +54,7 @@ class PartCompiler(CompilerBase):
     def define_pipelines(self) -> list:
         state = self.state
         state.library = Part(state.targetctx.codegen(), state.func_id.func_qualname)
-        return [DefaultPassBuilder.define_nopython_pipeline(state)]
+        return passes(state)
 
 
 class _CodegenOfParts(_Codegen):
@@ -69,4 +71,4 @@ class ParallelCompiler(CompilerBase):
         state.library = codegen.create_library(state.func_id.func_qualname)
         state.library.enable_object_caching()
         state.targetctx = context.subtarget(_internal_codegen=_CodegenOfParts(codegen))
-        return [DefaultPassBuilder.define_nopython_pipeline(state)]
+        return passes(state)

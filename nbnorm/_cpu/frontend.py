@@ -1,0 +1,58 @@
+"""From Python to types: Numba's passes for kernels and for what they call, without those that find nothing to do there,
+and with what operators on numbers return remembered: a tenth of a first call.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from numba.core import types
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import PassManager
+from numba.core.typed_passes import NopythonRewrites, ParforFusionPass
+from numba.core.untyped_passes import InlineClosureLikes
+
+# For comprehensions, for expressions of whole arrays, and for loops that follow each other.
+IDLE = InlineClosureLikes, NopythonRewrites, ParforFusionPass
+OPERATORS = {bool, *(function for name, function in vars(operator).items() if not name.startswith("_"))}
+NUMBERS = types.Number, types.Boolean
+
+_signatures: dict[Any, Any] = {}
+
+
+class _Typing:
+    """Numba's, which asks a dozen templates for each operator, and again wherever it occurs."""
+
+    def __init__(self, numbas: Any) -> None:
+        self._numbas = numbas
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._numbas, name)
+
+    def resolve_function_type(self, function: Any, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        is_known = getattr(function, "typing_key", None) in OPERATORS and all(isinstance(a, NUMBERS) for a in args)
+        if not is_known:
+            return self._numbas.resolve_function_type(function, args, kws)
+        found = _signatures.get((function, args))
+        if found is None:
+            found = _signatures[function, args] = self._numbas.resolve_function_type(function, args, kws)
+        return found
+
+
+def passes(state: Any) -> list[PassManager]:
+    state.typingctx = _Typing(state.typingctx)
+    numbas = DefaultPassBuilder.define_nopython_pipeline(state)
+    ours = PassManager(numbas.pipeline_name)
+    for one, description in numbas.passes:
+        if one not in IDLE:
+            ours.add_pass(one, description)
+    ours.finalize()
+    return [ours]
+
+
+class SerialCompiler(CompilerBase):
+    """A kernel without a parallel loop."""
+
+    def define_pipelines(self) -> list:
+        return passes(self.state)

@@ -121,11 +121,20 @@ def kind_of_weights(weights: NDArray, x: NDArray, name: str = "weights") -> None
 
 
 def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:
-    padded = (1,) * (x.ndim - array.ndim) + array.shape
-    if array.ndim > x.ndim or any(n not in (1, whole) for n, whole in zip(padded, x.shape, strict=True)):
+    def fits(shape: tuple[int, ...]) -> bool:
+        aligned = zip(reversed(shape), reversed(x.shape), strict=False)
+        return len(shape) <= x.ndim and all(n in (1, whole) for n, whole in aligned)
+
+    if not fits(array.shape):
+        more = x.ndim - array.ndim
+        forms = {
+            "[:" + ", None" * more + "]": array.shape[:1] + (1,) * more + array.shape[1:],
+            "[..." + ", None" * more + "]": array.shape + (1,) * more,
+        }
+        found = next((form for form, shape in forms.items() if fits(shape)), None) if more > 0 else None
         raise ValueError(
-            f"{name} has shape {short(array.shape)}; expected one that broadcasts to that of x, {short(x.shape)}: "
-            f"{name}[:, None] has an axis more"
+            f"{name} has shape {short(array.shape)}; expected one that broadcasts to that of x, {short(x.shape)}"
+            + ("" if found is None else f": {name}{found} does")
         )
 
 

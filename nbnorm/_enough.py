@@ -10,7 +10,7 @@ from nbnorm._arguments import short
 def for_what(use_running: bool) -> tuple[str, str]:
     """Why there has to be a variance, and the way out."""
     if use_running:  # the unbiased variance goes into the running variance
-        return "updating running_var", "update_running=False"
+        return "updating the running statistics", "update_running=False"
     return "training", "batch_norm_inference or bn.eval()"
 
 
@@ -24,18 +24,23 @@ def values(count: int, use_running: bool, shape: tuple[int, ...] | None) -> None
         raise ValueError(f"{purpose} needs at least 2 values per channel, got {count} ({where}); use {way_out}")
 
 
-def counted(channel: int | None, least: float, use_running: bool, shape: tuple[int, ...]) -> None:
-    """No channel is short of values that count; `channel` is the first one, in flat order."""
+def counted(channel: int | None, least: float, use_running: bool, shape: tuple[int, ...], weighted: bool) -> None:
+    """No channel is short of values that count, as often as weights say or once; `channel` is the first one, in flat
+    order.
+    """
     if channel is None:
         return
     index = tuple(int(i) for i in np.unravel_index(channel, shape))
-    shown = index[0] if len(index) == 1 else index
+    shown = short(index[0] if len(index) == 1 else index)
     purpose, way_out = for_what(use_running)
-    if least > 0:
-        way_out = f"larger weights, which are frequencies, or {way_out}"
+    if not weighted:
+        raise ValueError(
+            f"{purpose} needs {'two values that count' if least else 'a value that counts'} in every channel, neither "
+            f"masked nor missing; channel {shown} has fewer: leave it out, or use {way_out}"
+        )
     raise ValueError(
-        f"{purpose} needs values that count more than {least:g} times in all; those of channel {shown} do not: "
-        f"use {way_out}"
+        f"{purpose} needs weights, which are frequencies, of more than {least:g} in all; those of channel {shown} are "
+        f"not: use larger ones, or {way_out}"
     )
 
 

@@ -46,7 +46,7 @@ def in_ghost_batches(
                 w = counted(kernels, layout, x[part], of_where, of_weights, nan)
                 assert w is not None
                 short = kernels.short_channel(kernels.read(layout, x[part]), layout.shape, w, least)
-                _enough.counted(short, least, False, state.shape)
+                _enough.counted(short, least, False, state.shape, weights is not None)
         y = xp.empty_like(x) if out is None else out
         saved = [
             step(

@@ -26,7 +26,7 @@ def options(scaler: Any) -> None:
 
 def flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} is {value!r:.40}; expected True or False")
+        raise ValueError(f"{name} is {_arguments.short(value)}; expected True or False")
 
 
 def values(X: Any, scaler: Any) -> NDArray:

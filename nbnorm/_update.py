@@ -73,6 +73,6 @@ def _check_counts(counts: NDArray, shape: tuple[int, ...], momentum: float | Non
         raise ValueError("stats.count has negative, infinite or NaN values; expected how often values count")
     if momentum is not None and not (counts > 1).all():
         raise ValueError(
-            f"stats has a channel whose values count {float(counts.min()):g} times in all; "
-            "a moving average needs more than 1, momentum=None takes any number"
+            f"stats has a channel whose values count {float(counts.min()):g} times in all; a moving average needs more "
+            "than 1: larger weights, which are frequencies, or momentum=None, for whole values"
         )

@@ -183,7 +183,7 @@ def batch_norm_training(
             least = 0.0 if w is None or update is None else update.least(momentum, weights is not None)
             if w is not None and peers is None and (not use_running or update is not None):
                 short = kernels.short_channel(flat, layout.shape, w, least)
-                _enough.counted(short, least, use_running, state.shape)
+                _enough.counted(short, least, use_running, state.shape, weights is not None)
             saved = Saved(x, flat, layout, axis, use_running, state, stats, kernels, sync)
             if slope is not None or residual is not None:
                 saved._slope, saved._with_residual = slope, residual is not None
@@ -245,7 +245,8 @@ def _of_all_ranks(
     if count is None:
         least = 0.0 if update is None or momentum is None else 1.0
         short = np.flatnonzero(counts.sum(0) <= least)
-        _enough.counted(int(short[0]) if short.size else None, least, saved.use_running, saved._shape)
+        first, weighted = int(short[0]) if short.size else None, bool((counts % 1).any())  # on some rank
+        _enough.counted(first, least, saved.use_running, saved._shape, weighted)
     elif not saved.use_running or momentum is not None:  # the running statistics are updated where they are used
         _enough.values(int(count), saved.use_running, None)
     if not saved.use_running:

@@ -101,6 +101,7 @@ class BatchNorm:
     debug: bool = False
     # Of the last call, until `backward`; after inference x, and axis and activation as they were.
     _last: Saved | tuple[NDArray, Axis, Activation] | None = None
+    _of_training: bool = True  # whether it was in training mode
     _bytes: list[tuple[str, bytes]] | None = None  # with `debug` those of the arrays that must not change
     _results: tuple[Reuse, Reuse] | None = None  # y and dx of training mode
 
@@ -263,7 +264,7 @@ class BatchNorm:
             gone = out is not None and kernels_for("x", x).may_overlap(out, x)
             last = None if gone else (x, self.axis, self.activation)
         own = vars(self)  # past __setattr__, which takes its time
-        own["_last"] = last
+        own["_last"], own["_of_training"] = last, self.training
         own["_bytes"] = self._read(last) if self.debug else None
         return y
 
@@ -287,7 +288,8 @@ class BatchNorm:
         Raises
         ------
         RuntimeError
-            When there was no call since the last `backward`, `debug` has seen a change, or another rank failed.
+            When there was no call since the last `backward`, or one in evaluation mode and the layer trains now,
+            `debug` has seen a change, or another rank failed.
         TypeError, ValueError
             As `batch_norm_backward`. The layer is then as it was.
         """
@@ -296,6 +298,11 @@ class BatchNorm:
             raise RuntimeError(
                 "backward belongs to a call of the layer before it, each to one, and not with out=x. For several "
                 "calls: y, saved = batch_norm_training(x, layer.state), then batch_norm_backward(dy, saved)"
+            )
+        if self.training and not self._of_training:
+            raise RuntimeError(
+                "backward belongs to the last call, which was in evaluation mode, and the layer trains now: call it "
+                "again with the batch of dy"
             )
         if self._bytes is not None and self._bytes != (now := self._read(last)):
             changed = next((name for (name, was), (_, found) in zip(self._bytes, now) if was != found), "state")

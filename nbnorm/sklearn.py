@@ -45,7 +45,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     with_std : bool
         Divide by the standard deviation.
     ddof : float
-        The variance is m2/(count - ddof), as that of `numpy.var`: 0, which scikit-learn has, or 1.
+        The variance is m2/(count - ddof), as that of `numpy.var`: 0, which scikit-learn has, or 1. NaN where no more
+        than ddof values count.
     copy : bool
         Whether results are new arrays, or X itself where it is a writable array of floats.
 

@@ -105,7 +105,8 @@ def merge_stats(*stats: BatchStats) -> BatchStats:
         raise TypeError("merge_stats got no argument; expected at least one BatchStats")
     for i, one in enumerate(stats):
         if not isinstance(one, BatchStats):
-            raise TypeError(f"argument {i} is a {type(one).__qualname__}; expected a BatchStats")
+            way_out = "; of a list: merge_stats(*stats)" if isinstance(one, list | tuple) else ""
+            raise TypeError(f"argument {i} is a {type(one).__qualname__}; expected a BatchStats{way_out}")
         for name, part in zip(one._fields, one, strict=True):
             if hasattr(part, "shape") and not isinstance(part, np.generic):
                 kernels_for(f"stats[{i}].{name}", part)  # refuses what is lazy, and labels, which would be ignored

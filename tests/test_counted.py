@@ -595,6 +595,9 @@ REFUSED = {
     "infinite": ({"weights": np.full((8, 1, 1), np.inf)}, ValueError, "weights has values such as inf"),
     "NaN weights": ({"weights": np.full((8, 1, 1), np.nan)}, ValueError, "weights has values such as nan"),
     "weights of another shape": ({"weights": np.ones((8, 2, 1))}, ValueError, "weights has shape (8, 2, 1)"),
+    "of samples": ({"weights": np.ones(8)}, ValueError, "weights has shape (8,)", ": weights[:, None, None] does"),
+    "of both ends": ({"where": np.ones((8, 6), bool)}, ValueError, "where has shape (8, 6)", "where[:, None] does"),
+    "of the front": ({"where": np.ones((8, 3), bool)}, ValueError, "where has shape (8, 3)", "where[..., None] does"),
     "an infinite sum": ({"weights": np.full((8, 1, 1), 1e307)}, ValueError, "weights has values such as 1e+307", "sum"),
     "an array for a word": ({"nan": np.zeros(3)}, ValueError, "nan is array([0., 0., 0.])", "'omit'"),
     "another word": ({"nan": "ignore"}, ValueError, "nan is 'ignore'", "'omit'"),
@@ -608,6 +611,12 @@ def test_arguments_that_do_not_fit_change_nothing(given, case):
     arrays = [a for a in counting.values() if isinstance(a, np.ndarray)]
     refuse(given, lambda: training(given.x, given.state, out=given.out, **counting), error, *texts, arrays=arrays)
     refuse(given, lambda: nbnorm.batch_stats(given.x, **counting), error, *texts, arrays=arrays)
+
+
+def test_no_way_out_is_named_where_there_is_none(given):
+    for shape in ((7,), (8, 2), (8, 2, 1), (1, 8, 3, 6)):
+        with pytest.raises(ValueError, match=r"that of x, \(8, 3, 6\)$"):
+            nbnorm.batch_stats(given.x, weights=np.ones(shape))
 
 
 def over(array, dtype, shape):
@@ -652,9 +661,13 @@ def test_a_channel_needs_values_that_count(given, momentum, use_running, values)
     if values > (1 if momentum is not None else 0):
         training(given.x, given.state, where=where, **options)
         return
-    purpose = "updating running_var" if use_running else "training"
+    purpose = "updating the running statistics" if use_running else "training"
     refuse(
-        given, lambda: training(given.x, given.state, where=where, **options), ValueError, purpose, "channel 1 do not"
+        given,
+        lambda: training(given.x, given.state, where=where, **options),
+        ValueError,
+        f"{purpose} needs {'a value that counts' if momentum is None else 'two values that count'} in",
+        "channel 1 has fewer: leave",
     )
     training(given.x, given.state, where=where, use_running=True, update_running=False)
 
@@ -664,7 +677,7 @@ def test_pooling_needs_weights_of_more_than_one_value_with_what_was_before(given
     """The variance of a fraction of a value would be lost."""
     given.state, weights = nbnorm.BatchNormState(3, momentum=None), np.full((8, 1, 1), 1 / 64)  # 0.75 a channel
     step = {"weights": weights, "out": given.out}
-    texts = "count more than 1 times in all", "larger weights"
+    texts = "needs weights, which are frequencies, of more than 1 in all", "use larger ones"
     refuse(given, lambda: training(given.x, given.state, **step), ValueError, *texts)
     training(given.x[:1, :, :1], given.state, use_running=True)
     assert given.state.num_samples == 1
@@ -684,7 +697,9 @@ def test_statistics_of_no_value_are_zero(given):
 
 def test_a_moving_average_refuses_statistics_of_one_value(given):
     stats = nbnorm.batch_stats(given.x, where=one_channel_short(1))
-    refuse(given, lambda: given.state.update(stats), ValueError, "count 1 times in all", "momentum=None")
+    refuse(
+        given, lambda: given.state.update(stats), ValueError, "count 1 times in all", "larger weights", "momentum=None"
+    )
     given.state.reset_running()
     given.state.momentum = None
     given.state.update(stats)

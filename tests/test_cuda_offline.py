@@ -370,7 +370,7 @@ ARRAYS = {
 }
 
 
-@pytest.mark.values_at_most("each kernel, and each dtype: what it computes in between knows nothing of that")
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("name", "arrays", "memory"),
     [

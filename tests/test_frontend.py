@@ -1,6 +1,7 @@
 """_cpu/frontend.py: what it leaves out of Numba's work, and what it remembers of it."""
 
 import itertools
+import math
 import operator
 
 import pytest
@@ -9,16 +10,23 @@ from numba.core.compiler import DefaultPassBuilder, Flags, StateDict
 from numba.core.cpu import ParallelOptions
 from numba.core.registry import cpu_target
 
-from nbnorm._cpu import frontend
+from nbnorm._cpu import finalize, frontend, fused, part
 
-BOTH = [*("add", "sub", "mul", "truediv", "floordiv", "mod", "iadd", "isub", "imul"), "and_", "or_", "lshift", "rshift"]
-RELATIONS = ["lt", "le", "eq", "ne", "gt", "ge"]
-ONE = ["neg", "pos", "invert", "not_"]
+pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="asks the compiler")
+
+OF_TWO = [
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.iadd),
+    *(operator.isub, operator.imul, operator.and_, operator.or_, operator.lshift, operator.rshift),
+    *(operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge),
+]
+OF_ONE = [bool, operator.neg, operator.pos, operator.invert, operator.not_]
 NUMBERS = [types.int64, types.uint64, types.float32, types.float64, types.boolean, types.literal(3)]
 
 
 @pytest.fixture
-def numbas():
+def numbas(monkeypatch):
+    """Numba's own, with nothing remembered yet."""
+    monkeypatch.setattr(frontend, "_signatures", {})
     context = cpu_target.typing_context
     context.refresh()
     return context
@@ -32,33 +40,40 @@ def resolved(context, function, args):
         return None
 
 
-@pytest.mark.skipif(config.DISABLE_JIT, reason="asks the compiler")
+def test_what_is_remembered_is_what_numba_says(numbas):
+    ours, found = frontend._Typing(numbas), []
+    for number, functions in ((1, OF_ONE), (2, OF_TWO)):
+        for function, args in itertools.product(functions, itertools.product(NUMBERS, repeat=number)):
+            found.append((function, args, resolved(ours, function, args)))
+    for function, args, first in found:
+        assert resolved(numbas, function, args) == first
+        assert resolved(ours, function, args) is first
+    assert len(frontend._signatures) == sum(first is not None for *_, first in found) > 600
+
+
 @pytest.mark.parametrize(
-    ("name", "number"), [*((name, 2) for name in BOTH + RELATIONS), *((name, 1) for name in ONE), ("bool", 1)]
+    ("function", "args"),
+    [
+        (operator.getitem, (types.float64[::1], types.int64)),
+        (operator.add, (types.float64[::1], types.float64[::1])),
+        (len, (types.float64[::1],)),
+        (math.sqrt, (types.float64,)),
+        (max, (types.int64, types.int64)),
+    ],
+    ids=str,
 )
-def test_what_is_remembered_is_what_numba_says(numbas, name, number, monkeypatch):
-    monkeypatch.setattr(frontend, "_signatures", {})
-    function, ours = getattr(operator, name, bool), frontend._Typing(numbas)
-    for args in itertools.product(NUMBERS, repeat=number):
-        expected = resolved(numbas, function, args)
-        first, again = resolved(ours, function, args), resolved(ours, function, args)
-        assert first == again == expected
-        assert first is again
-    assert frontend._signatures
-
-
-@pytest.mark.skipif(config.DISABLE_JIT, reason="asks the compiler")
-def test_what_is_not_about_numbers_is_asked_again(numbas, monkeypatch):
-    monkeypatch.setattr(frontend, "_signatures", {})
-    ours, array = frontend._Typing(numbas), types.float64[::1]
-    for function, args in ((operator.getitem, (array, types.int64)), (operator.add, (array, array)), (len, (array,))):
-        found = resolved(ours, function, args)
-        assert found is not None
-        assert found == resolved(numbas, function, args)
+def test_nothing_else_is_remembered(numbas, function, args):
+    found = resolved(frontend._Typing(numbas), function, args)
+    assert found is not None
+    assert found == resolved(numbas, function, args)
     assert frontend._signatures == {}
 
 
-@pytest.mark.skipif(config.DISABLE_JIT, reason="asks the compiler")
+def test_what_has_no_signature_is_asked_again(numbas):
+    assert resolved(frontend._Typing(numbas), operator.lshift, (types.float64, types.float64)) is None
+    assert frontend._signatures == {}
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_all_other_passes_stay_in_their_order(parallel):
     def state():
@@ -66,8 +81,17 @@ def test_all_other_passes_stay_in_their_order(parallel):
         flags.auto_parallel = ParallelOptions(parallel)
         return StateDict({"flags": flags, "func_ir": None, "typingctx": None})
 
-    numbas = DefaultPassBuilder.define_nopython_pipeline(state()).passes
-    (ours,) = frontend.passes(state())
-    left_out = [one for one, _ in numbas if one in frontend.IDLE]
-    assert [one for one, _ in ours.passes] == [one for one, _ in numbas if one not in frontend.IDLE]
-    assert len(left_out) == 2 + parallel
+    numbas = [one for one, _ in DefaultPassBuilder.define_nopython_pipeline(state()).passes]
+    (ours,) = frontend.passes(given := state())
+    assert [one for one, _ in ours.passes] == [one for one in numbas if one.name() not in frontend.IDLE]
+    assert sum(one.name() in frontend.IDLE for one in numbas) == 2 + parallel
+    assert isinstance(given.typingctx, frontend._Typing)
+
+
+def test_every_kernel_is_compiled_so():
+    for kernel, its in (
+        (fused.fused_columns.serial, frontend.SerialCompiler),
+        (fused.fused_columns.parallel, part.ParallelCompiler),
+        (finalize.finalize, frontend.SerialCompiler),
+    ):
+        assert kernel.dispatcher._compiler.pipeline_class is its

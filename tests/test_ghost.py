@@ -257,7 +257,7 @@ def test_the_last_one_needs_a_variance_before_the_first_is_counted(given, rng):
     refuse(given, lambda: training(table[:1], given.state, ghost=10**300), ValueError, "makes 1", "with 1 values")
     where = np.ones((8, 1, 1), bool)
     where[4:] = False
-    refuse(given, lambda: training(given.x, given.state, ghost=4, where=where), ValueError, "channel 0 do not")
+    refuse(given, lambda: training(given.x, given.state, ghost=4, where=where), ValueError, "channel 0 has fewer")
     refuse(given, lambda: training(given.x, given.state, ghost=4, where=where[:7]), ValueError, "where has shape")
 
 

@@ -126,6 +126,24 @@ def test_each_call_has_one_backward(rng):
             bn.backward(a)
 
 
+@pytest.mark.parametrize("options", [{}, {"nan": "omit"}])
+def test_a_look_in_evaluation_mode_does_not_take_the_place_of_a_step(options, rng):
+    """Its gradient would be that of other data and of constant statistics."""
+    bn, (a, b) = nbnorm.BatchNorm(5), batches(rng)[:2]
+    bn(a)
+    bn.eval()(b, **options)
+    bn.train()
+    with pytest.raises(RuntimeError, match="the last call, which was in evaluation mode") as caught:
+        bn.backward(a)
+    assert len(str(caught.value)) < 200
+    _, saved = nbnorm.batch_norm_training(b, bn.state, use_running=True, update_running=False)
+    assert same_bits(bn.eval().backward(a), nbnorm.batch_norm_backward(a, saved).dx)
+    bn.train()(a)
+    bn.eval()  # the other way round it is the gradient of the step
+    _, saved = nbnorm.batch_norm_training(a, bn.state, update_running=False)
+    assert same_bits(bn.backward(b), nbnorm.batch_norm_backward(b, saved).dx)
+
+
 def test_a_call_that_fails_leaves_the_layer_as_it_was(rng):
     x, dy = sample(rng, (20, 5)), sample(rng, (20, 5))
     for mode in (True, False):

@@ -301,7 +301,9 @@ def test_running_statistics_take_one_value_on_all_ranks_together_where_they_pool
     found = ranks.run(2, work)
     if momentum is not None:
         assert {type(error) for error in found} == {ValueError}
-        assert all("updating running_var" in str(error) and "got 1 (on all ranks" in str(error) for error in found)
+        assert all(
+            "updating the running statistics" in str(error) and "got 1 (on all ranks" in str(error) for error in found
+        )
     else:
         state.update(nbnorm.batch_stats(x))
         assert [snapshot(own) for own in found] == [snapshot(state)] * 2

@@ -60,7 +60,8 @@ def test_counts_may_differ_by_channel():
     ("stats", "error", "message"),
     [
         ((), TypeError, "merge_stats got no argument"),
-        (((1, 2, 3),), TypeError, "argument 0 is a tuple; expected a BatchStats"),
+        (((1, 2, 3),), TypeError, r"argument 0 is a tuple; expected a BatchStats; of a list: merge_stats\(\*stats\)"),
+        ((7,), TypeError, "argument 0 is a int; expected a BatchStats$"),
         (
             (nbnorm.BatchStats(*np.ones((3, 2))), nbnorm.BatchStats(*np.ones((3, 4)))),
             ValueError,

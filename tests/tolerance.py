@@ -106,7 +106,7 @@ def assert_close(actual, exact, axis=1, terms=None):
     is_wide = dtype == "float64" or (of_sum and dtype == "float32")
     target = values if is_wide else rounded(values, dtype)
     found = np.clip(reference.by_channel(actual, axis), -largest, largest)
-    _assert_within(found, target, _limit(dtype, target, sizes))
+    _assert_within(found, target, _limit(dtype, target, _largest(values), sizes))
 
 
 def assert_both_close(found, expected, axis=1, terms=None):
@@ -114,14 +114,15 @@ def assert_both_close(found, expected, axis=1, terms=None):
     assert found.dtype == expected.dtype
     values = reference.by_channel(expected, axis)
     sizes = None if terms is None else reference.by_channel(terms, axis)
-    _assert_within(reference.by_channel(found, axis), values, 2 * _limit(expected.dtype.name, values, sizes))
+    limit = _limit(expected.dtype.name, values, _largest(values), sizes)
+    _assert_within(reference.by_channel(found, axis), values, 2 * limit)
 
 
-def _limit(dtype, exact, sizes):
+def _limit(dtype, exact, largest, sizes):
     """What `assert_close` allows, for values by channel; `sizes` are those of the terms, None for what is no sum."""
     form, allowed = FORMATS[dtype], tolerance(dtype, exact.shape[-1])
-    if sizes is None:
-        return allowed.ulps * ulp(exact, form.bits, form.smallest) + allowed.of_largest * _largest(exact)
+    if sizes is None or dtype == "float64":
+        return allowed.ulps * ulp(exact, form.bits, form.smallest) + allowed.of_largest * largest
     limit = 2.0**-22 * sizes + 2.0**-44 * _largest(sizes) + 5 * 2.0**-149
     return limit if dtype == "float32" else limit + ulp(exact, form.bits, form.smallest)
 

@@ -27,7 +27,7 @@ def with_gaps(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def standardized(train: np.ndarray, *others: np.ndarray, nan: str) -> list[np.ndarray]:
     """By the mean and variance of train; what is missing becomes 0, the mean."""
-    state = nbnorm.BatchNormState(train.shape[1], momentum=None, use_gamma=False, use_beta=False)
+    state = nbnorm.BatchNormState(train.shape[1], momentum=None, use_gamma=False, use_beta=False, eps=1e-12)
     state.update(nbnorm.batch_stats(train, nan=nan))
     return [np.nan_to_num(nbnorm.batch_norm_inference(x, state)) for x in (train, *others)]
 

@@ -1,5 +1,7 @@
 """From Python to types: Numba's passes for kernels and for what they call, without those that find nothing to do there,
 and with what operators on numbers return remembered: a tenth of a first call.
+
+So a kernel has no comprehensions, no expressions of whole arrays, and no two parallel loops to be made one.
 """
 
 from __future__ import annotations
@@ -10,15 +12,12 @@ from typing import Any
 from numba.core import types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import PassManager
-from numba.core.typed_passes import NopythonRewrites, ParforFusionPass
-from numba.core.untyped_passes import InlineClosureLikes
 
-# For comprehensions, for expressions of whole arrays, and for loops that follow each other.
-IDLE = InlineClosureLikes, NopythonRewrites, ParforFusionPass
+IDLE = "inline_closure_likes", "nopython_rewrites", "parfor_fusion_pass"  # Numba's names
 OPERATORS = {bool, *(function for name, function in vars(operator).items() if not name.startswith("_"))}
 NUMBERS = types.Number, types.Boolean
 
-_signatures: dict[Any, Any] = {}
+_signatures: dict[tuple[types.Function, tuple[Any, ...]], Any] = {}
 
 
 class _Typing:
@@ -31,21 +30,24 @@ class _Typing:
         return getattr(self._numbas, name)
 
     def resolve_function_type(self, function: Any, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
-        is_known = getattr(function, "typing_key", None) in OPERATORS and all(isinstance(a, NUMBERS) for a in args)
-        if not is_known:
+        is_operator = isinstance(function, types.Function) and function.typing_key in OPERATORS
+        if kws or not is_operator or not all(isinstance(a, NUMBERS) for a in args):
             return self._numbas.resolve_function_type(function, args, kws)
         found = _signatures.get((function, args))
         if found is None:
-            found = _signatures[function, args] = self._numbas.resolve_function_type(function, args, kws)
+            found = self._numbas.resolve_function_type(function, args, kws)
+            if found is not None:
+                _signatures[function, args] = found
         return found
 
 
 def passes(state: Any) -> list[PassManager]:
+    """Those of a compilation, which is told to remember."""
     state.typingctx = _Typing(state.typingctx)
     numbas = DefaultPassBuilder.define_nopython_pipeline(state)
     ours = PassManager(numbas.pipeline_name)
     for one, description in numbas.passes:
-        if one not in IDLE:
+        if one.name() not in IDLE:
             ours.add_pass(one, description)
     ours.finalize()
     return [ours]

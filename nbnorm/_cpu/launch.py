@@ -22,11 +22,11 @@ from nbnorm._cpu.vector import OPTIONS
 from nbnorm._kernel_cache import comes_from_the_cache, only_own_entries, unreadable_file
 
 # A kernel is called from Python only, and needs no way in from C.
-KERNEL: dict[str, Any] = {**OPTIONS, "nogil": True, "no_cfunc_wrapper": True}
+KERNEL: dict[str, Any] = {**OPTIONS, "nogil": True, "no_cfunc_wrapper": True, "pipeline_class": SerialCompiler}
 
 
 def _kernel(body: Callable[..., None], **options: Any) -> Any:
-    dispatcher = numba.njit(**KERNEL, **options)(body)
+    dispatcher = numba.njit(**{**KERNEL, **options})(body)
     progress.kernels.add(dispatcher)
     return dispatcher
 
@@ -121,7 +121,7 @@ class Kernel:
             body.__code__.replace(co_name=name, co_qualname=name), body.__globals__, name, None, body.__closure__
         )
         twin.__qualname__, twin.__module__ = name, body.__module__
-        self.serial = Compiled(twin, pipeline_class=SerialCompiler)
+        self.serial = Compiled(twin)
 
     def __call__(self, *args: Any) -> None:
         """Run with at most args[-1] workers."""

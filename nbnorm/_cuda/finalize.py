@@ -5,8 +5,9 @@ coefficients of y = scale*(x - k) + shift, with whether the channel varies, or d
 `coef` (6, C) has them as rows, (7, C) those of a map with b*(ddx - o) too (coefficients.py).
 
 Every block of apply.py does this for the channels that it needs anyway, and the one that is `first` writes down what is
-found and folds it into the running statistics. The kernels here, in which a block works on one channel, are for what
-lies between reduce and apply elsewhere: masks, shards, statistics alone, derivatives.
+found and folds it into the running statistics (commits.py). The kernels here are for what lies between reduce and apply
+elsewhere: masks, shards, statistics alone, derivatives. A block works on one channel, or a thread where there are no
+parts to add.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def enough(found: Moments, first: Axes, shape: Axes) -> Moments:
     empty = np.argwhere(_device.host(found.count) <= 0.0)
     if len(empty):
         index = tuple(int(i) + start for i, start in zip(empty[0], first, strict=True))
-        _enough.counted(int(np.ravel_multi_index(index, shape)), 0.0, False, shape)
+        _enough.counted(int(np.ravel_multi_index(index, shape)), 0.0, False, shape, weighted=False)
     return found
 
 

@@ -69,11 +69,6 @@ def test_nothing_else_is_remembered(numbas, function, args):
     assert frontend._signatures == {}
 
 
-def test_what_has_no_signature_is_asked_again(numbas):
-    assert resolved(frontend._Typing(numbas), operator.lshift, (types.float64, types.float64)) is None
-    assert frontend._signatures == {}
-
-
 @pytest.mark.parametrize("parallel", [False, True])
 def test_all_other_passes_stay_in_their_order(parallel):
     def state():

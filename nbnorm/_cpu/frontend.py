@@ -35,9 +35,7 @@ class _Typing:
             return self._numbas.resolve_function_type(function, args, kws)
         found = _signatures.get((function, args))
         if found is None:
-            found = self._numbas.resolve_function_type(function, args, kws)
-            if found is not None:
-                _signatures[function, args] = found
+            found = _signatures[function, args] = self._numbas.resolve_function_type(function, args, kws)
         return found
 
 

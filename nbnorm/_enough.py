@@ -39,8 +39,8 @@ def counted(channel: int | None, least: float, use_running: bool, shape: tuple[i
             f"masked nor missing; channel {shown} has fewer: leave it out, or use {way_out}"
         )
     raise ValueError(
-        f"{purpose} needs weights, which are frequencies, of more than {least:g} in all; those of channel {shown} are "
-        f"not: use larger ones, or {way_out}"
+        f"{purpose} needs weights, which are frequencies, of more than {least:g} in all in every channel; "
+        f"channel {shown} has less: use larger ones, or {way_out}"
     )
 
 

@@ -136,7 +136,7 @@ def test_a_look_in_evaluation_mode_does_not_take_the_place_of_a_step(options, rn
     with pytest.raises(RuntimeError, match="the last call, which was in evaluation mode") as caught:
         bn.backward(a)
     assert len(str(caught.value)) < 200
-    _, saved = nbnorm.batch_norm_training(b, bn.state, use_running=True, update_running=False)
+    _, saved = nbnorm.batch_norm_training(b, bn.state, use_running=True, update_running=False, **options)
     assert same_bits(bn.eval().backward(a), nbnorm.batch_norm_backward(a, saved).dx)
     bn.train()(a)
     bn.eval()  # the other way round it is the gradient of the step

@@ -131,7 +131,7 @@ def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:
             "[:" + ", None" * more + "]": array.shape[:1] + (1,) * more + array.shape[1:],
             "[..." + ", None" * more + "]": array.shape + (1,) * more,
         }
-        found = next((form for form, shape in forms.items() if fits(shape)), None) if more > 0 else None
+        found = next((form for form, shape in forms.items() if fits(shape)), None) if 0 < more < 6 else None
         raise ValueError(
             f"{name} has shape {short(array.shape)}; expected one that broadcasts to that of x, {short(x.shape)}"
             + ("" if found is None else f": {name}{found} does")

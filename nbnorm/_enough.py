@@ -35,12 +35,12 @@ def counted(channel: int | None, least: float, use_running: bool, shape: tuple[i
     purpose, way_out = for_what(use_running)
     if not weighted:
         raise ValueError(
-            f"{purpose} needs {'two values that count' if least else 'a value that counts'} in every channel, neither "
-            f"masked nor missing; channel {shown} has fewer: leave it out, or use {way_out}"
+            f"{purpose} needs {'two values that count' if least else 'a value that counts'} per channel, not masked or "
+            f"missing; channel {shown} has fewer: leave it out, or use {way_out}"
         )
     raise ValueError(
-        f"{purpose} needs weights, which are frequencies, of more than {least:g} in all in every channel; "
-        f"channel {shown} has less: use larger ones, or {way_out}"
+        f"{purpose} needs weights (frequencies) of more than {least:g} in all per channel; channel {shown} has less: "
+        f"use larger ones, or {way_out}"
     )
 
 

@@ -619,6 +619,17 @@ def test_no_way_out_is_named_where_there_is_none(given):
             nbnorm.batch_stats(given.x, weights=np.ones(shape))
 
 
+@pytest.mark.parametrize("use_running", [False, True])
+@pytest.mark.parametrize("name", ["where", "weights"])
+def test_messages_are_short_for_channels_of_thirty_axes_too(name, use_running):
+    axes = (1,) * 30
+    x, counting = np.ones((4, *axes), np.float32), {name: np.zeros((4, *axes), bool if name == "where" else float)}
+    for given in (counting, {name: counting[name][:, *[0] * 30]}):
+        with pytest.raises(ValueError, match=r"has (fewer|less|shape \(4,\))") as caught:
+            training(x, nbnorm.BatchNormState(axes), axis=tuple(range(1, 31)), use_running=use_running, **given)
+        assert len(str(caught.value)) < 200
+
+
 def over(array, dtype, shape):
     """An array in the memory of another one."""
     return array.view(np.uint8).reshape(-1)[: np.dtype(dtype).itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
@@ -666,7 +677,7 @@ def test_a_channel_needs_values_that_count(given, momentum, use_running, values)
         given,
         lambda: training(given.x, given.state, where=where, **options),
         ValueError,
-        f"{purpose} needs {'a value that counts' if momentum is None else 'two values that count'} in",
+        f"{purpose} needs {'a value that counts' if momentum is None else 'two values that count'} per channel",
         "channel 1 has fewer: leave",
     )
     training(given.x, given.state, where=where, use_running=True, update_running=False)
@@ -677,7 +688,7 @@ def test_pooling_needs_weights_of_more_than_one_value_with_what_was_before(given
     """The variance of a fraction of a value would be lost."""
     given.state, weights = nbnorm.BatchNormState(3, momentum=None), np.full((8, 1, 1), 1 / 64)  # 0.75 a channel
     step = {"weights": weights, "out": given.out}
-    texts = "needs weights, which are frequencies, of more than 1 in all", "use larger ones"
+    texts = "needs weights (frequencies) of more than 1 in all", "use larger ones"
     refuse(given, lambda: training(given.x, given.state, **step), ValueError, *texts)
     training(given.x[:1, :, :1], given.state, use_running=True)
     assert given.state.num_samples == 1

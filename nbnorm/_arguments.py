@@ -42,6 +42,14 @@ def _conversion(name: str, found: np.dtype) -> str:
     return ""
 
 
+def axes_of(axis: Axis) -> tuple[int, ...]:
+    """The channel axes as a tuple."""
+    given = axis if isinstance(axis, tuple) else (axis,)
+    if not given or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given):
+        raise TypeError(f"axis is {short(axis)}; expected an int or a tuple of one or more ints")
+    return given
+
+
 def channels(shape: tuple[int, ...], axis: Axis, name: str = "x") -> tuple[int, ...]:
     """The channel axes of x, which has this shape, non-negative.
 
@@ -55,15 +63,13 @@ def channels(shape: tuple[int, ...], axis: Axis, name: str = "x") -> tuple[int, 
         raise ValueError(
             f"{name} is {ndim}-D ({name}.shape={shape}); expected at least 2-D, such as (samples, channels)"
         )
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    if not axes or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in axes):
-        raise TypeError(f"axis is {short(axis)}; expected an int or a tuple of one or more ints")
-    for i in axes:
+    given = axes_of(axis)
+    for i in given:
         if not -ndim <= i < ndim:
             raise np.exceptions.AxisError(
                 f"axis {short(i)} is out of range for {name} with {ndim} dimensions ({name}.shape={short(shape)})"
             )
-    positive = tuple(int(i) % ndim for i in axes)
+    positive = tuple(int(i) % ndim for i in given)
     if len(set(positive)) != len(positive):
         raise ValueError(f"axis is {short(axis)}; expected every axis at most once")
     return positive
@@ -94,7 +100,10 @@ def _other_axis(shape: tuple[int, ...], axis: Axis, num_features: int | tuple[in
 def mask(where: NDArray, x: NDArray) -> None:
     """Which values of x count."""
     if where.dtype != np.bool_:
-        raise TypeError(f"where has dtype {where.dtype!s:.60}; expected bool (where != 0 converts)")
+        way_out = "where != 0 converts"
+        if where.dtype.kind in "iu" and where.shape == x.shape[:1]:
+            way_out = "of lengths in (N, C, L) np.arange(L) < where[:, None, None]"
+        raise TypeError(f"where has dtype {where.dtype!s:.60}; expected bool ({way_out})")
     _broadcasts("where", where, x)
 
 

@@ -82,4 +82,5 @@ def _refuse_foreign(name: str, array: Any) -> None:
         if hasattr(array, "__cuda_array_interface__"):
             way_out = "pass cupy.asarray({0})"
         shown = f"{kind.__module__}.{kind.__qualname__}"
-        raise TypeError(f"{name} is a {shown}; expected a numpy.ndarray: {way_out.format(name)}")
+        way_out = "" if array is None else f": {way_out.format(name)}"  # nothing makes an array of values of it
+        raise TypeError(f"{name} is a {shown}; expected a numpy.ndarray{way_out}")

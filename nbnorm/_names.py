@@ -28,12 +28,16 @@ OF_LAYER = {
 def pointing(known: Mapping[str, str]) -> Callable[[_Kind], _Kind]:
     """A class whose instances say where these are when they are read.
 
-    By a property each: `__getattr__` would make every other attribute slower to read.
+    By a property each: `__getattr__` would make every other attribute slower to read. `dir` leaves them out.
     """
+
+    def names(instance: Any) -> list[str]:
+        return [name for name in object.__dir__(instance) if name not in known]
 
     def decorate(kind: _Kind) -> _Kind:
         for name in known:
             setattr(kind, name, property(_refusal(kind, name, known), doc=f"No attribute: {known[name]}."))
+        setattr(kind, "__dir__", names)  # noqa: B010  mypy lets no method be assigned
         return kind
 
     return decorate

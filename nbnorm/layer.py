@@ -140,12 +140,9 @@ class BatchNorm:
     def _set(self, axis: Axis, activation: Activation, ghost: int | None, renorm: Renorm | None) -> None:
         """What is the layer's and not the state's."""
         self.axis = axis
-        _options.activation(activation)
         self.activation = activation
-        self.ghost = None if ghost is None else _options.ghost(ghost)
-        if renorm is not None:
-            _arguments.instance("renorm", renorm, Renorm, "a nbnorm.Renorm")
-            self.renorm = renorm
+        self.ghost = ghost
+        self.renorm = renorm
 
     @classmethod
     def from_state(
@@ -173,10 +170,9 @@ class BatchNorm:
         >>> nbnorm.BatchNorm.from_state(state, axis=-1).state is state
         True
         """
-        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
         layer = cls.__new__(cls)
-        layer._set(axis, activation, ghost, renorm)
         layer.state = state
+        layer._set(axis, activation, ghost, renorm)
         return layer
 
     @classmethod
@@ -368,6 +364,21 @@ class BatchNorm:
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNorm, name, _names.OF_LAYER)
-        if name in ("training", "frozen", "debug"):
-            _options.flag(name, value)
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, _checked(name, value))
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of an attribute, which must be what the constructor takes."""
+    if name in ("training", "frozen", "debug"):
+        _options.flag(name, value)
+    elif name == "axis":
+        _arguments.axes_of(value)
+    elif name == "activation":
+        _options.activation(value)
+    elif name == "ghost" and value is not None:
+        return _options.ghost(value)
+    elif name == "renorm" and value is not None:
+        _arguments.instance("renorm", value, Renorm, "a nbnorm.Renorm")
+    elif name == "state":
+        _arguments.instance("state", value, BatchNormState, "a nbnorm.BatchNormState")
+    return value

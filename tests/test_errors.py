@@ -38,7 +38,7 @@ NO_ARRAYS = {
     "tuple": (((1.0, 2.0), (3.0, 4.0)), ".asarray"),
     "float": (1.5, ".asarray"),
     "NumPy scalar": (np.float32(1.5), ".asarray"),
-    "None": (None, ".asarray"),
+    "None": (None, "NoneType"),
     "torch": (of_package("torch"), "pass {}.detach().numpy()"),
     "torch.bfloat16": (of_package("torch", dtype="torch.bfloat16"), "pass {}.detach().float().numpy()"),
     "jax": (of_package("jaxlib._jax"), "pass np.asarray({})"),
@@ -65,6 +65,11 @@ BAD_DTYPES = {
 @pytest.mark.parametrize(("x", "way_out"), NO_ARRAYS.values(), ids=NO_ARRAYS)
 def test_x_must_be_an_array(given, call, x, way_out):
     refuse(given, lambda: call(given, x), TypeError, "x is a", way_out.format("x"))
+
+
+def test_of_none_no_array_is_made(given):
+    with pytest.raises(TypeError, match=r"^x is a builtins\.NoneType; expected a numpy\.ndarray$"):
+        nbnorm.batch_norm_inference(None, given.state)
 
 
 @pytest.mark.parametrize(("dy", "way_out"), NO_ARRAYS.values(), ids=NO_ARRAYS)

@@ -250,6 +250,30 @@ def test_an_unknown_attribute_names_the_right_one(one, name, right):
     assert (right if name in known else repr(name)) in str(caught.value)
 
 
+@pytest.mark.parametrize("one", [nbnorm.BatchNorm(3), nbnorm.BatchNormState(3)], ids=lambda one: type(one).__name__)
+def test_what_is_listed_is_there(one):
+    listed = [name for name in dir(one) if not name.startswith("__")]
+    assert {"save", "state" if isinstance(one, nbnorm.BatchNorm) else "gamma"} < set(listed)
+    assert [name for name in listed if not hasattr(one, name)] == []
+
+
+WRONG_VALUES = {
+    "axis": ["c", 1.0, (), (1, None), True], "activation": ["gelu", ("leaky_relu", 2)], "ghost": [0, 2.0, True],
+    "renorm": [nbnorm.Renorm, (3, 5)], "state": [None, nbnorm.BatchNorm(3)], "training": ["no", None], "frozen": [2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values])
+def test_an_attribute_must_be_what_the_constructor_takes(name, value, rng):
+    bn, x = nbnorm.BatchNorm(3), rng.normal(size=(8, 3))
+    before, y = dict(vars(bn)), bn(x).tobytes()
+    with pytest.raises((TypeError, ValueError), match=name if value != ("leaky_relu", 2) else "leaky_relu") as caught:
+        setattr(bn, name, value)
+    assert len(str(caught.value)) < 200
+    assert {key: vars(bn)[key] for key in before} == before
+    assert bn(x).tobytes() == y
+
+
 def test_subclasses_have_attributes_of_their_own_and_none_that_misleads():
     class Layer(nbnorm.BatchNorm):
         pass

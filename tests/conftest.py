@@ -43,8 +43,6 @@ from common import arguments_that_fit  # noqa: E402
 from launches import cupy, started  # noqa: E402, F401  fixtures
 from tolerance import DTYPES, float32_by_default  # noqa: E402
 
-import nbnorm  # noqa: E402
-
 # ---- how the suite runs
 
 # Files that take long, in the order in which two workers begin with them. The first one compiles nearly all kernels; by
@@ -110,16 +108,6 @@ def pytest_generate_tests(metafunc):
     if "dtype" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("float32_by_default")
         metafunc.parametrize("dtype", DTYPES if marker is None else float32_by_default(*marker.args))
-
-
-@pytest.fixture(autouse=True)
-def several_threads_for_float32_only(request):
-    """By default; parallel twins of the other dtypes, each as long to compile as a serial one, with --exhaustive."""
-    case = getattr(request.node, "callspec", None)
-    limited = case and case.params.get("dtype", "float32") != "float32" and not request.config.getoption("exhaustive")
-    nbnorm.set_num_threads(1 if limited else None)
-    yield
-    nbnorm.set_num_threads(None)
 
 
 @pytest.fixture

@@ -281,13 +281,12 @@ GUARDED_SHAPES = (
 )  # fmt: skip
 
 
-def guard_pages(threads_for_all=""):
+def guard_pages():
     """Every function, on arrays that begin or end at a guard page; how many calls lived and gave the bits of others."""
     rng, calls, cache_bytes = np.random.default_rng(0), 0, plan.CACHE_BYTES
     for shape, plan.CACHE_BYTES in itertools.product(GUARDED_SHAPES, (cache_bytes, 0)):  # without a cache, all stream
         plan.mapping.cache_clear()
         for dtype in ("float16", "float32", "float64"):
-            nbnorm.set_num_threads(None if threads_for_all or dtype == "float32" else 1)  # compiling takes long
             plain = [rng.standard_normal(shape).astype(dtype) for _ in range(2)]
             for at_end in (False, True):
                 guarded = [Guarded(values, at_end) for values in (*plain, plain[0])]

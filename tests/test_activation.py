@@ -323,8 +323,7 @@ def test_a_slope_of_0_is_relu_to_the_bit(dtype, rng):
             assert all(same_bits(a, b) for a, b in zip(results[0], others, strict=True))
 
 
-@pytest.mark.values_at_most("test_every_shape has the values of the parallel twins, whose bits test_threads compares")
-@pytest.mark.exhaustive("test_threads, without an activation")
+@pytest.mark.each_value
 @every_residual
 @pytest.mark.parametrize("use_running", [False, True])
 @pytest.mark.parametrize("shape", [(9, 6, 80, 80), (20_001, 17)], ids=str)

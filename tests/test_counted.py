@@ -813,7 +813,6 @@ def test_copies_of_saved_give_the_same_gradients(rng):
     assert_stat_close(saved.var, reference.weighted_training(x, w).var)
 
 
-@pytest.mark.exhaustive("twins of their own; test_threads has those without a mask")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_any_number_of_threads_gives_the_same_bits(threads, rng):
     x, dy = sample(rng, (9, 6, 80, 80)), sample(rng, (9, 6, 80, 80))
@@ -832,7 +831,7 @@ def test_nothing_of_the_size_of_x_is_made(rng):
     """Beside y: a mask of rows, of padding or of x's own shape is read where it is."""
     x = sample(rng, (32, 16, 64, 64))
     y, state = np.empty_like(x), nbnorm.BatchNormState(16)
-    nbnorm.set_num_threads(1)  # the kernels of other tests
+    nbnorm.set_num_threads(1)  # fewer arrays
     try:
         for shape in ((32, 1, 1, 1), (32, 1, 64, 64), x.shape):
             where = rng.random(shape) < 0.7

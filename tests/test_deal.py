@@ -6,22 +6,30 @@ import numba
 import numpy as np
 import pytest
 
-from nbnorm._cpu.deal import even, none_taken, portion, portion_from_the_end, share, take
-from nbnorm._cpu.vector import LANES
+from nbnorm._cpu.deal import even, portion, portion_from_the_end, share, take
+from nbnorm._cpu.launch import Kernel
+from nbnorm._cpu.region import each_worker
+from nbnorm._cpu.vector import LANES, routine
+from nbnorm._cpu.vector_memory import LINE
 
 
-@numba.njit
 def dealt(order, workers, tasks, backwards):
     """How often each task was given away, and what each worker got, which take portions in this order and then, one
     after the other, all that is left."""
-    taken, done, times = none_taken(workers), np.zeros(workers, np.int64), np.zeros((workers, tasks), np.int64)
+    counters, times = np.zeros((workers, LINE), np.uint8), np.zeros((workers, tasks), np.int64)
+    taken = [0] * workers if numba.config.DISABLE_JIT else counters.ctypes.data
+    deal(taken, order, np.zeros(workers, np.int64), workers, tasks, backwards, times)
+    return times
+
+
+@numba.njit
+def deal(taken, order, done, workers, tasks, backwards, times):
     for worker in order:
         if backwards:
             done[worker], first, last = portion_from_the_end(taken, done[worker], worker, workers, tasks)
         else:
             done[worker], first, last = portion(taken, done[worker], worker, workers, tasks)
         times[worker, first:last] += 1
-    return times
 
 
 @numba.njit
@@ -38,19 +46,23 @@ def test_every_task_is_given_away_once(rng, workers, backwards):
         assert np.array_equal(dealt(order, workers, tasks, backwards).sum(0), np.ones(tasks))
 
 
-@numba.njit(parallel=True)
-def taken_at_once(got):
-    """What all threads get who take of two shares, by turns: of one alone LLVM could count in a register."""
-    taken = none_taken(2)
-    for i in numba.prange(got.size):
+@routine
+def takes(taken, worker, workers, got):
+    for i in range(worker * got.size // workers, (worker + 1) * got.size // workers):
         got[i] = 2 * take(taken, i % 2) + i % 2
+
+
+@Kernel
+def taken_at_once(got, workers, threads):
+    """What all threads get who take of two shares, by turns: of one alone LLVM could count in a register."""
+    each_worker(takes, workers, threads, got)
 
 
 def test_two_threads_never_take_the_same_portion():
     """Many times, since on busy cores the threads are rarely there together."""
     for _ in range(50):
         got = np.empty(1_000 if numba.config.DISABLE_JIT else 500_000, np.int64)
-        taken_at_once(got)
+        taken_at_once(got, 2)
         assert np.bincount(got, minlength=got.size).max() == 1
 
 

@@ -7,10 +7,9 @@ import operator
 import pytest
 from numba import config, types
 from numba.core.compiler import DefaultPassBuilder, Flags, StateDict
-from numba.core.cpu import ParallelOptions
 from numba.core.registry import cpu_target
 
-from nbnorm._cpu import finalize, frontend, fused, part
+from nbnorm._cpu import finalize, frontend, fused, part, reduce
 
 pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="asks the compiler")
 
@@ -69,24 +68,22 @@ def test_nothing_else_is_remembered(numbas, function, args):
     assert frontend._signatures == {}
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-def test_all_other_passes_stay_in_their_order(parallel):
+def test_all_other_passes_stay_in_their_order():
     def state():
-        flags = Flags()
-        flags.auto_parallel = ParallelOptions(parallel)
-        return StateDict({"flags": flags, "func_ir": None, "typingctx": None})
+        return StateDict({"flags": Flags(), "func_ir": None, "typingctx": None})
 
     numbas = [one for one, _ in DefaultPassBuilder.define_nopython_pipeline(state()).passes]
     (ours,) = frontend.passes(given := state())
     assert [one for one, _ in ours.passes] == [one for one in numbas if one.name() not in frontend.IDLE]
-    assert sum(one.name() in frontend.IDLE for one in numbas) == 2 + parallel
+    assert sum(one.name() in frontend.IDLE for one in numbas) == len(frontend.IDLE)
     assert isinstance(given.typingctx, frontend._Typing)
 
 
 def test_every_kernel_is_compiled_so():
-    for kernel, its in (
-        (fused.fused_columns.serial, frontend.SerialCompiler),
-        (fused.fused_columns.parallel, part.ParallelCompiler),
-        (finalize.finalize, frontend.SerialCompiler),
+    for compiled, its in (
+        (fused.fused_columns.dispatcher, frontend.KernelCompiler),
+        (finalize.finalize.dispatcher, frontend.KernelCompiler),
+        (fused.columns, part.PartCompiler),
+        (reduce.keep_sums, part.PartCompiler),
     ):
-        assert kernel.dispatcher._compiler.pipeline_class is its
+        assert compiled._compiler.pipeline_class is its

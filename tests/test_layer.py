@@ -263,7 +263,7 @@ WRONG_VALUES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values])
+@pytest.mark.parametrize(("name", "value"), [(name, one) for name, values in WRONG_VALUES.items() for one in values])
 def test_an_attribute_must_be_what_the_constructor_takes(name, value, rng):
     bn, x = nbnorm.BatchNorm(3), rng.normal(size=(8, 3))
     before, y = dict(vars(bn)), bn(x).tobytes()

@@ -1,4 +1,4 @@
-"""A first call says what it compiles, to those who ask, and compiles its own twin only; a later one says nothing."""
+"""A first call says what it compiles, to those who ask; a later one says nothing."""
 
 import gc
 import logging
@@ -94,18 +94,3 @@ def test_a_routine_is_a_part_of_its_kernel_and_has_no_code_of_its_own():
         one.library.get_pointer_to_function(one.fndesc.llvm_func_name) for one in (routine_compiled, kernel_compiled)
     ]
     assert [address > 0 for address in addresses] == [False, True]
-
-
-def body(values, workers):
-    for w in numba.prange(workers):
-        values[w] = workers
-
-
-@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_call_waits_for_its_own_twin_only(workers):
-    kernel, values = launch.Kernel(body), np.zeros(2)
-    kernel(values, workers)
-    np.testing.assert_array_equal(values, [workers, workers * (workers == 2)])
-    twins = kernel.serial, kernel.parallel
-    assert [len(twin.dispatcher.signatures) for twin in twins] == ([1, 0] if workers == 1 else [0, 1])

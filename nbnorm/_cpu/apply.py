@@ -10,16 +10,16 @@ faster there, so rows of columns do where that costs nothing.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, own_k
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
-from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion_from_the_end, share
+from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, portion_from_the_end, share
 from nbnorm._cpu.finalize import finalize_running
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
 from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
+from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.tables import numbers_of, spread_map
 from nbnorm._cpu.vector import FEW, LANES, function, larger, once, routine, smaller
 from nbnorm._cpu.vector_memory import LINE, columns_at_once, fence, load_as, store, until_line
@@ -65,7 +65,7 @@ def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, s
         segment(x, dy, other, slope, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
 
 
-@function
+@routine
 def segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
     """What one worker does."""
     pieces = (S + CHUNK - 1) // CHUNK
@@ -93,22 +93,20 @@ def segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N
 
 
 @Kernel
-def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, workers):
-    taken = none_taken(workers)
-    for worker in prange(workers):
-        segments(taken, worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming)
+def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, workers, threads):
+    each_worker(
+        segments, workers, threads, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming
+    )  # fmt: skip
 
 
 @Kernel
-def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers):
+def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers, threads):
     """With the running statistics, which fill stats too, unless None. `both` ((4 + OF_ONE) * C) has what
     `finalize_running` needs, and behind it room for coefficients.
     """
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
     finalize_running(both, gamma, beta, eps, stats, coef)
-    taken = none_taken(workers)
-    for worker in prange(workers):
-        segments(taken, worker, workers, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
+    each_worker(segments, workers, threads, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
 
 
 # ---- columns
@@ -166,7 +164,7 @@ def in_step(tables, y):
     return (until_line(tables, 0) - until_line(y, 0)) & (LINE // tables.itemsize - 1)
 
 
-@once
+@routine
 def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, streaming):
     """What one worker does."""
     size = N * C * S
@@ -195,24 +193,21 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
 
 
 @Kernel
-def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, streaming, workers):
+def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, streaming, workers, threads):
     """K = C * S * a number of rows; tables (workers, OF_ONE * (min(K, MAP_WIDTH) + 3 * LANES) + LANES)
     is scratch, with dy OF_TWO in the place of OF_ONE.
     """
-    taken = none_taken(workers)
-    for worker in prange(workers):
-        columns(
-            taken, worker, workers, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K,
-            streaming,
-        )  # fmt: skip
+    each_worker(
+        columns, workers, threads, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, streaming
+    )  # fmt: skip
 
 
 @Kernel
-def running_columns(x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers):
+def running_columns(
+    x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers, threads
+):  # fmt: skip
     """The same for columns; behind those values of `both` are the tables, of this width."""
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
     tables = matrix_of_map(x, None, None, None, both, (4 + OF_ONE) * C, workers, OF_ONE * width + LANES)
     finalize_running(both, gamma, beta, eps, stats, coef)
-    taken = none_taken(workers)
-    for worker in prange(workers):
-        columns(taken, worker, workers, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, streaming)
+    each_worker(columns, workers, threads, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, streaming)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import config, types
-from numba.core import cgutils
 
 from nbnorm._cpu.intrinsic import intrinsic
 from nbnorm._cpu.vector import LANES, function, routine, smaller
-from nbnorm._cpu.vector_memory import I8, LINE
+from nbnorm._cpu.vector_memory import LINE
 from nbnorm._floats import I64
 
 PORTIONS = 6  # of a share; the last two are 1/32
@@ -44,21 +43,6 @@ def chunk_bounds(t, per, piece, N, S):
 
 
 @intrinsic
-def none_taken(typingctx, workers):
-    """Counters of the portions that were taken of each share: the address of a cache line for each, on the stack of the
-    kernel."""
-
-    def emit(ctx, builder, sig, args):
-        size = builder.mul(args[0], I64(LINE))
-        memory = builder.alloca(I8, size)
-        memory.align = LINE
-        cgutils.memset(builder, memory, size, 0)
-        return builder.ptrtoint(memory, I64)
-
-    return types.int64(types.int64), emit
-
-
-@intrinsic
 def take(typingctx, taken, owner):
     """How many portions of the owner's share were taken; one more now."""
 
@@ -70,13 +54,12 @@ def take(typingctx, taken, owner):
 
 
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import none_taken, take  # noqa: F401
+    from nbnorm._cpu.vector_python import take
 
 
 @function
 def portion(taken, helped, worker, workers, tasks):
     """How many shares are done, and first and last task of the next portion; equal when all are done."""
-    worker = np.intp(worker)  # prange counts in uint64, which would turn index sums into floats
     portions = 1 if workers == 1 else PORTIONS
     while helped < smaller(workers, HELPED):
         owner = (worker + helped) % workers
@@ -94,5 +77,5 @@ def portion(taken, helped, worker, workers, tasks):
 @function
 def portion_from_the_end(taken, helped, worker, workers, tasks):
     """The same where shares are walked back to front; worker and tasks lie as in `portion`."""
-    helped, first, last = portion(taken, helped, workers - 1 - np.intp(worker), workers, tasks)
+    helped, first, last = portion(taken, helped, workers - 1 - worker, workers, tasks)
     return helped, tasks - last, tasks - first

@@ -1,7 +1,7 @@
 """From Python to types: Numba's passes for kernels and for what they call, without those that find nothing to do there,
 and with what operators on numbers return remembered: a tenth of a first call.
 
-So a kernel has no comprehensions, no expressions of whole arrays, and no two parallel loops to be made one.
+So a kernel has no comprehensions and no expressions of whole arrays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba.core import types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import PassManager
 
-IDLE = "inline_closure_likes", "nopython_rewrites", "parfor_fusion_pass"  # Numba's names
+IDLE = "inline_closure_likes", "nopython_rewrites"  # Numba's names
 OPERATORS = {bool, *(function for name, function in vars(operator).items() if not name.startswith("_"))}
 NUMBERS = types.Number, types.Boolean
 
@@ -51,8 +51,8 @@ def passes(state: Any) -> list[PassManager]:
     return [ours]
 
 
-class SerialCompiler(CompilerBase):
-    """A kernel without a parallel loop."""
+class KernelCompiler(CompilerBase):
+    """Of what is called from Python."""
 
     def define_pipelines(self) -> list:
         return passes(self.state)

@@ -1,32 +1,31 @@
-"""Launch: one body compiled twice, for all threads and for one, and the choice between the two.
+"""Launch: a body is compiled once, and a call runs it in all threads or in this one.
 
-Both twins give the same bits (reduce.py says why), so the choice is free: small arrays are not worth a parallel
-region, and where a parallel region would be unsafe the serial twin answers.
+Both give the same bits (reduce.py says why), so the choice is free: small arrays are not worth a parallel region, and
+where a parallel region would be unsafe this thread does it alone.
 """
 
 from __future__ import annotations
 
 import os
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numba
 
-from nbnorm._cpu.frontend import SerialCompiler
-from nbnorm._cpu.part import ParallelCompiler
+from nbnorm._cpu.frontend import KernelCompiler
 from nbnorm._cpu.progress import progress
-from nbnorm._cpu.threads import exactly, guard, limited
+from nbnorm._cpu.threads import exactly, guard, limited, sharing_out
 from nbnorm._cpu.vector import OPTIONS
 from nbnorm._kernel_cache import comes_from_the_cache, only_own_entries, unreadable_file
 
 # A kernel is called from Python only, and needs no way in from C.
-KERNEL: dict[str, Any] = {**OPTIONS, "nogil": True, "no_cfunc_wrapper": True, "pipeline_class": SerialCompiler}
+KERNEL: dict[str, Any] = {**OPTIONS, "nogil": True, "no_cfunc_wrapper": True, "pipeline_class": KernelCompiler}
+ALONE = 0  # in the place of the address
 
 
 def _kernel(body: Callable[..., None], **options: Any) -> Any:
-    dispatcher = numba.njit(**{**KERNEL, **options})(body)
+    dispatcher = numba.njit(**KERNEL, **options)(body)
     progress.kernels.add(dispatcher)
     return dispatcher
 
@@ -37,13 +36,13 @@ class Compiled:
     A file of the cache that is damaged is removed, and so written anew when the body is compiled.
     """
 
-    def __init__(self, body: Callable[..., None], **options: Any) -> None:
+    def __init__(self, body: Callable[..., None]) -> None:
         self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self._compile_anew = lambda: _kernel(body, **options)
+        self._compile_anew = lambda: _kernel(body)
         self._with_cache: Any = None
         self._removed: set[str] = set()  # files of the cache, each at most once
         try:
-            self.dispatcher = self._with_cache = only_own_entries(_kernel(body, cache=True, **options))
+            self.dispatcher = self._with_cache = only_own_entries(_kernel(body, cache=True))
         except RuntimeError as error:  # Numba: "no locator available"
             self._leave_the_cache(error)
 
@@ -105,54 +104,44 @@ def _warn(message: str) -> None:
 _has_warned = False
 
 
-class Kernel:
-    """A kernel body and its two compilations. Calls go to one of them; compilation happens at the first call.
-
-    The last argument of a body is the number of workers.
-    """
-
-    def __init__(self, body: Callable[..., None]) -> None:
-        self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self.parallel = Compiled(body, parallel=True, pipeline_class=ParallelCompiler)
-        # Numba's disk cache knows a function by file, name and line but not by `parallel`: under the same name
-        # the serial twin would be handed the parallel code.
-        name = body.__name__ + "_serial"
-        twin = types.FunctionType(
-            body.__code__.replace(co_name=name, co_qualname=name), body.__globals__, name, None, body.__closure__
-        )
-        twin.__qualname__, twin.__module__ = name, body.__module__
-        self.serial = Compiled(twin)
+class Kernel(Compiled):
+    """A body whose last arguments are the number of workers and, for several, the address of what shares them out."""
 
     def __call__(self, *args: Any) -> None:
         """Run with at most args[-1] workers."""
         if args[-1] == 1:
-            dispatcher = self.serial.dispatcher
-            try:  # what self.serial(*args) does, a tenth of a microsecond earlier
-                dispatcher(*args)
+            dispatcher = self.dispatcher
+            try:  # what self.alone(*args) does, some tenths of a microsecond earlier
+                dispatcher(*args, ALONE)
             except Exception as error:
-                if not self.serial.recovers_from(dispatcher, error):
+                if not self.recovers_from(dispatcher, error):
                     raise
-                self.serial(*args)
+                self.alone(*args)
         elif guard.any_thread_may_run:
-            self._run_parallel(args)
+            self.together(*args)
         else:
             # An interrupt may come between any two calls. Asking and entering are therefore inside the same `try`, and
             # giving back is the first call behind it: it fails, and may, where this thread does not have the lock.
             try:
                 if guard.lock.acquire(blocking=False):
-                    self._run_parallel(args)
+                    self.together(*args)
                     guard.any_thread_may_run = numba.threading_layer() != "workqueue"
                 else:
-                    self.serial(*args[:-1], 1)
+                    self.alone(*args)
             finally:
                 try:  # noqa: SIM105  contextlib.suppress would be a call before it
                     guard.lock.release()
                 except RuntimeError:
                     pass
 
-    def _run_parallel(self, args: tuple[Any, ...]) -> None:
+    def alone(self, *args: Any) -> None:
+        """Run in this thread, for one worker."""
+        super().__call__(*args[:-1], 1, ALONE)
+
+    def together(self, *args: Any) -> None:
+        """Run in Numba's threads."""
         if limited():
             with exactly(args[-1]):
-                self.parallel(*args)
+                super().__call__(*args, sharing_out())
         else:
-            self.parallel(*args)
+            super().__call__(*args, sharing_out())

@@ -1,8 +1,7 @@
-"""How what only kernels call is compiled, a routine or the body of a parallel loop: its LLVM code is optimized as a
-part of each kernel, together with what it is inlined into, and it has no machine code of its own.
+"""How what only kernels call is compiled: its LLVM code is optimized as a part of each kernel, together with what it is
+inlined into, and it has no machine code of its own.
 
-Numba's default does both for each routine too, once more for each level of calls, a twelfth of a first call, and three
-times for the body of a parallel loop before the kernel has it: a quarter to a third of what a parallel twin takes.
+Numba's default does both for each routine too, once more for each level of calls, a twelfth of a first call.
 """
 
 from __future__ import annotations
@@ -54,21 +53,4 @@ class PartCompiler(CompilerBase):
     def define_pipelines(self) -> list:
         state = self.state
         state.library = Part(state.targetctx.codegen(), state.func_id.func_qualname)
-        return passes(state)
-
-
-class _CodegenOfParts(_Codegen):
-    def create_library(self, name: str, **options: Any) -> Part:
-        return Part(self._numbas, name, **options)
-
-
-class ParallelCompiler(CompilerBase):
-    """Numba's passes, for which the body of a parallel loop, and what calls it in a thread, are Parts."""
-
-    def define_pipelines(self) -> list:
-        state, context = self.state, self.state.targetctx
-        codegen = context.codegen()
-        state.library = codegen.create_library(state.func_id.func_qualname)
-        state.library.enable_object_caching()
-        state.targetctx = context.subtarget(_internal_codegen=_CodegenOfParts(codegen))
         return passes(state)

@@ -13,14 +13,14 @@ who computes a chunk, so their number cannot change a bit.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from nbnorm._cpu.arrays import matrix
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
-from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, none_taken, portion
+from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, portion
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import origins, signs_of
 from nbnorm._cpu.plan import AHEAD, PANEL
+from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.rows import rows_sums, rows_sums_few, rows_sums_part, rows_sums_rest
 from nbnorm._cpu.sums import (
     add_sums,
@@ -135,25 +135,29 @@ def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
     return totals(sums)
 
 
+@routine
+def segments(taken, worker, workers, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks):
+    """What one worker does."""
+    its = cursor(w)
+    done, j, last = portion(taken, NONE_DONE, worker, workers, C * chunks)
+    while j < last:
+        c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
+        scale, shift = signs_of(slope, stats, c)
+        parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(
+            x, dy, slope, its, c, j % chunks, per, piece, N, C, S, k, h, scale, shift
+        )  # fmt: skip
+        j += 1
+        if j == last:
+            done, j, last = portion(taken, done, worker, workers, C * chunks)
+
+
 @Kernel
-def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers):
+def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers, threads):
     """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is; parts (C * chunks, 3)
     is scratch.
     """
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
-    taken = none_taken(workers)
-    for worker in prange(workers):
-        its = cursor(w)
-        done, j, last = portion(taken, NONE_DONE, worker, workers, C * chunks)
-        while j < last:
-            c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
-            scale, shift = signs_of(slope, stats, c)
-            parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(
-                x, dy, slope, its, c, j % chunks, per, piece, N, C, S, k, h, scale, shift
-            )  # fmt: skip
-            j += 1
-            if j == last:
-                done, j, last = portion(taken, done, worker, workers, C * chunks)
+    each_worker(segments, workers, threads, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks)
     for c in range(C):
         s, q, count = 0.0, 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
@@ -218,54 +222,63 @@ def channels_totals(x, dy, w, acc, width, first, last, S, tile, stats, sums):
             keep_sums(dy, w, first + c, s, q, count, stats, sums)
 
 
+@routine
+def columns(
+    taken, worker, workers, x, dy, slope, w, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width
+):  # fmt: skip
+    """What one worker does."""
+    K = C * S * tile
+    rows, rest = N // tile, N % tile * C * S
+    wide = even(width, PANEL)
+    tasks = (width + wide - 1) // wide * blocks
+    numbers = 2 if slope is None else 4
+    its = rows_of(cursor(w), tile)
+    k, h, filled = tables[worker * numbers], tables[worker * numbers + 1], -1
+    scale, shift = k, h
+    if slope is not None:
+        scale, shift = tables[worker * numbers + 2], tables[worker * numbers + 3]
+    done, first, last = portion(taken, NONE_DONE, worker, workers, tasks)
+    while first < last:
+        panel, b = first // blocks, first % blocks
+        j = panel * wide
+        n, cols = smaller(block, rows - b * block), smaller(wide, K - j)
+        if filled != panel:
+            spread(k, stats[ORIGIN], j, cols, C, S)
+            if dy is not None:
+                spread(h, sums[DY_ORIGIN], j, cols, C, S)
+            if slope is not None:
+                spread(scale, stats[SIGN_SCALE], j, cols, C, S)
+                spread(shift, stats[SIGN_SHIFT], j, cols, C, S)
+            filled = panel
+        at = b * terms * width + j
+        for r in range(terms):
+            for i in range(at + r * width, at + r * width + cols, LANES):
+                store(acc, i, zeros())
+        of_block, of_rest = shifted(its, b * block, 0, j), shifted(its, rows, 0, j)
+        column_sums(x, dy, slope, of_block, b * block * K + j, n, K, cols, k, h, scale, shift, acc, at, width)
+        if rest > j and b == blocks - 1:
+            i, n = rows * K + j, smaller(cols, rest - j)
+            column_sums(x, dy, slope, of_rest, i, ONE_ROW, K, n, k, h, scale, shift, acc, at, width)
+        first += 1
+        if first == last:
+            done, first, last = portion(taken, done, worker, workers, tasks)
+
+
 @Kernel
 def reduce_columns(
-    x, dy, slope, w, centred, stats, sums, scratch, N, C, S, tile, block, blocks, terms, width, workers
+    x, dy, slope, w, centred, stats, sums, scratch, N, C, S, tile, block, blocks, terms, width, workers, threads
 ):  # fmt: skip
     """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is.
 
     scratch has, 7 numbers later at most, where a line begins, sums and counts (blocks, terms, width) and tables
     (workers, 2, or with a slope 4, PANEL + LANES).
     """
-    K = C * S * tile
-    rows, rest = N // tile, N % tile * C * S
-    wide = even(width, PANEL)
-    tasks = (width + wide - 1) // wide * blocks
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
     acc, numbers = scratch[until_line(scratch, 0) :], 2 if slope is None else 4
     tables = matrix(acc, blocks * terms * width, workers * numbers, PANEL + LANES)
-    taken = none_taken(workers)
-    for worker in prange(workers):
-        its = rows_of(cursor(w), tile)
-        k, h, filled = tables[worker * numbers], tables[worker * numbers + 1], -1
-        scale, shift = k, h
-        if slope is not None:
-            scale, shift = tables[worker * numbers + 2], tables[worker * numbers + 3]
-        done, first, last = portion(taken, NONE_DONE, worker, workers, tasks)
-        while first < last:
-            panel, b = first // blocks, first % blocks
-            j = panel * wide
-            n, cols = smaller(block, rows - b * block), smaller(wide, K - j)
-            if filled != panel:
-                spread(k, stats[ORIGIN], j, cols, C, S)
-                if dy is not None:
-                    spread(h, sums[DY_ORIGIN], j, cols, C, S)
-                if slope is not None:
-                    spread(scale, stats[SIGN_SCALE], j, cols, C, S)
-                    spread(shift, stats[SIGN_SHIFT], j, cols, C, S)
-                filled = panel
-            at = b * terms * width + j
-            for r in range(terms):
-                for i in range(at + r * width, at + r * width + cols, LANES):
-                    store(acc, i, zeros())
-            of_block, of_rest = shifted(its, b * block, 0, j), shifted(its, rows, 0, j)
-            column_sums(x, dy, slope, of_block, b * block * K + j, n, K, cols, k, h, scale, shift, acc, at, width)
-            if rest > j and b == blocks - 1:
-                i, n = rows * K + j, smaller(cols, rest - j)
-                column_sums(x, dy, slope, of_rest, i, ONE_ROW, K, n, k, h, scale, shift, acc, at, width)
-            first += 1
-            if first == last:
-                done, first, last = portion(taken, done, worker, workers, tasks)
+    each_worker(
+        columns, workers, threads, x, dy, slope, w, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width
+    )  # fmt: skip
     for b in range(1, blocks):
         add_sums(x, dy, w, acc, b * terms * width, width)
     channels_totals(x, dy, w, acc, width, 0, C, S, tile, stats, sums)

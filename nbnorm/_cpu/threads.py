@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import llvmlite.binding
 import numba
 import numpy as np
 
@@ -103,6 +104,13 @@ def numbas_own() -> int:
     """Numba's number of threads, which it starts at this question."""
     wait_briefly()
     return numba.get_num_threads()
+
+
+@functools.cache
+def sharing_out() -> int:
+    """The address of Numba's function that calls another one in its threads, which are started now (region.py)."""
+    numbas_own()
+    return llvmlite.binding.address_of_symbol("numba_parallel_for")
 
 
 def workers_for(values: int) -> int:

@@ -6,6 +6,7 @@ products round twice. Every access checks that it stays inside its array and, wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -251,11 +252,16 @@ def holds(w: Counted, n: int) -> Mask | None:
     return None if found is None else found != 0
 
 
+# ---- region.py
+
+
+def each_worker(body: Callable[..., None], workers: int, threads: int, *arguments: Any) -> None:
+    taken = [0] * workers
+    for worker in range(workers):
+        body(taken, worker, workers, *arguments)
+
+
 # ---- deal.py
-
-
-def none_taken(workers: int) -> list[int]:
-    return [0] * workers
 
 
 def take(taken: list[int], owner: int) -> int:

@@ -309,7 +309,7 @@ def test_an_error_keeps_no_array_alive(kind, monkeypatch):
     class Array(np.ndarray):
         pass
 
-    def body(array, workers):
+    def body(array, workers, threads=None):
         raise KeyError
 
     monkeypatch.setattr(launch.numba, "njit", lambda **options: lambda body: body)

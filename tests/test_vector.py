@@ -10,13 +10,13 @@ import pytest
 from numba import config, njit
 
 from nbnorm import _emitted_python
-from nbnorm._cpu import arrays, cursor, deal, tables, vector, vector_mask, vector_memory, vector_python
+from nbnorm._cpu import arrays, cursor, deal, region, tables, vector, vector_mask, vector_memory, vector_python
 from nbnorm._cpu.apply import in_step
 from nbnorm._cpu.vector import LANES, minus
 from nbnorm._cpu.vector_memory import LINE, load, store
 
 TINY, HUGE = 5e-324, 1.7976931348623157e308
-TWINS = (vector, arrays, vector_memory, vector_mask, cursor, deal, tables)  # of vector_python
+TWINS = (vector, arrays, vector_memory, vector_mask, cursor, deal, region, tables)  # of vector_python
 VALUES = [0.0, -0.0, 1.0, -1.0, 1 / 3, TINY, -TINY, 2.0**-1022, HUGE, -HUGE, np.inf, -np.inf, np.nan]
 
 

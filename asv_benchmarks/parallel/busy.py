@@ -1,4 +1,4 @@
-"""Calls beside other busy processes: two threads with libgomp's waiting and with ours, and the serial twin.
+"""Calls beside other busy processes: two threads with libgomp's waiting and with ours, and one thread.
 
     python asv_benchmarks/parallel/busy.py [neighbours, 2]
 

@@ -8,31 +8,39 @@ from typing import Any
 import asv_shared  # noqa: F401  names a cache for the kernels of these sources, before Numba is imported
 import numba
 import numpy as np
-from numba import prange
 from peers_rows import Data
 from peers_systems import EPS, System, WrongResult, numpy_dtype, parameter_type
 
 import nbnorm
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.vector import LANES
+from nbnorm._cpu.region import each_worker
+from nbnorm._cpu.vector import LANES, routine
 from nbnorm._cpu.vector_memory import fence, load, stream
 
 
+@routine
+def share_streamed(taken, w, workers, source, target, vectors):  # type: ignore[no-untyped-def]
+    for v in range(w * vectors // workers, (w + 1) * vectors // workers):
+        stream(target, v * LANES, load(source, v * LANES))
+    fence()
+
+
 @Kernel
-def copy_streaming(source, target, vectors, workers):  # type: ignore[no-untyped-def]
+def copy_streaming(source, target, vectors, workers, threads):  # type: ignore[no-untyped-def]
     """With stores past the caches; float64, target on a line boundary."""
-    for w in prange(workers):
-        for v in range(w * vectors // workers, (w + 1) * vectors // workers):
-            stream(target, v * LANES, load(source, v * LANES))
-        fence()
+    each_worker(share_streamed, workers, threads, source, target, vectors)
+
+
+@routine
+def share_copied(taken, w, workers, source, target, vectors):  # type: ignore[no-untyped-def]
+    first, end = w * vectors // workers * LANES, (w + 1) * vectors // workers * LANES
+    target[first:end] = source[first:end]
 
 
 @Kernel
-def copy_plainly(source, target, vectors, workers):  # type: ignore[no-untyped-def]
+def copy_plainly(source, target, vectors, workers, threads):  # type: ignore[no-untyped-def]
     """With whatever the compiler makes of it."""
-    for w in prange(workers):
-        first, end = w * vectors // workers * LANES, (w + 1) * vectors // workers * LANES
-        target[first:end] = source[first:end]
+    each_worker(share_copied, workers, threads, source, target, vectors)
 
 
 def nbnorm_system(data: Data, dtype: str) -> System:

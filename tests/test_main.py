@@ -76,7 +76,7 @@ def test_warmup_compiles_and_says_what_each_kernel_took(capsys):
 
 
 def test_warmup_knows_bfloat16_or_what_it_needs(capsys, monkeypatch):
-    monkeypatch.setattr("nbnorm.warmup.SHAPES", {"tables": ((64, 32),)})
+    monkeypatch.setattr("nbnorm.warmup.SHAPES", {"tables": (64, 32)})
     assert main(["warmup", "bfloat16"]) == 0
     assert "bfloat16 tables" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)

@@ -47,7 +47,10 @@ from tolerance import DTYPES, float32_by_default  # noqa: E402
 
 # Files that take long, in the order in which two workers begin with them. The first one compiles nearly all kernels; by
 # the time when other files need them, they are in the cache.
-FIRST = ("test_functional", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_gpu_benchmark")
+FIRST = (
+    *("test_functional", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_fuzz", "test_vector"),
+    *("test_gpu_benchmark", "test_processes"),
+)
 
 # Random calls, examples of Hypothesis, signals, steps of threads and forks; with --exhaustive as many as the tests say.
 FEWER = {"NBNORM_CALLS": "5000", "NBNORM_EXAMPLES": "100", "NBNORM_SIGNALS": "5000", "NBNORM_STEPS": "25"}

@@ -3,9 +3,10 @@
 import itertools
 import math
 import operator
+import sys
 
 import pytest
-from numba import config, types
+from numba import config, njit, types
 from numba.core.compiler import DefaultPassBuilder, Flags, StateDict
 from numba.core.registry import cpu_target
 
@@ -87,3 +88,24 @@ def test_every_kernel_is_compiled_so():
         (reduce.keep_sums, part.PartCompiler),
     ):
         assert compiled._compiler.pipeline_class is its
+
+
+def test_a_kernel_is_compiled_with_room_for_frames():
+    """In a frame after which so much of one piece of memory is left that no call needs another."""
+    frames = []
+
+    class Compiler(frontend.KernelCompiler):
+        def define_pipelines(self):
+            frame = sys._getframe()
+            while frame is not None:
+                frames.append(frame.f_code)
+                frame = frame.f_back
+            return super().define_pipelines()
+
+    assert njit(pipeline_class=Compiler)(lambda n: 2 * n)(21) == 42
+    (room,) = {code.co_stacksize for code in frames if code.co_stacksize > 1000}
+    piece = 16 * 1024  # of CPython, which doubles it until a frame fits in
+    while piece < 8 * room:
+        piece *= 2
+    assert piece - 8 * room > 512 * 1024
+    assert frontend._with_room(divmod, 7, 2) == (3, 1)

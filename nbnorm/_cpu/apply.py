@@ -132,8 +132,6 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, tables, streaming)
     # The lines of rows that lie whole pages apart share the few places of one address in a first-level cache: mapping
     # such rows abreast was slower with LANES columns at once. With fewer it is faster all the same.
     abreast = not streaming and (columns_at_once(w) < LANES or K * y.itemsize % PAGE != 0)
-    # Numbers for line_start, not y: in the serial twin Numba counted references to it with an atomic instruction a row,
-    # which waited until streaming stores had arrived in memory.
     edge = until_line(y, 0)
     line = LINE // y.itemsize if w is None and not abreast else 1  # a mask is that of rows
     while r1 > r0:

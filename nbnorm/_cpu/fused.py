@@ -26,10 +26,12 @@ from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 @routine
 def segments(
-    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, sums, coef, N, C,
-    S, per, piece, chunks, streaming,
+    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S,
+    per, piece, chunks, streaming,
 ):  # fmt: skip
     """What one worker does."""
+    sums = matrix(scratch, 0, 3, C)
+    coef = matrix_of_map(x, dy, slope, w, scratch, 3 * C, OF_ONE if dy is None else OF_TWO, C)
     its, k = cursor(w), stats[ORIGIN]
     of_map, of_dy = if_backward(dy, its), if_backward(dy, slope)
     done, first, last = portion(taken, NONE_DONE, worker, workers, C)
@@ -65,21 +67,22 @@ def fused_segments(
     streaming, workers, threads,
 ):  # fmt: skip
     """scratch has sums (3, C) and room for coef: as many float64 numbers, whatever it is in."""
-    sums = matrix(scratch, 0, 3, C)
-    coef = matrix_of_map(x, dy, slope, w, scratch, 3 * C, OF_ONE if dy is None else OF_TWO, C)
     each_worker(
-        segments, workers, threads, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, sums,
-        coef, N, C, S, per, piece, chunks, streaming,
+        segments, workers, threads, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch,
+        N, C, S, per, piece, chunks, streaming,
     )  # fmt: skip
 
 
 @routine
 def columns(
-    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, sums, coef,
-    scratch, edge, room, terms, width, channels, N, C, S, tile, block, streaming,
+    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room,
+    terms, width, channels, N, C, S, tile, block, streaming,
 ):  # fmt: skip
     """What one worker does."""
     numbers = OF_ONE if dy is None else OF_TWO
+    # Made here, so that LLVM sees how far apart they lie.
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, numbers, C)
+    edge = (3 + numbers) * C + until_line(scratch, (3 + numbers) * C)
     stride = C * S * tile
     rows, rest = N // tile, N % tile * C * S
     blocks = (C + channels - 1) // channels
@@ -143,10 +146,7 @@ def fused_columns(
     where a line begins, for each worker the sums and tables of a block: room is (2 * terms + OF_ONE) * width,
     with dy OF_TWO in the place of OF_ONE.
     """
-    numbers = OF_ONE if dy is None else OF_TWO
-    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, numbers, C)
-    edge = (3 + numbers) * C + until_line(scratch, (3 + numbers) * C)
     each_worker(
-        columns, workers, threads, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, sums, coef,
-        scratch, edge, room, terms, width, channels, N, C, S, tile, block, streaming,
+        columns, workers, threads, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch,
+        room, terms, width, channels, N, C, S, tile, block, streaming,
     )  # fmt: skip

@@ -1,11 +1,13 @@
 """Region: what one worker does, done for each of them, in this thread or in Numba's threads.
 
-Numba's own parallel loop makes a kernel of its own, which has to be compiled beside that for one thread. Here both are
-the same code: Numba's function that shares work out among its threads, whichever its threading layer is, is an address
-among the arguments, and not needed for one worker.
+A parallel loop of Numba's is machine code of its own, compiled beside that for one thread. Here both are the same code:
+Numba's function that shares a loop out among its threads, whichever threading layer it has chosen, is an address among
+the arguments of a kernel, and is not asked where one worker does it all.
 """
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 from llvmlite import ir
 from numba import config, types
@@ -34,11 +36,13 @@ def each_worker(typingctx, body, workers, threads, *arguments):
         ctx.add_linking_libs([compiled.library])
         _, workers, threads, *given = args
         failure = [ir.Constant(errcode_t, 0), ir.Constant(excinfo_ptr_t, None)]
-        known = [*failure, _counters(builder, workers), workers, *given]
+        known = [*failure, _counters(builder, workers), workers]
+        for kind, value in zip(arguments, given, strict=True):
+            known += _parts(ctx, builder, kind, value)
         shared = builder.alloca(ir.LiteralStructType([value.type for value in known]))
         for i, value in enumerate(known):
             builder.store(value, _field(builder, shared, i))
-        of_range = _of_range(ctx, builder, shared.type, compiled.fndesc, signature)
+        of_range = _of_range(builder, _of_one(ctx, builder, shared.type, compiled.fndesc, signature))
 
         first, number, step = (builder.alloca(kind) for kind in (POINTER, I64, I64))
         for place, value in ((first, ir.Constant(POINTER, None)), (number, workers), (step, I64(1))):
@@ -53,33 +57,10 @@ def each_worker(typingctx, body, workers, threads, *arguments):
         if config.BOUNDSCHECK:  # nothing else in a body can fail, and a way out has counts of references
             code, cause = (builder.load(_field(builder, shared, i)) for i in range(2))
             with cgutils.if_unlikely(builder, builder.icmp_unsigned("!=", code, RETCODE_OK)):
-                ctx.call_conv.return_status_propagate(builder, _Failure(code, cause))
+                ctx.call_conv.return_status_propagate(builder, SimpleNamespace(code=code, excinfoptr=cause))
         return ctx.get_dummy_value()
 
     return types.void(body, types.int64, types.int64, *arguments), emit
-
-
-class _Failure:
-    """As much of Numba's status as is handed on."""
-
-    def __init__(self, code, excinfoptr):
-        self.code, self.excinfoptr = code, excinfoptr
-
-
-def _field(builder, struct, i):
-    return builder.gep(struct, [I32(0), I32(i)], inbounds=True)
-
-
-def _unowned(ctx, builder, kind, value):
-    """Arrays, also those of a tuple, without what counts references to them."""
-    if isinstance(kind, types.Array):
-        array = cgutils.create_struct_proxy(kind)(ctx, builder, value)
-        array.meminfo, array.parent = (ir.Constant(a.type, None) for a in (array.meminfo, array.parent))
-        return array._getvalue()
-    if isinstance(kind, types.BaseTuple):
-        parts = [_unowned(ctx, builder, one, builder.extract_value(value, i)) for i, one in enumerate(kind.types)]
-        return ctx.make_tuple(builder, kind, parts)
-    return value
 
 
 def _counters(builder, workers):
@@ -91,27 +72,81 @@ def _counters(builder, workers):
     return builder.ptrtoint(memory, I64)
 
 
-def _of_range(ctx, kernel, shared, body, signature):
-    """What Numba's function calls in each thread, for the workers from args[0] on, dims[0] of them."""
-    name = kernel.module.get_unique_name(f"{kernel.function.name}.of_range")
-    function = ir.Function(kernel.module, OF_RANGE, name)
+def _field(builder, struct, i):
+    return builder.gep(struct, [I32(0), I32(i)], inbounds=True)
+
+
+def _inner(kernel, name, kind):
+    """A function of the module, with a builder."""
+    function = ir.Function(kernel.module, kind, kernel.module.get_unique_name(f"{kernel.function.name}.{name}"))
     function.linkage = "internal"
-    function.attributes.add("noinline")  # it is called in two places
+    function.attributes.add("noinline")  # else LLVM optimizes its code once more in what calls it
+    return function, ir.IRBuilder(function.append_basic_block("entry"))
+
+
+def _of_range(kernel, of_one):
+    """What Numba's function calls in each thread, for the workers from args[0] on, dims[0] of them."""
+    function, builder = _inner(kernel, "of_range", OF_RANGE)
     args, dims, _, data = function.args
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
     first, number = builder.ptrtoint(builder.load(args), I64), builder.load(dims)
-    data = builder.bitcast(data, shared)
-    taken, workers, *given = (builder.load(_field(builder, data, i)) for i in range(2, len(shared.pointee.elements)))
-    given = [_unowned(ctx, builder, kind, value) for kind, value in zip(signature.args[3:], given, strict=True)]
     with cgutils.for_range(builder, number) as loop:
-        worker = builder.add(first, loop.index)
-        status, _ = ctx.call_internal_no_propagate(builder, body, signature, [taken, worker, workers, *given])
-        if config.BOUNDSCHECK:
-            with cgutils.if_unlikely(builder, status.is_error):
-                builder.store(status.code, _field(builder, data, 0))
-                builder.store(status.excinfoptr, _field(builder, data, 1))
+        builder.call(of_one, [builder.add(first, loop.index), data])
     builder.ret_void()
     return function
+
+
+def _of_one(ctx, kernel, shared, body, signature):
+    """The body, with the arguments that lie in `data`."""
+    function, builder = _inner(kernel, "of_one", ir.FunctionType(ir.VoidType(), [I64, POINTER]))
+    worker, data = function.args
+    data = builder.bitcast(data, shared)
+    taken, workers, *parts = (builder.load(_field(builder, data, i)) for i in range(2, len(shared.pointee.elements)))
+    rest = iter(parts)
+    given = [_whole(ctx, builder, kind, rest) for kind in signature.args[3:]]
+    status, _ = ctx.call_internal_no_propagate(builder, body, signature, [taken, worker, workers, *given])
+    if config.BOUNDSCHECK:
+        with cgutils.if_unlikely(builder, status.is_error):
+            builder.store(status.code, _field(builder, data, 0))
+            builder.store(status.excinfoptr, _field(builder, data, 1))
+    builder.ret_void()
+    return function
+
+
+# ---- what is handed over of an argument: of arrays address and shape, and strides where these do not follow
+
+
+def _parts(ctx, builder, kind, value):
+    if kind == types.none:
+        return []
+    if isinstance(kind, types.BaseTuple):
+        each = (builder.extract_value(value, i) for i in range(len(kind)))
+        return [part for one, its in zip(kind.types, each, strict=True) for part in _parts(ctx, builder, one, its)]
+    if isinstance(kind, types.Array):
+        array = cgutils.create_struct_proxy(kind)(ctx, builder, value)
+        lengths = [array.shape] if kind.layout == "C" else [array.shape, array.strides]
+        return [array.data, *(n for numbers in lengths for n in cgutils.unpack_tuple(builder, numbers))]
+    return [value]
+
+
+def _whole(ctx, builder, kind, parts):
+    if kind == types.none:
+        return ctx.get_dummy_value()
+    if isinstance(kind, types.BaseTuple):
+        return ctx.make_tuple(builder, kind, [_whole(ctx, builder, one, parts) for one in kind.types])
+    if not isinstance(kind, types.Array):
+        return next(parts)
+    array = cgutils.create_struct_proxy(kind)(ctx, builder)
+    array.data, shape = next(parts), [next(parts) for _ in range(kind.ndim)]
+    array.nitems, array.itemsize = I64(1), I64(ctx.get_abi_sizeof(ctx.get_data_type(kind.dtype)))
+    strides: list[ir.Value] = []
+    for length in reversed(shape):
+        strides.insert(0, builder.mul(array.itemsize, array.nitems))
+        array.nitems = builder.mul(array.nitems, length)
+    if kind.layout != "C":
+        strides = [next(parts) for _ in range(kind.ndim)]
+    array.shape, array.strides = cgutils.pack_array(builder, shape), cgutils.pack_array(builder, strides)
+    array.meminfo, array.parent = (ir.Constant(a.type, None) for a in (array.meminfo, array.parent))
+    return array._getvalue()
 
 
 if config.DISABLE_JIT:

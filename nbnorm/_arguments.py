@@ -101,8 +101,8 @@ def mask(where: NDArray, x: NDArray) -> None:
     """Which values of x count."""
     if where.dtype != np.bool_:
         way_out = "where != 0 converts"
-        if where.dtype.kind in "iu" and where.shape == x.shape[:1]:
-            way_out = "of lengths in (N, C, L) np.arange(L) < where[:, None, None]"
+        if where.dtype.kind in "iu" and where.shape == x.shape[:1] and x.ndim > 2:
+            way_out += "; lengths in (N, C, L): np.arange(L) < where[:, None, None]"
         raise TypeError(f"where has dtype {where.dtype!s:.60}; expected bool ({way_out})")
     _broadcasts("where", where, x)
 

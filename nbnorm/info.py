@@ -65,7 +65,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "threads", f"{settings.NUMBA_NUM_THREADS} for kernels, {os.cpu_count()} processors"
     layers = "; ".join(f"{layer}: {_layer(module)}" for layer, module in LAYERS.items())
     yield "threading layer", f"setting {settings.THREADING_LAYER!r}; {layers}"
-    if (cache := reduce_segments.cache_path) is None:
+    if (cache := reduce_segments.compiled.cache_path) is None:
         yield (
             "kernel cache",
             "NONE: every process compiles anew; set NUMBA_CACHE_DIR to a directory that can be written",

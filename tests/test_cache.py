@@ -282,6 +282,34 @@ def test_a_file_that_is_damaged_again_and_again_is_left(tmp_path, monkeypatch):
     assert tries == [True, True, False]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_called_again_has_the_same_arguments(workers, tmp_path, monkeypatch):
+    calls, file = [], CACHING["File"]()
+    file._index_path = str(tmp_path / "index")
+
+    def damage():
+        Path(file._index_path).touch()
+        raise EOFError
+
+    def njit(cache=False, **options):
+        return lambda body: lambda *args: body(cache, *args)
+
+    def body(cache, *args):
+        calls.append((cache, *args))
+        if cache:
+            file._load_index()
+
+    monkeypatch.setitem(CACHING, "then", damage)
+    monkeypatch.setattr(launch.numba, "njit", njit)
+    monkeypatch.setattr(launch, "_has_warned", True)
+    monkeypatch.setattr(launch.guard, "any_thread_may_run", True)
+    monkeypatch.setattr(launch, "numbas_own", lambda: 2)
+    monkeypatch.setattr(launch, "sharing_out", lambda: 77)
+    launch.Kernel(body)("array", workers)
+    args = "array", workers, launch.ALONE if workers == 1 else 77
+    assert calls == [(True, *args), (True, *args), (False, *args)]
+
+
 def test_a_handlers_error_inside_the_cache_is_passed_on_once_the_cache_has_been_left(monkeypatch):
     """A dispatcher without cache goes through that module too."""
     tries = []

@@ -588,7 +588,7 @@ REFUSED = {
     "a list": ({"where": [True] * 8}, TypeError, "where is a builtins.list", "np.asarray(where)"),
     "where of another shape": ({"where": np.ones((7, 1, 1), bool)}, ValueError, "where has shape (7, 1, 1)", "(8, 3"),
     "too many axes": ({"where": np.ones((1, 8, 3, 6), bool)}, ValueError, "where has shape (1, 8, 3, 6)"),
-    "lengths": ({"where": np.arange(8)}, TypeError, "where has dtype int64", "np.arange(L) < where[:, None, None]"),
+    "lengths": ({"where": np.arange(8)}, TypeError, "where != 0", "lengths", "np.arange(L) < where[:, None, None]"),
     "bool weights": ({"weights": ROWS}, TypeError, "weights has dtype bool", "where="),
     "complex weights": ({"weights": np.ones((8, 1, 1), complex)}, TypeError, "weights has dtype complex128"),
     "long weights": ({"weights": np.ones((8, 1, 1), np.longdouble)}, TypeError, "weights has dtype", "64 bits"),

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import pytest
 import reference
@@ -326,7 +327,8 @@ def test_bits_do_not_depend_on_threads_or_the_driver(shape, monkeypatch, rng):
         arrays = *nbnorm.batch_norm_double_backward(*cotangents, dy, saved), nbnorm.batch_norm_jvp(*cotangents, saved)
         return [array.tobytes() for array in arrays]
 
-    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
+    several = min(2, numba.config.NUMBA_NUM_THREADS)  # more than there are would be too many for one of Numba's layers
+    monkeypatch.setattr(threads, "get_num_threads", lambda: several)
     monkeypatch.setattr(threads, "SERIAL_BELOW", x.size * 100)
     serial = bits()
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
@@ -334,7 +336,7 @@ def test_bits_do_not_depend_on_threads_or_the_driver(shape, monkeypatch, rng):
     segments = used[:]
     monkeypatch.setattr(plan, "CHANNEL_BYTES", 0)
     assert bits() == serial
-    assert used == segments == ([1, 2] if len(shape) == 4 and shape[2] > 8 else [])
+    assert used == segments == ([1, several] if len(shape) == 4 and shape[2] > 8 else [])
 
 
 # ---- arguments

@@ -82,9 +82,9 @@ def test_all_other_passes_stay_in_their_order():
 
 def test_every_kernel_is_compiled_so():
     for compiled, its in (
-        (fused.fused_columns.dispatcher, frontend.KernelCompiler),
+        (fused.fused_columns.compiled.dispatcher, frontend.KernelCompiler),
         (finalize.finalize.dispatcher, frontend.KernelCompiler),
-        (fused.columns, part.PartCompiler),
+        (fused.fuse_columns, part.PartCompiler),
         (reduce.keep_sums, part.PartCompiler),
     ):
         assert compiled._compiler.pipeline_class is its

@@ -258,8 +258,9 @@ def test_what_is_listed_is_there(one):
 
 
 WRONG_VALUES = {
-    "axis": ["c", 1.0, (), (1, None), True], "activation": ["gelu", ("leaky_relu", 2)], "ghost": [0, 2.0, True],
+    "axis": ["c", [1], 1.0, (), (1, None), True], "activation": ["gelu", ("leaky_relu", 2)], "ghost": [0, 2.0, True],
     "renorm": [nbnorm.Renorm, (3, 5)], "state": [None, nbnorm.BatchNorm(3)], "training": ["no", None], "frozen": [2],
+    "debug": ["yes"],
 }  # fmt: skip
 
 
@@ -272,6 +273,16 @@ def test_an_attribute_must_be_what_the_constructor_takes(name, value, rng):
     assert len(str(caught.value)) < 200
     assert {key: vars(bn)[key] for key in before} == before
     assert bn(x).tobytes() == y
+
+
+def test_a_right_value_is_what_the_constructor_makes_of_it():
+    bn = nbnorm.BatchNorm(3)
+    bn.ghost, bn.axis, bn.renorm, bn.activation = np.int64(4), (1,), nbnorm.Renorm(3, 5), ("leaky_relu", 0.1)
+    made = nbnorm.BatchNorm(3, axis=(1,), ghost=np.int64(4), renorm=nbnorm.Renorm(3, 5), activation=("leaky_relu", 0.1))
+    assert repr(bn) == repr(made)
+    assert type(bn.ghost) is type(made.ghost) is int
+    bn.ghost = bn.renorm = bn.activation = None
+    assert (bn.ghost, bn.renorm, bn.activation) == (None, None, None)
 
 
 def test_subclasses_have_attributes_of_their_own_and_none_that_misleads():

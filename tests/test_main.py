@@ -119,5 +119,5 @@ def test_the_demo_checks_where_the_figure_goes_before_it_trains(out, reason, cap
 def test_info_says_where_there_is_no_cache(monkeypatch):
     from nbnorm._cpu.reduce import reduce_segments
 
-    monkeypatch.setattr(type(reduce_segments), "cache_path", None)
+    monkeypatch.setattr(type(reduce_segments.compiled), "cache_path", None)
     assert dict(info.report())["kernel cache"].startswith("NONE: ")

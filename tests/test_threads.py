@@ -131,7 +131,7 @@ def number_of_threads():
 
 def seen_by_kernels(monkeypatch):
     """The number of workers of every launch in threads from now on."""
-    seen, dispatcher = [], reduce_segments.dispatcher
+    seen, dispatcher = [], reduce_segments.compiled.dispatcher
 
     def spy(*args):
         *others, workers, address = args
@@ -139,7 +139,7 @@ def seen_by_kernels(monkeypatch):
             seen.append(workers)
         dispatcher(*others, 1, launch.ALONE)
 
-    monkeypatch.setattr(reduce_segments, "dispatcher", spy)
+    monkeypatch.setattr(reduce_segments.compiled, "dispatcher", spy)
     return seen
 
 
@@ -157,12 +157,24 @@ def test_nbnorm_uses_the_number_it_was_told_and_leaves_numbas_as_it_was(number_o
         nbnorm.set_num_threads(n)
         assert nbnorm.get_num_threads() == n
         assert all(same_bits(a, b) for a, b in zip(nbnorm.batch_stats(LARGE), expected, strict=True))
-        assert told == [n, number_of_threads]
+        assert told == ([] if n == number_of_threads else [n, number_of_threads])
         assert seen.pop() == n
         told.clear()
     nbnorm.set_num_threads(1)
     nbnorm.batch_stats(LARGE)
     assert told == []
+
+
+def test_a_limit_that_is_taken_away_meanwhile_leaves_it_as_it_was(number_of_threads, monkeypatch):
+    """OpenMP's region gives this thread, too, the number that the region has."""
+    if number_of_threads < 2:
+        pytest.skip("ONE THREAD: there is no other number to restore")
+    numba.set_num_threads(1)
+    nbnorm.set_num_threads(2)
+    run = reduce_segments.together
+    monkeypatch.setattr(reduce_segments, "together", lambda *args: (nbnorm.set_num_threads(None), run(*args)))
+    nbnorm.batch_stats(LARGE)
+    assert numba.get_num_threads() == 1
 
 
 def test_an_exception_leaves_numbas_number_as_it_was_too(number_of_threads, monkeypatch):
@@ -175,7 +187,7 @@ def test_an_exception_leaves_numbas_number_as_it_was_too(number_of_threads, monk
         assert numba.get_num_threads() == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reduce_segments, "dispatcher", interrupted)
+    monkeypatch.setattr(reduce_segments.compiled, "dispatcher", interrupted)
     with pytest.raises(KeyboardInterrupt):
         nbnorm.batch_stats(LARGE)
     assert numba.get_num_threads() == 1
@@ -209,7 +221,9 @@ def unknown_layer(monkeypatch):
 
 def test_while_a_thread_is_in_a_parallel_region_another_works_alone(unknown_layer, monkeypatch):
     ran = []
-    monkeypatch.setattr(reduce_segments, "dispatcher", lambda *args: ran.append(args[-2] if args[-1] else "alone"))
+    monkeypatch.setattr(
+        reduce_segments.compiled, "dispatcher", lambda *args: ran.append(args[-2] if args[-1] else "alone")
+    )
     nbnorm.batch_stats(LARGE)
     with threads.guard.lock, ThreadPoolExecutor(1) as other:
         other.submit(nbnorm.batch_stats, LARGE).result()
@@ -237,7 +251,7 @@ def test_an_interrupt_never_leaves_the_guard_locked(unknown_layer, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         nbnorm.batch_stats(LARGE)
     monkeypatch.setattr(threads.guard, "lock", lock)
-    monkeypatch.setattr(reduce_segments, "dispatcher", interrupted)
+    monkeypatch.setattr(reduce_segments.compiled, "dispatcher", interrupted)
     with pytest.raises(KeyboardInterrupt):
         nbnorm.batch_stats(LARGE)
 

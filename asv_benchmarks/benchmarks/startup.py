@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-# A training step, forward and backward, of one dtype and layout, large enough for the parallel kernels.
+# A training step, forward and backward, of one dtype and layout, large enough for several threads.
 STEP = """
 import numpy, time, nbnorm
 x, state = numpy.ones((8, 8, 5000), numpy.float32), nbnorm.BatchNormState(8)

@@ -26,9 +26,9 @@ def share_streamed(taken, w, workers, source, target, vectors):  # type: ignore[
 
 
 @Kernel
-def copy_streaming(source, target, vectors, workers, threads):  # type: ignore[no-untyped-def]
+def copy_streaming(source, target, vectors, workers, share_out):  # type: ignore[no-untyped-def]
     """With stores past the caches; float64, target on a line boundary."""
-    each_worker(share_streamed, workers, threads, source, target, vectors)
+    each_worker(share_streamed, workers, share_out, source, target, vectors)
 
 
 @routine
@@ -38,9 +38,9 @@ def share_copied(taken, w, workers, source, target, vectors):  # type: ignore[no
 
 
 @Kernel
-def copy_plainly(source, target, vectors, workers, threads):  # type: ignore[no-untyped-def]
+def copy_plainly(source, target, vectors, workers, share_out):  # type: ignore[no-untyped-def]
     """With whatever the compiler makes of it."""
-    each_worker(share_copied, workers, threads, source, target, vectors)
+    each_worker(share_copied, workers, share_out, source, target, vectors)
 
 
 def nbnorm_system(data: Data, dtype: str) -> System:

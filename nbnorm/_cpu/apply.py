@@ -66,7 +66,7 @@ def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, s
 
 
 @routine
-def segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
+def map_segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
     """What one worker does."""
     pieces = (S + CHUNK - 1) // CHUNK
     group = GROUP // larger(1, smaller(S, CHUNK))
@@ -93,20 +93,20 @@ def segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N
 
 
 @Kernel
-def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, workers, threads):
+def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, workers, share_out):
     each_worker(
-        segments, workers, threads, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming
+        map_segments, workers, share_out, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, N, C, S, streaming
     )  # fmt: skip
 
 
 @Kernel
-def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers, threads):
+def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers, share_out):
     """With the running statistics, which fill stats too, unless None. `both` ((4 + OF_ONE) * C) has what
     `finalize_running` needs, and behind it room for coefficients.
     """
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
     finalize_running(both, gamma, beta, eps, stats, coef)
-    each_worker(segments, workers, threads, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
+    each_worker(map_segments, workers, share_out, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
 
 
 # ---- columns
@@ -163,7 +163,7 @@ def in_step(tables, y):
 
 
 @routine
-def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, streaming):
+def map_columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, tables, N, C, S, K, streaming):
     """What one worker does."""
     size = N * C * S
     wide = even(K, MAP_WIDTH)
@@ -191,21 +191,24 @@ def columns(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, ta
 
 
 @Kernel
-def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, streaming, workers, threads):
+def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, streaming, workers, share_out):
     """K = C * S * a number of rows; tables (workers, OF_ONE * (min(K, MAP_WIDTH) + 3 * LANES) + LANES)
     is scratch, with dy OF_TWO in the place of OF_ONE.
     """
     each_worker(
-        columns, workers, threads, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K, streaming
+        map_columns, workers, share_out, x, dy, other, slope, cursor(w), y, stats[ORIGIN], coef, tables, N, C, S, K,
+        streaming,
     )  # fmt: skip
 
 
 @Kernel
 def running_columns(
-    x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers, threads
+    x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers, share_out
 ):  # fmt: skip
     """The same for columns; behind those values of `both` are the tables, of this width."""
     coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
     tables = matrix_of_map(x, None, None, None, both, (4 + OF_ONE) * C, workers, OF_ONE * width + LANES)
     finalize_running(both, gamma, beta, eps, stats, coef)
-    each_worker(columns, workers, threads, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, streaming)
+    each_worker(
+        map_columns, workers, share_out, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, streaming
+    )

@@ -25,7 +25,7 @@ from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 
 @routine
-def segments(
+def fuse_segments(
     taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S,
     per, piece, chunks, streaming,
 ):  # fmt: skip
@@ -64,17 +64,17 @@ def segments(
 @Kernel
 def fused_segments(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S, per, piece, chunks,
-    streaming, workers, threads,
+    streaming, workers, share_out,
 ):  # fmt: skip
     """scratch has sums (3, C) and room for coef: as many float64 numbers, whatever it is in."""
     each_worker(
-        segments, workers, threads, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch,
-        N, C, S, per, piece, chunks, streaming,
+        fuse_segments, workers, share_out, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
+        scratch, N, C, S, per, piece, chunks, streaming,
     )  # fmt: skip
 
 
 @routine
-def columns(
+def fuse_columns(
     taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room,
     terms, width, channels, N, C, S, tile, block, streaming,
 ):  # fmt: skip
@@ -140,13 +140,13 @@ def columns(
 @Kernel
 def fused_columns(
     x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, terms, width, channels, N,
-    C, S, tile, block, streaming, workers, threads,
+    C, S, tile, block, streaming, workers, share_out,
 ):  # fmt: skip
     """Blocks of `channels` channels, `tile` samples side by side; scratch has the same and, 7 numbers later at most,
     where a line begins, for each worker the sums and tables of a block: room is (2 * terms + OF_ONE) * width,
     with dy OF_TWO in the place of OF_ONE.
     """
     each_worker(
-        columns, workers, threads, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch,
-        room, terms, width, channels, N, C, S, tile, block, streaming,
+        fuse_columns, workers, share_out, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
+        scratch, room, terms, width, channels, N, C, S, tile, block, streaming,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, P
 
 
 @routine
-def segments(
+def fuse_double(
     taken, worker, workers, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, N, C, S, per,
     piece, chunks, streaming,
 ):  # fmt: skip
@@ -63,10 +63,10 @@ def segments(
 @Kernel
 def fused_double_segments(
     ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, N, C, S, per, piece, chunks,
-    streaming, workers, threads,
+    streaming, workers, share_out,
 ):  # fmt: skip
     """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
     each_worker(
-        segments, workers, threads, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, N, C,
-        S, per, piece, chunks, streaming,
+        fuse_double, workers, share_out, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma,
+        N, C, S, per, piece, chunks, streaming,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import numba
 
 from nbnorm._cpu.frontend import KernelCompiler
 from nbnorm._cpu.progress import progress
-from nbnorm._cpu.threads import exactly, guard, limited, sharing_out
+from nbnorm._cpu.threads import exactly, guard, numbas_own, sharing_out
 from nbnorm._cpu.vector import OPTIONS
 from nbnorm._kernel_cache import comes_from_the_cache, only_own_entries, unreadable_file
 
@@ -104,19 +104,26 @@ def _warn(message: str) -> None:
 _has_warned = False
 
 
-class Kernel(Compiled):
-    """A body whose last arguments are the number of workers and, for several, the address of what shares them out."""
+class Kernel:
+    """A body whose last arguments are the number of workers and, for several, the address of what shares them out.
+
+    There may be as many workers as Numba has threads: its workqueue has no more queues.
+    """
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.__name__, self.__doc__ = body.__name__, body.__doc__
+        self.compiled = Compiled(body)
 
     def __call__(self, *args: Any) -> None:
-        """Run with at most args[-1] workers."""
+        """Run with args[-1] workers, or in this thread alone."""
         if args[-1] == 1:
-            dispatcher = self.dispatcher
-            try:  # what self.alone(*args) does, some tenths of a microsecond earlier
+            dispatcher = self.compiled.dispatcher
+            try:  # what self.compiled does, a tenth of a microsecond earlier
                 dispatcher(*args, ALONE)
             except Exception as error:
-                if not self.recovers_from(dispatcher, error):
+                if not self.compiled.recovers_from(dispatcher, error):
                     raise
-                self.alone(*args)
+                self.compiled(*args, ALONE)
         elif guard.any_thread_may_run:
             self.together(*args)
         else:
@@ -127,21 +134,17 @@ class Kernel(Compiled):
                     self.together(*args)
                     guard.any_thread_may_run = numba.threading_layer() != "workqueue"
                 else:
-                    self.alone(*args)
+                    self.compiled(*args[:-1], 1, ALONE)
             finally:
                 try:  # noqa: SIM105  contextlib.suppress would be a call before it
                     guard.lock.release()
                 except RuntimeError:
                     pass
 
-    def alone(self, *args: Any) -> None:
-        """Run in this thread, for one worker."""
-        super().__call__(*args[:-1], 1, ALONE)
-
     def together(self, *args: Any) -> None:
-        """Run in Numba's threads."""
-        if limited():
-            with exactly(args[-1]):
-                super().__call__(*args, sharing_out())
+        """Run in Numba's threads. With OpenMP these, and this one, then have that number of threads."""
+        if args[-1] == numbas_own():
+            self.compiled(*args, sharing_out())
         else:
-            super().__call__(*args, sharing_out())
+            with exactly(args[-1]):
+                self.compiled(*args, sharing_out())

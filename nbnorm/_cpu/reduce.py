@@ -136,7 +136,7 @@ def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
 
 
 @routine
-def segments(taken, worker, workers, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks):
+def sum_segments(taken, worker, workers, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks):
     """What one worker does."""
     its = cursor(w)
     done, j, last = portion(taken, NONE_DONE, worker, workers, C * chunks)
@@ -152,12 +152,12 @@ def segments(taken, worker, workers, x, dy, slope, w, stats, sums, parts, N, C, 
 
 
 @Kernel
-def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers, threads):
+def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers, share_out):
     """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is; parts (C * chunks, 3)
     is scratch.
     """
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
-    each_worker(segments, workers, threads, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks)
+    each_worker(sum_segments, workers, share_out, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks)
     for c in range(C):
         s, q, count = 0.0, 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
@@ -223,7 +223,7 @@ def channels_totals(x, dy, w, acc, width, first, last, S, tile, stats, sums):
 
 
 @routine
-def columns(
+def sum_columns(
     taken, worker, workers, x, dy, slope, w, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width
 ):  # fmt: skip
     """What one worker does."""
@@ -266,7 +266,7 @@ def columns(
 
 @Kernel
 def reduce_columns(
-    x, dy, slope, w, centred, stats, sums, scratch, N, C, S, tile, block, blocks, terms, width, workers, threads
+    x, dy, slope, w, centred, stats, sums, scratch, N, C, S, tile, block, blocks, terms, width, workers, share_out
 ):  # fmt: skip
     """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is.
 
@@ -277,7 +277,8 @@ def reduce_columns(
     acc, numbers = scratch[until_line(scratch, 0) :], 2 if slope is None else 4
     tables = matrix(acc, blocks * terms * width, workers * numbers, PANEL + LANES)
     each_worker(
-        columns, workers, threads, x, dy, slope, w, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms, width
+        sum_columns, workers, share_out, x, dy, slope, w, stats, sums, acc, tables, N, C, S, tile, block, blocks, terms,
+        width,
     )  # fmt: skip
     for b in range(1, blocks):
         add_sums(x, dy, w, acc, b * terms * width, width)

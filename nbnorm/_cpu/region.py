@@ -20,21 +20,22 @@ from nbnorm._floats import I32, I64
 
 POINTER = I8.as_pointer()
 OF_RANGE = ir.FunctionType(ir.VoidType(), [POINTER.as_pointer(), I64.as_pointer(), I64.as_pointer(), POINTER])
-SHARING_OUT = ir.FunctionType(ir.VoidType(), [OF_RANGE.as_pointer(), *OF_RANGE.args, I64, I64, I32])
+SHARING_OUT = ir.FunctionType(ir.VoidType(), [OF_RANGE.as_pointer(), *OF_RANGE.args, I64, I64, I64])
 
 
 @intrinsic
-def each_worker(typingctx, body, workers, threads, *arguments):
-    """body(taken, worker, workers, *arguments) for each worker; `taken` are counters for deal.py.
+def each_worker(typingctx, body, workers, share_out, *arguments):
+    """body(taken, worker, workers, *arguments) for each worker; `taken` are counters for deal.py. Not in a loop: what
+    it needs is on the stack of the kernel.
 
-    Arrays come without their owner: a body counts no references.
+    Arrays are contiguous, and come without their owner: a body counts no references.
     """
     signature = typingctx.resolve_function_type(body, (types.int64, types.int64, types.int64, *arguments), {})
 
     def emit(ctx, builder, sig, args):
         compiled = body.dispatcher.get_compile_result(signature)
         ctx.add_linking_libs([compiled.library])
-        _, workers, threads, *given = args
+        _, workers, share_out, *given = args
         failure = [ir.Constant(errcode_t, 0), ir.Constant(excinfo_ptr_t, None)]
         known = [*failure, _counters(builder, workers), workers]
         for kind, value in zip(arguments, given, strict=True):
@@ -52,8 +53,8 @@ def each_worker(typingctx, body, workers, threads, *arguments):
             with alone:
                 builder.call(of_range, own)
             with together:
-                share_out = builder.inttoptr(threads, SHARING_OUT.as_pointer())
-                builder.call(share_out, [of_range, *own, I64(0), I64(1), builder.trunc(workers, I32)])
+                address = builder.inttoptr(share_out, SHARING_OUT.as_pointer())
+                builder.call(address, [of_range, *own, I64(0), I64(1), workers])
         if config.BOUNDSCHECK:  # nothing else in a body can fail, and a way out has counts of references
             code, cause = (builder.load(_field(builder, shared, i)) for i in range(2))
             with cgutils.if_unlikely(builder, builder.icmp_unsigned("!=", code, RETCODE_OK)):
@@ -76,17 +77,17 @@ def _field(builder, struct, i):
     return builder.gep(struct, [I32(0), I32(i)], inbounds=True)
 
 
-def _inner(kernel, name, kind):
-    """A function of the module, with a builder."""
-    function = ir.Function(kernel.module, kind, kernel.module.get_unique_name(f"{kernel.function.name}.{name}"))
+def _inner(outer, name, kind):
+    """A function beside the one of this builder, with a builder."""
+    function = ir.Function(outer.module, kind, outer.module.get_unique_name(f"{outer.function.name}.{name}"))
     function.linkage = "internal"
     function.attributes.add("noinline")  # else LLVM optimizes its code once more in what calls it
     return function, ir.IRBuilder(function.append_basic_block("entry"))
 
 
-def _of_range(kernel, of_one):
+def _of_range(outer, of_one):
     """What Numba's function calls in each thread, for the workers from args[0] on, dims[0] of them."""
-    function, builder = _inner(kernel, "of_range", OF_RANGE)
+    function, builder = _inner(outer, "of_range", OF_RANGE)
     args, dims, _, data = function.args
     first, number = builder.ptrtoint(builder.load(args), I64), builder.load(dims)
     with cgutils.for_range(builder, number) as loop:
@@ -95,9 +96,9 @@ def _of_range(kernel, of_one):
     return function
 
 
-def _of_one(ctx, kernel, shared, body, signature):
+def _of_one(ctx, outer, shared, body, signature):
     """The body, with the arguments that lie in `data`."""
-    function, builder = _inner(kernel, "of_one", ir.FunctionType(ir.VoidType(), [I64, POINTER]))
+    function, builder = _inner(outer, "of_one", ir.FunctionType(ir.VoidType(), [I64, POINTER]))
     worker, data = function.args
     data = builder.bitcast(data, shared)
     taken, workers, *parts = (builder.load(_field(builder, data, i)) for i in range(2, len(shared.pointee.elements)))
@@ -112,7 +113,7 @@ def _of_one(ctx, kernel, shared, body, signature):
     return function
 
 
-# ---- what is handed over of an argument: of arrays address and shape, and strides where these do not follow
+# ---- what is handed over of an argument: of arrays address and shape
 
 
 def _parts(ctx, builder, kind, value):
@@ -122,9 +123,9 @@ def _parts(ctx, builder, kind, value):
         each = (builder.extract_value(value, i) for i in range(len(kind)))
         return [part for one, its in zip(kind.types, each, strict=True) for part in _parts(ctx, builder, one, its)]
     if isinstance(kind, types.Array):
+        assert kind.layout == "C"
         array = cgutils.create_struct_proxy(kind)(ctx, builder, value)
-        lengths = [array.shape] if kind.layout == "C" else [array.shape, array.strides]
-        return [array.data, *(n for numbers in lengths for n in cgutils.unpack_tuple(builder, numbers))]
+        return [array.data, *cgutils.unpack_tuple(builder, array.shape)]
     return [value]
 
 
@@ -142,8 +143,6 @@ def _whole(ctx, builder, kind, parts):
     for length in reversed(shape):
         strides.insert(0, builder.mul(array.itemsize, array.nitems))
         array.nitems = builder.mul(array.nitems, length)
-    if kind.layout != "C":
-        strides = [next(parts) for _ in range(kind.ndim)]
     array.shape, array.strides = cgutils.pack_array(builder, shape), cgutils.pack_array(builder, strides)
     array.meminfo, array.parent = (ir.Constant(a.type, None) for a in (array.meminfo, array.parent))
     return array._getvalue()

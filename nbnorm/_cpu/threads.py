@@ -110,17 +110,17 @@ def numbas_own() -> int:
 def sharing_out() -> int:
     """The address of Numba's function that calls another one in its threads, which are started now (region.py)."""
     numbas_own()
-    return llvmlite.binding.address_of_symbol("numba_parallel_for")
+    address = llvmlite.binding.address_of_symbol("numba_parallel_for")
+    if address is None:
+        raise RuntimeError(
+            f"Numba {numba.__version__} has no numba_parallel_for; nbnorm.set_num_threads(1) does without"
+        )
+    return address
 
 
 def workers_for(values: int) -> int:
     """How many workers a call deserves that reads and writes so many values; counted twice what it reads twice."""
     return 1 if values < SERIAL_BELOW else get_num_threads()
-
-
-def limited() -> bool:
-    """Whether Numba must be told the number of workers."""
-    return _limit is not None
 
 
 @contextlib.contextmanager

@@ -255,7 +255,7 @@ def holds(w: Counted, n: int) -> Mask | None:
 # ---- region.py
 
 
-def each_worker(body: Callable[..., None], workers: int, threads: int, *arguments: Any) -> None:
+def each_worker(body: Callable[..., None], workers: int, share_out: int, *arguments: Any) -> None:
     taken = [0] * workers
     for worker in range(workers):
         body(taken, worker, workers, *arguments)

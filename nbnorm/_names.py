@@ -25,6 +25,10 @@ OF_LAYER = {
 }
 
 
+class _Refused(property):
+    """A name that is not there."""
+
+
 def pointing(known: Mapping[str, str]) -> Callable[[_Kind], _Kind]:
     """A class whose instances say where these are when they are read.
 
@@ -32,11 +36,12 @@ def pointing(known: Mapping[str, str]) -> Callable[[_Kind], _Kind]:
     """
 
     def names(instance: Any) -> list[str]:
-        return [name for name in object.__dir__(instance) if name not in known]
+        of_kind = type(instance)
+        return [name for name in object.__dir__(instance) if not isinstance(getattr(of_kind, name, None), _Refused)]
 
     def decorate(kind: _Kind) -> _Kind:
         for name in known:
-            setattr(kind, name, property(_refusal(kind, name, known), doc=f"No attribute: {known[name]}."))
+            setattr(kind, name, _Refused(_refusal(kind, name, known), doc=f"No attribute: {known[name]}."))
         setattr(kind, "__dir__", names)  # noqa: B010  mypy lets no method be assigned
         return kind
 

@@ -142,7 +142,8 @@ class BatchNorm:
         self.axis = axis
         self.activation = activation
         self.ghost = ghost
-        self.renorm = renorm
+        if renorm is not None:  # else a subclass may have one
+            self.renorm = renorm
 
     @classmethod
     def from_state(
@@ -171,8 +172,8 @@ class BatchNorm:
         True
         """
         layer = cls.__new__(cls)
-        layer.state = state
         layer._set(axis, activation, ghost, renorm)
+        layer.state = state
         return layer
 
     @classmethod
@@ -364,7 +365,9 @@ class BatchNorm:
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNorm, name, _names.OF_LAYER)
-        object.__setattr__(self, name, _checked(name, value))
+        if not isinstance(getattr(type(self), name, None), property):  # which a subclass has made its own
+            value = _checked(name, value)
+        object.__setattr__(self, name, value)
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -300,6 +300,37 @@ def test_subclasses_have_attributes_of_their_own_and_none_that_misleads():
             one.weight = 1
 
 
+def test_what_a_subclass_says_of_attributes_stands():
+    class Layer(nbnorm.BatchNorm):
+        renorm = nbnorm.Renorm(3, 5)
+
+        @property
+        def weight(self):
+            return self.state.gamma
+
+        @property
+        def axis(self):
+            return self._axis
+
+        @axis.setter
+        def axis(self, value):
+            self._axis = {"last": -1}.get(value, value)
+
+        @property
+        def state(self):
+            return self._state
+
+        @state.setter
+        def state(self, state):
+            self._state, self.label = state, self.axis
+
+    for bn in (Layer(3, axis="last"), Layer.from_state(nbnorm.BatchNormState(3), axis="last")):
+        assert (bn.axis, bn.label, bn.renorm) == (-1, -1, nbnorm.Renorm(3, 5))
+        assert bn.weight is bn.state.gamma
+        assert "weight" in dir(bn)
+        assert "bias" not in dir(bn)
+
+
 def test_a_layer_of_a_state_and_of_a_file(rng, tmp_path):
     state = random_state(rng, 5)
     bn = nbnorm.BatchNorm.from_state(state, axis=-1)

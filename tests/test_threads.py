@@ -216,6 +216,7 @@ def test_the_number_must_be_one_that_numba_has(n, error):
 def unknown_layer(monkeypatch):
     monkeypatch.setattr(threads.guard, "any_thread_may_run", False)
     monkeypatch.setattr(launch.numba, "threading_layer", lambda: "workqueue")
+    monkeypatch.setattr(launch, "numbas_own", lambda: 2)
     monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
 
 

@@ -257,33 +257,10 @@ class File:
 """, CACHING)  # fmt: skip
 
 
-def test_a_file_that_is_damaged_again_and_again_is_left(tmp_path, monkeypatch):
-    """Such as on a broken disk."""
-    tries, file = [], CACHING["File"]()
-    file._index_path = str(tmp_path / "index")
-
-    def damage():
-        Path(file._index_path).touch()
-        raise EOFError
-
-    def njit(cache=False, **options):
-        return lambda body: lambda: body(cache)
-
-    def body(cache):
-        tries.append(cache)
-        if cache:
-            file._load_index()
-
-    monkeypatch.setitem(CACHING, "then", damage)
-    monkeypatch.setattr(launch.numba, "njit", njit)
-    monkeypatch.setattr(launch, "_has_warned", False)
-    with pytest.warns(RuntimeWarning, match="written anew"):
-        launch.Compiled(body)()
-    assert tries == [True, True, False]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_called_again_has_the_same_arguments(workers, tmp_path, monkeypatch):
+@pytest.fixture
+def damaged_again(tmp_path, monkeypatch):
+    """A body whose file in the cache is damaged at every call, as on a broken disk; and whether each call had a cache,
+    with its arguments."""
     calls, file = [], CACHING["File"]()
     file._index_path = str(tmp_path / "index")
 
@@ -301,11 +278,25 @@ def test_what_is_called_again_has_the_same_arguments(workers, tmp_path, monkeypa
 
     monkeypatch.setitem(CACHING, "then", damage)
     monkeypatch.setattr(launch.numba, "njit", njit)
-    monkeypatch.setattr(launch, "_has_warned", True)
+    monkeypatch.setattr(launch, "_has_warned", False)
+    return body, calls
+
+
+def test_a_file_that_is_damaged_again_and_again_is_left(damaged_again):
+    body, calls = damaged_again
+    with pytest.warns(RuntimeWarning, match="written anew"):
+        launch.Compiled(body)()
+    assert calls == [(True,), (True,), (False,)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_called_again_has_the_same_arguments(workers, damaged_again, monkeypatch):
+    body, calls = damaged_again
     monkeypatch.setattr(launch.guard, "any_thread_may_run", True)
     monkeypatch.setattr(launch, "numbas_own", lambda: 2)
     monkeypatch.setattr(launch, "sharing_out", lambda: 77)
-    launch.Kernel(body)("array", workers)
+    with pytest.warns(RuntimeWarning, match="written anew"):
+        launch.Kernel(body)("array", workers)
     args = "array", workers, launch.ALONE if workers == 1 else 77
     assert calls == [(True, *args), (True, *args), (False, *args)]
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -88,6 +89,13 @@ def pytest_collection_modifyitems(config, items):
     if out := left_out(items, config.getoption("exhaustive")):
         config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure():
+    """A compiler leaves two million objects: pytest and Python would look through them for ten seconds."""
+    gc.collect()  # what is lost and says so when it goes, does it now
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):

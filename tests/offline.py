@@ -9,9 +9,7 @@ import types
 
 import fake_cupy
 
-gc.set_threshold(
-    50_000, 20, 100
-)  # a compiler's objects live until it ends: looking through them is a tenth of the time
+gc.disable()  # looking through what a compiler makes is a fifth of the time; what is lost is 10 MB a kernel
 
 
 FRONT = (9, 0)  # of what Numba itself looks at an architecture for, tanh and atomic additions, the kernels have nothing

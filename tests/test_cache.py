@@ -29,7 +29,8 @@ from nbnorm._cpu import launch
 PACKAGE = Path(nbnorm.__file__).parent
 MEAN, M2 = np.array([0.5, 1, -2, 4]), np.array([5.0, 10, 20, 40])  # of 6 values: few bits, and none lost in M2 / 5
 PROGRAM = """
-import json, sys, warnings
+import atexit, gc, json, sys, warnings
+atexit.register(gc.freeze)  # Python would take a third of a second to free what Numba has made
 sys.path.insert(0, sys.argv[1])
 if len(sys.argv) > 2:
     import resource

@@ -247,6 +247,7 @@ def rows_of(i):
     return np.roll(integers(), i, 0) + np.float32(i % 5)
 
 
+@pytest.mark.exhaustive("test_no_chunk_waits_in_memory of the other files of Dask")
 def test_an_array_five_times_the_memory_of_its_worker(tmp_path):
     """Statistics and y, into a Zarr store: each chunk is read twice, and the worker stays below its limit."""
     blocks = -(-5 * LIMIT // (8 << 20))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +150,9 @@ def test_the_machine_is_named_with_its_caches():
 
 @pytest.mark.exhaustive("its parts in the other tests here, all but the processes of peers")
 def test_the_command(tmp_path):
-    saved = tmp_path / "peers.json"
+    saved, chart = tmp_path / "peers.json", tmp_path / "peers.png"
     command = [sys.executable, str(SCRIPT), "--quick", "--shapes", "tiny", "32x64x7x7", "--threads", "1"]
+    command += ["--picture", str(chart)] * (has_matplotlib := find_spec("matplotlib") is not None)
     command += ["--python", "JAX=no/such/python", "--systems", "nbnorm", "NumPy", "JAX", "--json", str(saved)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -167,6 +169,7 @@ def test_the_command(tmp_path):
             assert set(figures) == kinds | more
             assert min(min(ms) for ms in figures.values()) > 0
     assert done.stdout == peers_report.markdown(results) + "\n"
+    assert (chart.exists() and chart.read_bytes().startswith(b"\x89PNG")) == has_matplotlib
 
 
 def test_a_row_that_a_system_gets_wrong_is_left_out_and_the_others_are_not(monkeypatch):

@@ -10,11 +10,15 @@ from importlib.util import find_spec
 from timeit import default_timer
 from typing import Any
 
-import numba  # noqa: F401  loaded once, before a fork server forks a process for each benchmark
+import numba
 import numpy as np
 from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import nbnorm
+
+# Numba reads half of itself when the first function is compiled, or found in its cache: once, before a server forks
+# a process for each benchmark.
+numba.njit(lambda: None)()
 
 CASES = {  # shape in memory, and the channel axis
     "resnet50 stem": ((32, 64, 112, 112), 1),

@@ -23,7 +23,7 @@ Data = TypeVar("Data", xr.DataArray, xr.Dataset)
 Dim = Hashable | Iterable[Hashable]
 
 
-def batch_stats(da: Data, dim: Dim) -> BatchStats:
+def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> BatchStats:
     """Count, mean and sum of squared deviations over `dim`, for every index of the other dimensions.
 
     Parameters
@@ -32,6 +32,9 @@ def batch_stats(da: Data, dim: Dim) -> BatchStats:
         Of real numbers. NaN is a missing value.
     dim : str or iterable of str
         The dimensions to reduce, such as "time" or ("time", "lat", "lon"); each other one is a channel dimension.
+    weights : DataArray, optional
+        How often values count: finite numbers, not negative, with some of the dimensions of da, such as the cosine of
+        the latitude. Of a Dataset, for each variable.
 
     Returns
     -------
@@ -42,12 +45,13 @@ def batch_stats(da: Data, dim: Dim) -> BatchStats:
     Raises
     ------
     TypeError, ValueError
-        When da is neither, or has no such dimension, or no real numbers.
+        When da is neither, or has no such dimension, or no real numbers; when weights has a dimension that da has not,
+        other coordinates, or a value that is no weight, which of a lazy array shows when it is computed.
 
     Notes
     -----
-    One read, of each chunk where da is in chunks. Where no value is there the count is 0 and the mean NaN. The mean is
-    rounded to one float64, which `standardize` without `stats` does not do.
+    One read, of each chunk where da is in chunks. Where no value is there the count is 0 and the mean NaN; with weights
+    the count is their sum. The mean is rounded to one float64, which `standardize` without `stats` does not do.
 
     Examples
     --------
@@ -59,12 +63,14 @@ def batch_stats(da: Data, dim: Dim) -> BatchStats:
     """
     names = _names(da, dim)
     if isinstance(da, xr.Dataset):
-        each = {name: _stats(da[name], names) for name in _standardized(da, names)}
+        each = {name: _stats(da[name], names, weights) for name in _standardized(da, names)}
         return BatchStats(*(xr.Dataset({name: stats[i] for name, stats in each.items()}) for i in range(3)))
-    return _stats(da, names)
+    return _stats(da, names, weights)
 
 
-def standardize(da: Data, dim: Dim, *, stats: BatchStats | None = None) -> Data:
+def standardize(
+    da: Data, dim: Dim, *, stats: BatchStats | None = None, weights: xr.DataArray | None = None
+) -> Data:  # fmt: skip
     """(da - mean)/std over `dim`, with the mean and the standard deviation (ddof 0) at every index of the others.
 
     Parameters
@@ -75,6 +81,8 @@ def standardize(da: Data, dim: Dim, *, stats: BatchStats | None = None) -> Data:
         The dimensions to reduce. A variable of a Dataset is reduced over those of them that it has.
     stats : BatchStats, optional
         Those to use, of `batch_stats`, such as a training period's; da's own unless given.
+    weights : DataArray, optional
+        As in `batch_stats`, for da's own statistics.
 
     Returns
     -------
@@ -85,7 +93,8 @@ def standardize(da: Data, dim: Dim, *, stats: BatchStats | None = None) -> Data:
     Raises
     ------
     TypeError, ValueError
-        As `batch_stats`; when stats has other dimensions or coordinates than da has beside `dim`.
+        As `batch_stats`; when stats has other dimensions or coordinates than da has beside `dim`; when both stats and
+        weights are given.
 
     Notes
     -----
@@ -105,7 +114,9 @@ def standardize(da: Data, dim: Dim, *, stats: BatchStats | None = None) -> Data:
     (array([[-1.,  0.],
            [ 1.,  0.]]), {'units': 'K'})
     """
-    return _each(da, dim, stats, _forward)
+    if stats is not None and weights is not None:
+        raise ValueError("weights and stats are both given; expected weights in the batch_stats that stats come from")
+    return _each(da, dim, stats, weights, _forward)
 
 
 def unstandardize(da: Data, dim: Dim, *, stats: BatchStats) -> Data:
@@ -141,22 +152,22 @@ def unstandardize(da: Data, dim: Dim, *, stats: BatchStats) -> Data:
     """
     if stats is None:
         raise TypeError("stats is None; expected those of the data that were standardized, of batch_stats")
-    return _each(da, dim, stats, _backward)
+    return _each(da, dim, stats, None, _backward)
 
 
-def _each(da: Data, dim: Dim, stats: BatchStats | None, chunk: Any) -> Data:
+def _each(da: Data, dim: Dim, stats: BatchStats | None, weights: xr.DataArray | None, chunk: Any) -> Data:
     """A map of a DataArray, or of each variable of a Dataset that has the dimensions."""
     names = _names(da, dim)
     if stats is not None and not isinstance(stats, BatchStats):
         raise TypeError(f"stats is a {type(stats).__qualname__}; expected what nbnorm.xarray.batch_stats returned")
     if isinstance(da, xr.DataArray):
-        return _mapped(da, names, stats, chunk)
+        return _mapped(da, names, stats, weights, chunk)
     changed = {}
     for name in _standardized(da, names):
         if stats is not None and not all(isinstance(part, xr.Dataset) and name in part for part in stats):
             raise ValueError(f"stats has no variable {name!r:.60}; expected those of batch_stats of such a Dataset")
         own = None if stats is None else BatchStats(*(part[name] for part in stats))  # type: ignore[call-overload]
-        changed[name] = _mapped(da[name], names, own, chunk)
+        changed[name] = _mapped(da[name], names, own, weights, chunk)
     return da.assign(changed)
 
 
@@ -179,11 +190,14 @@ def _is_real(dtype: np.dtype) -> bool:
     return dtype.kind in "iuf" or dtype.name == "bfloat16"
 
 
+def _shown(da: xr.DataArray) -> str:
+    return "da" if da.name is None else f"da, {da.name!r:.60},"
+
+
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
     """The array, with a channel axis in any case, and its channel axes."""
     if not _is_real(da.dtype) or da.dtype.itemsize > 8:
-        shown = "da" if da.name is None else f"da, {da.name!r:.60},"
-        raise TypeError(f"{shown} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
+        raise TypeError(f"{_shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
     if _is_lazy(da.data):
         from nbnorm.parallel._graph import refuse_unknown_sizes
 
@@ -193,22 +207,45 @@ def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[i
     return (x, axes) if axes else (x[..., None], (x.ndim,))
 
 
+def _values_of_weights(weights: Any, da: xr.DataArray, x: Any) -> Any:
+    """With the axes of x, of length 1 where they are the same for all."""
+    if not isinstance(weights, xr.DataArray):
+        raise TypeError(f"weights is a {type(weights).__qualname__}; expected a DataArray with dimensions of da")
+    if weights.dtype == bool:
+        raise TypeError("weights has dtype bool; expected numbers (da.where(weights) makes the other values missing)")
+    if other := [name for name in weights.dims if name not in da.dims]:
+        raise ValueError(
+            f"weights has the dimension {other[0]!r:.40}, but {_shown(da)} only {da.dims!s:.60}; expected some of these"
+            " (select the variables of a Dataset that have it)"
+        )
+    try:
+        xr.align(da, weights, join="exact")
+    except ValueError as cause:
+        raise ValueError(
+            f"weights has other coordinates or sizes than {_shown(da)} on {weights.dims!s:.60}; expected the same"
+        ) from cause
+    w = weights.transpose(*(name for name in da.dims if name in weights.dims)).data
+    lengths = tuple(da.sizes[name] if name in weights.dims else 1 for name in da.dims)
+    return w.reshape(lengths + (1,) * (x.ndim - da.ndim))
+
+
 def _is_lazy(x: Any) -> bool:
     """Whether it is an array of Dask, which is asked for only where there is one."""
     return type(x).__module__.split(".")[0] == "dask"
 
 
-def _moments(x: Any, axes: tuple[int, ...]) -> Moments:
+def _moments(da: xr.DataArray, x: Any, axes: tuple[int, ...], weights: xr.DataArray | None) -> Moments:
+    w = None if weights is None else _values_of_weights(weights, da, x)
     if not _is_lazy(x):
-        return present_moments(x, axes)
-    from nbnorm.parallel._graph import lazy_moments
+        return present_moments(x, axes, weights=w)
+    from nbnorm.parallel._graph import cut_like, lazy_moments
 
-    return lazy_moments(x, axes, present_moments)
+    return lazy_moments(x, axes, present_moments, weights=cut_like(x, "weights", w))
 
 
-def _stats(da: xr.DataArray, names: tuple[Hashable, ...]) -> BatchStats:
+def _stats(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataArray | None) -> BatchStats:
     x, axes = _values(da, names)
-    found = _moments(x, axes)
+    found = _moments(da, x, axes, weights)
     dims = tuple(name for name in da.dims if name not in names)
     reduced = [name for name, coordinate in da.coords.items() if set(names) & set(coordinate.dims)]
     coords, shape = da.coords.to_dataset().drop_vars(reduced).coords, tuple(da.sizes[name] for name in dims)
@@ -219,9 +256,11 @@ def _stats(da: xr.DataArray, names: tuple[Hashable, ...]) -> BatchStats:
     return BatchStats(*(xr.DataArray(array, coords, dims, da.name) for array in arrays))
 
 
-def _mapped(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats | None, chunk: Any) -> xr.DataArray:
+def _mapped(
+    da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats | None, weights: xr.DataArray | None, chunk: Any
+) -> xr.DataArray:  # fmt: skip
     x, axes = _values(da, names)
-    found = _moments(x, axes) if stats is None else _given(da, names, stats, x, axes)
+    found = _moments(da, x, axes, weights) if stats is None else _given(da, names, stats, x, axes)
     y = _lazy(x, axes, found, chunk, wait=stats is None) if _is_lazy(x) else chunk(x, *found, axes=axes)
     result = da.copy(data=y.reshape(da.shape))
     result.encoding = {}

@@ -102,6 +102,53 @@ def test_there_and_back(dim, chunks, rng):
         assert (y.values[:, 1, 1] == 0).all() or np.isnan(da.values[:, 1, 1]).any()
 
 
+def of_latitude(da):
+    return np.cos(np.deg2rad(da.lat))
+
+
+def of_cells(da):
+    """Its dimensions in another order than da's; a row that does not count."""
+    return xr.DataArray(np.arange(20).reshape(5, 4) // 4, {"lat": da.lat}, ("lon", "lat"))
+
+
+WEIGHTS = {
+    "lat": of_latitude,
+    "lat, lazy where da is": lambda da: of_latitude(da).chunk(lat=3) if da.chunks else of_latitude(da),
+    "integers, turned": of_cells,
+    "all": lambda da: of_latitude(da) * xr.DataArray(np.arange(1.0, 21), {"time": da.time}, "time") * of_cells(da),
+}
+
+
+@pytest.mark.each_pair
+@every_dim
+@every_array
+@pytest.mark.parametrize("weigh", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # Dask's, of a channel without a value
+def test_weights_are_those_of_xarray(weigh, dim, chunks, rng):
+    da = temperatures(rng, chunks)
+    weights = weigh(da)
+    weighted, stats = da.weighted(weights), nx.batch_stats(da, dim, weights=weights)
+    assert all(dask.is_dask_collection(part) == (chunks is not None) for part in stats)
+    near(stats.count, (da.notnull() * weights).transpose(*DIMS).sum(dim))
+    near(stats.mean, weighted.mean(dim))
+    near(stats.var, weighted.var(dim))
+    y, std = nx.standardize(da, dim, weights=weights), weighted.std(dim)
+    near(y, ((da - weighted.mean(dim)) / std.where(std > 1e-15, 1.0)).transpose(*DIMS))
+    assert same_bits(y.values, nx.standardize(da.to_dataset(), dim, weights=weights).t2m.values)
+    both = nx.batch_stats(da.to_dataset(), dim, weights=weights)
+    assert all(same_bits(one.t2m.values, other.values) for one, other in zip(both, stats, strict=True))
+
+
+def test_a_negative_weight_is_found_in_a_chunk_too(rng):
+    da = temperatures(rng)
+    weights = xr.DataArray([1.0, 1, -2, 1], dims="lat")
+    with pytest.raises(ValueError, match="weights has values such as -2"):
+        nx.batch_stats(da, "lat", weights=weights)
+    lazy = nx.batch_stats(da.chunk(lat=1), "lat", weights=weights.chunk(lat=1))
+    with pytest.raises(ValueError, match="weights has values such as -2"):
+        lazy.mean.compute()
+
+
 def test_constants_become_zero():
     da = xr.DataArray(np.full((7, 2), [0.1, 1e8 + 1 / 3]), dims=("a", "b"))
     assert (nx.standardize(da, "a").values == 0).all()
@@ -208,6 +255,31 @@ def test_big_endian_files(rng):
         (lambda da, stats: nx.standardize(da, "lat", stats=stats), ValueError, "expected DataArrays with the dim"),
         (lambda da, stats: nx.standardize(da[:, ::-1], "time", stats=stats), ValueError, "stats has other coord"),
         (lambda da, stats: nx.standardize(da.to_dataset(), "time", stats=stats), ValueError, "no variable 't2m'"),
+        (
+            lambda da, stats: nx.batch_stats(da, "time", weights=np.ones(20)),
+            TypeError,
+            "weights is a ndarray; expected a DataArray",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(da.assign_coords(lat=da.lat + 1), "lat", weights=of_latitude(da)),
+            ValueError,
+            "weights has other coordinates or sizes than da, 't2m', on ('lat',)",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(da.to_dataset().assign(p=da.time.dt.day), "time", weights=of_latitude(da)),
+            ValueError,
+            "weights has the dimension 'lat', but da, 'p', only ('time',); expected some of these (select the var",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(da, "time", weights=da.time.dt.day > 3),
+            TypeError,
+            "weights has dtype bool; expected numbers (da.where(weights)",
+        ),
+        (
+            lambda da, stats: nx.standardize(da, "time", stats=stats, weights=of_latitude(da)),
+            ValueError,
+            "weights and stats are both given",
+        ),
     ],
 )
 def test_what_is_refused(call, error, text, rng):

@@ -59,6 +59,7 @@ FEWER = {"NBNORM_CALLS": "5000", "NBNORM_EXAMPLES": "100", "NBNORM_SIGNALS": "50
 
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="what is left out otherwise: see tests/selection.py")
+    parser.addoption("--without-passed", action="store_true", help="and without what has passed in the run before")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -86,7 +87,12 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     if any("[" in arg for arg in config.args):  # a case that was named runs
         return
-    if out := left_out(items, config.getoption("exhaustive")):
+    out = left_out(items, config.getoption("exhaustive"))
+    if config.getoption("without_passed"):
+        passed = set(config.cache.get(_passed_with_these_sources(), ()))
+        assert passed, "--without-passed: no run before has passed with these sources"
+        out |= {item for item in items if item.nodeid in passed and not item.get_closest_marker("longer")}
+    if out:
         config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
 
@@ -98,8 +104,16 @@ def pytest_unconfigure():
     gc.freeze()
 
 
+def _passed_with_these_sources():
+    """Where pytest's cache has the names."""
+    return "passed/" + "-".join(hash_of_sources(ROOT / folder) for folder in ("nbnorm", "tests"))
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """A line for each reason to skip, however many places have it; and whether all has run."""
+    if cache := getattr(config, "cache", None):  # not with -p no:cacheprovider
+        passed = [report.nodeid for report in terminalreporter.stats.get("passed", ())]
+        cache.set(_passed_with_these_sources(), passed)
     reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()))
     if reasons:
         terminalreporter.section("skipped")

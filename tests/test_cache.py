@@ -190,6 +190,7 @@ def number(pytestconfig):
     return 20 if os.environ.get("NBNORM_STRESS") else 6 if pytestconfig.getoption("exhaustive") else 3
 
 
+@pytest.mark.longer
 @one_suffix
 def test_processes_that_share_a_damaged_cache_agree(own_cache, suffix, number):
     damaged(own_cache, DAMAGES["truncated"], suffix)
@@ -345,6 +346,7 @@ def test_an_error_keeps_no_array_alive(kind, monkeypatch):
         gc.enable()
 
 
+@pytest.mark.longer
 def test_processes_that_share_one_empty_cache_agree(tmp_path, number):
     for process in [start(tmp_path) for _ in range(number)]:
         assert outcome(process)["warnings"] == []

@@ -31,6 +31,7 @@ def outcomes(files, report, *options):
     return found, done.returncode, done.stdout[-8000:] + done.stderr[-4000:]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_cuda_backend_in_the_simulator(file, request, tmp_path_factory):
     """Files share a process, which takes as long to begin as the tests of one."""

@@ -137,6 +137,7 @@ def test_a_failure_between_ghost_batches_leaves_whole_steps(given, monkeypatch):
 # ---- signals
 
 
+@pytest.mark.longer
 def test_a_signal_never_tears_a_state():
     done = run("interrupts", SIGNALS)
     assert done.returncode == 0, done.stderr

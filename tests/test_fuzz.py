@@ -258,6 +258,7 @@ KINDS_WITH_OPTIONS = (
 )
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("kind", "calls", "kinds"),
     [

@@ -54,6 +54,7 @@ def growth(*arguments):
     return json.loads(done.stdout)["digests"][0][0]
 
 
+@pytest.mark.longer
 @pytest.mark.skipif(sys.platform != "linux", reason="NO GROWTH TEST: it reads /proc/self/statm")
 def test_memory_does_not_grow_with_the_calls(pytestconfig):
     number = 100_000 if pytestconfig.getoption("exhaustive") else 30_000

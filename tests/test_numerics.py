@@ -187,6 +187,7 @@ def test_ten_million_values_in_a_channel(table, rng):
         assert_close(copies[0].reshape(part.shape), wanted, terms=terms)
 
 
+@pytest.mark.longer
 @pytest.mark.each_pair
 @needs_wide
 @every_form

@@ -73,6 +73,7 @@ def check(done, layer, number):
     assert found["layer"] == layer
 
 
+@pytest.mark.longer
 @every_layer
 def test_eight_threads_compute_the_same_bits_from_the_first_call_on(layer):
     check(run("python_threads", 8, CALLS, layer=layer), layer, 8)
@@ -112,6 +113,7 @@ def test_forks_of_forks_live(layer):
     check(run("grandchild", layer=layer), layer, 3)
 
 
+@pytest.mark.longer
 @needs_fork
 def test_a_child_forked_while_another_thread_trains_has_a_whole_state_and_a_free_lock():
     done = run("fork_amid_training", FORKS)

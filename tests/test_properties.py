@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import reference
 from common import exact_backward, random_state, same_bits
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ settings.register_profile(
     "nbnorm", derandomize=True, deadline=None, max_examples=int(os.environ.get("NBNORM_EXAMPLES", "300"))
 )
 settings.load_profile("nbnorm")
+pytestmark = pytest.mark.longer
 FLOATS = ["float32", "float64"] if reference.WIDER_THAN_FLOAT64 else ["float32"]
 
 SHAPES = st.one_of(  # (N, C, S): segments, small images, tables

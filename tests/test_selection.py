@@ -2,6 +2,11 @@
 
 import importlib
 import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +14,7 @@ import pytest
 from selection import covering, left_out
 from tolerance import float32_by_default
 
+HERE = Path(__file__).parent
 PRODUCT = list(itertools.product(range(5), range(3), range(4), range(2)))
 HOLES = [row for row in PRODUCT if row[0] != row[1] and row[2:] != (3, 0)]
 
@@ -40,7 +46,7 @@ def test_float32_runs_by_default_and_every_other_dtype_with_exhaustive():
 def test_what_float32_in_names_occurs():
     """A value that no case has would mark nothing."""
     marked = {}
-    for path in Path(__file__).parent.glob("test_*.py"):
+    for path in HERE.glob("test_*.py"):
         if "mark." + "float32_in(" in path.read_text():
             of_module = vars(importlib.import_module(path.stem)).items()
             marked |= {name: one.pytestmark for name, one in of_module if name.startswith("test") and is_marked(one)}
@@ -104,3 +110,51 @@ def test_in_some_layouts_float32_alone_runs_by_default():
         ("float32_in", "last", "float64", 1.0),
     }
     assert not left_out(cases, exhaustive=True)
+
+
+# ---- what has passed already
+
+SUITE = """
+import os, pytest
+def test_one(): pass
+@pytest.mark.longer
+def test_two(): pass
+@pytest.mark.parametrize("n", [pytest.param(1), pytest.param(2, marks=pytest.mark.exhaustive("1"))])
+def test_three(n): pass
+def test_four():
+    if not os.environ.get("PACKAGE"):
+        pytest.skip("no package")
+"""
+
+
+def test_what_has_passed_is_left_out_but_for_what_does_more(tmp_path):
+    (tmp_path / "nbnorm").mkdir()
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    for path in HERE.glob("*.py"):
+        if not path.name.startswith("test_"):
+            shutil.copy(path, tests)
+    shutil.copy(HERE.parent / "pyproject.toml", tmp_path)
+    (tests / "test_suite.py").write_text(SUITE)
+
+    def names(*options, **environment):
+        command = [sys.executable, "-m", "pytest", "-v", "-n", "0", "--color=no", "tests/test_suite.py", *options]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "cuda")]),
+            **environment,
+        }
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"::(\S+) PASSED", done.stdout)
+
+    assert names() == ["test_one", "test_two", "test_three[1]"]
+    assert names("--exhaustive", "--without-passed", PACKAGE="1") == ["test_two", "test_three[2]", "test_four"]
+
+
+def test_what_does_more_with_exhaustive_is_marked():
+    """Who asks for the option or has its numbers without the marker would be left out in favour of less."""
+    asks = re.compile(r'getoption\("exhaustive"\)|environ.get\("NBNORM_(CALLS|EXAMPLES|SIGNALS|STEPS)"')
+    found = {path.stem for path in HERE.glob("test_*.py") if asks.search(path.read_text())} - {Path(__file__).stem}
+    marked = {path.stem for path in HERE.glob("test_*.py") if "mark.longer" in path.read_text()} - {Path(__file__).stem}
+    assert found == marked

@@ -33,8 +33,9 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     dim : str or iterable of str
         The dimensions to reduce, such as "time" or ("time", "lat", "lon"); each other one is a channel dimension.
     weights : DataArray, optional
-        How often values count: finite numbers, not negative, with some of the dimensions of da, such as the cosine of
-        the latitude. Of a Dataset, for each variable.
+        How often values count: finite numbers, not negative, such as ``np.cos(np.deg2rad(da.lat)).clip(0)``. With some
+        of the dimensions of da and its coordinates, and on its device; lazy only where da is. Where a variable of a
+        Dataset has not a dimension of theirs that is reduced, their sums along it.
 
     Returns
     -------
@@ -45,8 +46,8 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     Raises
     ------
     TypeError, ValueError
-        When da is neither, or has no such dimension, or no real numbers; when weights has a dimension that da has not,
-        other coordinates, or a value that is no weight, which of a lazy array shows when it is computed.
+        When da is neither, or has no such dimension, or no real numbers; when weights has a dimension or coordinates
+        that da has not, or a value that is no weight, which of lazy weights shows when they are computed.
 
     Notes
     -----
@@ -63,9 +64,10 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     """
     names = _names(da, dim)
     if isinstance(da, xr.Dataset):
-        each = {name: _stats(da[name], names, weights) for name in _standardized(da, names)}
+        of_each = {name: _checked(da[name], names, weights) for name in _standardized(da, names)}
+        each = {name: _stats(da[name], names, of_one) for name, of_one in of_each.items()}
         return BatchStats(*(xr.Dataset({name: stats[i] for name, stats in each.items()}) for i in range(3)))
-    return _stats(da, names, weights)
+    return _stats(da, names, _checked(da, names, weights))
 
 
 def standardize(
@@ -161,13 +163,14 @@ def _each(da: Data, dim: Dim, stats: BatchStats | None, weights: xr.DataArray | 
     if stats is not None and not isinstance(stats, BatchStats):
         raise TypeError(f"stats is a {type(stats).__qualname__}; expected what nbnorm.xarray.batch_stats returned")
     if isinstance(da, xr.DataArray):
-        return _mapped(da, names, stats, weights, chunk)
+        return _mapped(da, names, stats, _checked(da, names, weights), chunk)
+    of_each = {name: _checked(da[name], names, weights) for name in _standardized(da, names)}
     changed = {}
-    for name in _standardized(da, names):
+    for name, of_one in of_each.items():
         if stats is not None and not all(isinstance(part, xr.Dataset) and name in part for part in stats):
             raise ValueError(f"stats has no variable {name!r:.60}; expected those of batch_stats of such a Dataset")
         own = None if stats is None else BatchStats(*(part[name] for part in stats))  # type: ignore[call-overload]
-        changed[name] = _mapped(da[name], names, own, weights, chunk)
+        changed[name] = _mapped(da[name], names, own, of_one, chunk)
     return da.assign(changed)
 
 
@@ -191,42 +194,53 @@ def _is_real(dtype: np.dtype) -> bool:
 
 
 def _shown(da: xr.DataArray) -> str:
-    return "da" if da.name is None else f"da, {da.name!r:.60},"
+    return "da" if da.name is None else f"da ({da.name!r:.60})"
+
+
+def _check(da: xr.DataArray) -> None:
+    if not _is_real(da.dtype) or da.dtype.itemsize > 8:
+        raise TypeError(f"{_shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
+    if _is_lazy(da.data):
+        _refuse_unknown_sizes("da.data", da.data)
 
 
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
     """The array, with a channel axis in any case, and its channel axes."""
-    if not _is_real(da.dtype) or da.dtype.itemsize > 8:
-        raise TypeError(f"{_shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
-    if _is_lazy(da.data):
-        from nbnorm.parallel._graph import refuse_unknown_sizes
-
-        refuse_unknown_sizes("da.data", da.data)
     x = da.data.astype(np.float64) if da.dtype.kind in "iu" else da.data
     axes = tuple(i for i, name in enumerate(da.dims) if name not in names)
     return (x, axes) if axes else (x[..., None], (x.ndim,))
 
 
-def _values_of_weights(weights: Any, da: xr.DataArray, x: Any) -> Any:
-    """With the axes of x, of length 1 where they are the same for all."""
+def _checked(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataArray | None) -> xr.DataArray | None:
+    """The weights with dimensions of da alone, in their order: along others, which are reduced, their sum."""
+    _check(da)
+    if weights is None:
+        return None
     if not isinstance(weights, xr.DataArray):
         raise TypeError(f"weights is a {type(weights).__qualname__}; expected a DataArray with dimensions of da")
     if weights.dtype == bool:
         raise TypeError("weights has dtype bool; expected numbers (da.where(weights) makes the other values missing)")
-    if other := [name for name in weights.dims if name not in da.dims]:
+    if _is_lazy(weights.data):
+        _refuse_unknown_sizes("weights.data", weights.data)
+        if not _is_lazy(da.data):
+            raise TypeError("weights is lazy, but da is in memory; expected weights.compute(), or a lazy da")
+    other = [name for name in weights.dims if name not in da.dims]
+    if kept := [name for name in other if name not in names]:
         raise ValueError(
-            f"weights has the dimension {other[0]!r:.40}, but {_shown(da)} only {da.dims!s:.60}; expected some of these"
-            " (select the variables of a Dataset that have it)"
+            f"weights has the dimension {kept[0]!r:.30}, which {_shown(da)} has not and dim does not name; expected"
+            f" some of {da.dims!s:.50}"
         )
+    _check_coordinates("weights", [weights], da)
+    if other:
+        weights = weights.sum(other, skipna=False)
+    return weights.transpose(*(name for name in da.dims if name in weights.dims))
+
+
+def _check_coordinates(name: str, arrays: Iterable[Any], da: xr.DataArray) -> None:
     try:
-        xr.align(da, weights, join="exact")
+        xr.align(da, *arrays, join="exact", copy=False)
     except ValueError as cause:
-        raise ValueError(
-            f"weights has other coordinates or sizes than {_shown(da)} on {weights.dims!s:.60}; expected the same"
-        ) from cause
-    w = weights.transpose(*(name for name in da.dims if name in weights.dims)).data
-    lengths = tuple(da.sizes[name] if name in weights.dims else 1 for name in da.dims)
-    return w.reshape(lengths + (1,) * (x.ndim - da.ndim))
+        raise ValueError(f"{name} has other coordinates or sizes than {_shown(da)}; expected the same") from cause
 
 
 def _is_lazy(x: Any) -> bool:
@@ -234,8 +248,17 @@ def _is_lazy(x: Any) -> bool:
     return type(x).__module__.split(".")[0] == "dask"
 
 
+def _refuse_unknown_sizes(name: str, x: Any) -> None:
+    from nbnorm.parallel._graph import refuse_unknown_sizes
+
+    refuse_unknown_sizes(name, x)
+
+
 def _moments(da: xr.DataArray, x: Any, axes: tuple[int, ...], weights: xr.DataArray | None) -> Moments:
-    w = None if weights is None else _values_of_weights(weights, da, x)
+    w = None
+    if weights is not None:
+        lengths = tuple(da.sizes[name] if name in weights.dims else 1 for name in da.dims)
+        w = weights.data.reshape(lengths + (1,) * (x.ndim - da.ndim))
     if not _is_lazy(x):
         return present_moments(x, axes, weights=w)
     from nbnorm.parallel._graph import cut_like, lazy_moments
@@ -274,12 +297,7 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
         if not isinstance(part, xr.DataArray) or set(part.dims) != set(dims):
             found = part.dims if isinstance(part, xr.DataArray) else type(part).__qualname__
             raise ValueError(f"stats has {found!s:.60}; expected DataArrays with the dimensions {dims!s:.60}")
-    try:
-        xr.align(da, *stats, join="exact")
-    except ValueError as cause:
-        raise ValueError(
-            f"stats has other coordinates or sizes than da on {dims!s:.60}; expected those of batch_stats of such data"
-        ) from cause
+    _check_coordinates("stats", stats, da)
     shape = tuple(x.shape[i] for i in axes)
     count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
     with _device.current(_device.of(mean)):

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import passed
 import pytest
 from selection import left_out
 from sources import hash_of_sources
@@ -59,7 +60,7 @@ FEWER = {"NBNORM_CALLS": "5000", "NBNORM_EXAMPLES": "100", "NBNORM_SIGNALS": "50
 
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="what is left out otherwise: see tests/selection.py")
-    parser.addoption("--without-passed", action="store_true", help="and without what has passed in the run before")
+    parser.addoption("--without-passed", action="store_true", help="but for what has passed with these files already")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,6 +77,7 @@ def pytest_cmdline_main(config):
 
 def pytest_configure(config):
     """Of what is drawn at random, fewer by default."""
+    passed.begin(config, ROOT)
     if not config.getoption("exhaustive"):
         for name, number in FEWER.items():
             os.environ.setdefault(name, number)
@@ -89,9 +91,8 @@ def pytest_collection_modifyitems(config, items):
         return
     out = left_out(items, config.getoption("exhaustive"))
     if config.getoption("without_passed"):
-        passed = set(config.cache.get(_passed_with_these_sources(), ()))
-        assert passed, "--without-passed: no run before has passed with these sources"
-        out |= {item for item in items if item.nodeid in passed and not item.get_closest_marker("longer")}
+        already = passed.names(config)
+        out |= {item for item in items if item.nodeid in already and not item.get_closest_marker("longer")}
     if out:
         config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
@@ -104,16 +105,12 @@ def pytest_unconfigure():
     gc.freeze()
 
 
-def _passed_with_these_sources():
-    """Where pytest's cache has the names."""
-    return "passed/" + "-".join(hash_of_sources(ROOT / folder) for folder in ("nbnorm", "tests"))
-
-
 def pytest_terminal_summary(terminalreporter, config):
-    """A line for each reason to skip, however many places have it; and whether all has run."""
-    if cache := getattr(config, "cache", None):  # not with -p no:cacheprovider
-        passed = [report.nodeid for report in terminalreporter.stats.get("passed", ())]
-        cache.set(_passed_with_these_sources(), passed)
+    """A line for each reason to skip, however many places have it; and whether all has run. What has is remembered."""
+    if config.getoption("without_passed"):
+        line = f"Without what of {len(passed.names(config))} tests that had passed does no more with --exhaustive"
+        terminalreporter.line(line)
+    passed.remember(config, terminalreporter.stats)
     reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()))
     if reasons:
         terminalreporter.section("skipped")

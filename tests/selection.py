@@ -11,7 +11,10 @@
 - `float32_in`: of the cases with one of these values, layouts or forms, those of float32; the last argument says what
   takes the place of the others.
 
-The choice is the same on every machine, for it looks at nothing but the cases and their order.
+`longer` leaves nothing out: it is on a test that does more with `--exhaustive` under the same name, which
+`--without-passed` (passed.py) has to run again.
+
+The choice by these markers is the same on every machine, for it looks at nothing but the cases and their order.
 """
 
 from __future__ import annotations

@@ -137,19 +137,25 @@ def test_what_has_passed_is_left_out_but_for_what_does_more(tmp_path):
     shutil.copy(HERE.parent / "pyproject.toml", tmp_path)
     (tests / "test_suite.py").write_text(SUITE)
 
-    def names(*options, **environment):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "cuda")])}
+
+    def names(*options, **more):
         command = [sys.executable, "-m", "pytest", "-v", "-n", "0", "--color=no", "tests/test_suite.py", *options]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "cuda")]),
-            **environment,
-        }
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env={**environment, **more}, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return re.findall(r"::(\S+) PASSED", done.stdout)
 
+    refused = [sys.executable, "-m", "pytest", "-n", "0", "tests/test_suite.py", "--without-passed"]
+    done = subprocess.run(refused, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "nothing has passed with these files" in done.stderr
     assert names() == ["test_one", "test_two", "test_three[1]"]
     assert names("--exhaustive", "--without-passed", PACKAGE="1") == ["test_two", "test_three[2]", "test_four"]
+    assert names("--exhaustive", "--without-passed") == ["test_two"]  # test_four is no news any more
+    with (tests / "test_suite.py").open("a") as file:
+        file.write("\n# edited\n")
+    done = subprocess.run(refused, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
 
 
 def test_what_does_more_with_exhaustive_is_marked():

@@ -115,6 +115,8 @@ WEIGHTS = {
     "lat": of_latitude,
     "lat, lazy where da is": lambda da: of_latitude(da).chunk(lat=3) if da.chunks else of_latitude(da),
     "integers, turned": of_cells,
+    "a number": lambda da: xr.DataArray(0.5),
+    "without coordinates": lambda da: xr.DataArray([3.0, 0, 0, 1], dims="lat"),
     "all": lambda da: of_latitude(da) * xr.DataArray(np.arange(1.0, 21), {"time": da.time}, "time") * of_cells(da),
 }
 
@@ -134,9 +136,46 @@ def test_weights_are_those_of_xarray(weigh, dim, chunks, rng):
     near(stats.var, weighted.var(dim))
     y, std = nx.standardize(da, dim, weights=weights), weighted.std(dim)
     near(y, ((da - weighted.mean(dim)) / std.where(std > 1e-15, 1.0)).transpose(*DIMS))
+    assert (y.chunks, y.name, y.attrs) == (da.chunks, "t2m", da.attrs)
+    xr.testing.assert_identical(y.coords.to_dataset(), da.coords.to_dataset())
     assert same_bits(y.values, nx.standardize(da.to_dataset(), dim, weights=weights).t2m.values)
     both = nx.batch_stats(da.to_dataset(), dim, weights=weights)
     assert all(same_bits(one.t2m.values, other.values) for one, other in zip(both, stats, strict=True))
+
+
+@every_array
+@pytest.mark.parametrize("kind", ["float32", "float16", "int16"])
+def test_weights_of_other_dtypes(kind, chunks, rng):
+    x = (100 * sample(rng, (20, 4, 5), "float64")).astype(kind)
+    da = xr.DataArray(x, dims=DIMS)  # without the coordinates that the weights have
+    latitude = xr.DataArray(np.float32([-90, -30, 30, 90]), dims="lat")
+    weights = np.cos(np.deg2rad(latitude.assign_coords(lat=latitude))).clip(0)  # of a pole it is negative in float32
+    stats = nx.batch_stats(da if chunks is None else da.chunk(chunks), ("time", "lat"), weights=weights)
+    weighted = da.astype(float).weighted(weights.astype(float))  # xarray sums float32 in float32
+    near(stats.mean, weighted.mean(("time", "lat")))
+    near(stats.var, weighted.var(("time", "lat")))
+
+
+@every_array
+def test_weights_of_a_dataset_are_summed_where_a_variable_is_the_same(chunks, rng):
+    """As in xarray, whose weighted means of such a variable are those over all dimensions of the weights."""
+    da = temperatures(rng, chunks)
+    ds, weights = xr.Dataset({"t": da, "series": da.isel(lat=3, lon=2, drop=True)}), of_latitude(da)
+    stats, weighted = nx.batch_stats(ds, ("time", "lat"), weights=weights), ds.weighted(weights)
+    near(stats.mean.t, weighted.mean(("time", "lat")).t)
+    near(stats.mean.series, ds.series.mean())
+    near(stats.var.series, ds.series.var())
+    near(stats.count.series, ds.series.count() * weights.sum())
+    near(nx.standardize(ds, ("time", "lat"), weights=weights).series, (ds.series - ds.series.mean()) / ds.series.std())
+
+
+def test_nothing_is_computed_where_weights_do_not_fit_a_variable(rng, monkeypatch):
+    da = temperatures(rng)
+    ds = xr.Dataset({"t": da, "series": da.isel(lat=3, lon=2, drop=True)})
+    monkeypatch.setattr(nx, "present_moments", None)
+    for call in nx.batch_stats, nx.standardize:
+        with pytest.raises(ValueError, match=r"which da .'series'. has not and dim does not name"):
+            call(ds, "time", weights=of_latitude(da))
 
 
 def test_a_negative_weight_is_found_in_a_chunk_too(rng):
@@ -248,8 +287,12 @@ def test_big_endian_files(rng):
         (lambda da, stats: nx.standardize(da.values, "time"), TypeError, "da is a numpy.ndarray; expected a DataArray"),
         (lambda da, stats: nx.standardize(da, "level"), ValueError, "dim is 'level'; expected some of the dimensions"),
         (lambda da, stats: nx.batch_stats(da, []), ValueError, "dim is []"),
-        (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "da, 't2m', has dtype bool; expected int"),
-        (lambda da, stats: nx.standardize(da.astype("g").to_dataset(), "time"), TypeError, "'t2m', has dtype float128"),
+        (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "da ('t2m') has dtype bool; expected int"),
+        (
+            lambda da, stats: nx.standardize(da.astype("g").to_dataset(), "time"),
+            TypeError,
+            "('t2m') has dtype float128",
+        ),
         (lambda da, stats: nx.unstandardize(da, "time", stats=None), TypeError, "stats is None"),
         (lambda da, stats: nx.standardize(da, "time", stats=3), TypeError, "stats is a int; expected what"),
         (lambda da, stats: nx.standardize(da, "lat", stats=stats), ValueError, "expected DataArrays with the dim"),
@@ -263,12 +306,17 @@ def test_big_endian_files(rng):
         (
             lambda da, stats: nx.batch_stats(da.assign_coords(lat=da.lat + 1), "lat", weights=of_latitude(da)),
             ValueError,
-            "weights has other coordinates or sizes than da, 't2m', on ('lat',)",
+            "weights has other coordinates or sizes than da ('t2m'); expected the same",
         ),
         (
             lambda da, stats: nx.batch_stats(da.to_dataset().assign(p=da.time.dt.day), "time", weights=of_latitude(da)),
             ValueError,
-            "weights has the dimension 'lat', but da, 'p', only ('time',); expected some of these (select the var",
+            "the dimension 'lat', which da ('p') has not and dim does not name; expected some of ('time',)",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(da, "time", weights=of_latitude(da).chunk()),
+            TypeError,
+            "weights is lazy, but da is in memory; expected weights.compute(), or a lazy da",
         ),
         (
             lambda da, stats: nx.batch_stats(da, "time", weights=da.time.dt.day > 3),

@@ -202,11 +202,16 @@ def test_an_array_with_names(cupy, rng):
     for one, right, size in zip(found, ((x - mean) / std,) * 2 + (x,), (sizes, sizes, sizes * std), strict=True):
         assert (np.abs(one.data.get() - right) <= 8 * 2.0**-53 * size).all()
     w = np.arange(12.0)
-    weighted = names.batch_stats(da, "time", weights=xarray.DataArray(on(cupy, 1, w), dims="time"))
+    weights = xarray.DataArray(on(cupy, 1, w), dims="time")
+    weighted = names.batch_stats(da, "time", weights=weights)
     assert {a.data.device.id for a in weighted} == {1}
     count, mean, m2 = reference.weighted_stats(x, np.broadcast_to(w[:, None], x.shape))
     for one, right in zip(weighted, (count, mean, m2), strict=True):
         assert_stat_close(one.data.get(), right)
+    z, size = names.standardize(da, "time", weights=weights), (np.abs(x) + np.abs(mean)) / np.sqrt(m2 / count)
+    assert (np.abs(z.data.get() - (x - mean) / np.sqrt(m2 / count)) <= 8 * 2.0**-53 * size).all()
+    with pytest.raises(TypeError, match=r"weights is a numpy.ndarray; expected a cupy.ndarray"):
+        names.batch_stats(da, "time", weights=xarray.DataArray(w, dims="time"))
 
 
 def test_a_layer(cupy, rng):

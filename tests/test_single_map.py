@@ -17,7 +17,7 @@ from nbnorm._cpu.traced import single_map, single_map_of_two
 SMALLEST = F(1, 2**149)  # float32 number
 LARGEST = {"float16": 4.8, "bfloat16": 38.0, "float32": 38.0}  # exponents of ten
 SMALLEST_TEN = {"float16": -7.0, "bfloat16": -38.0, "float32": -38.0}
-pytestmark = pytest.mark.filterwarnings("ignore:overflow"), pytest.mark.longer
+pytestmark = [pytest.mark.filterwarnings("ignore:overflow"), pytest.mark.longer]
 TIMES = int(os.environ.get("NBNORM_EXAMPLES", "500"))
 narrow_dtypes = pytest.mark.parametrize("name", ["float16", "float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 

@@ -91,8 +91,8 @@ def pytest_collection_modifyitems(config, items):
         return
     out = left_out(items, config.getoption("exhaustive"))
     if config.getoption("without_passed"):
-        already = passed.names(config)
-        out |= {item for item in items if item.nodeid in already and not item.get_closest_marker("longer")}
+        before = config.stash[passed.BEFORE]
+        out |= {item for item in items if item.nodeid in before and not item.get_closest_marker("longer")}
     if out:
         config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
@@ -108,8 +108,8 @@ def pytest_unconfigure():
 def pytest_terminal_summary(terminalreporter, config):
     """A line for each reason to skip, however many places have it; and whether all has run. What has is remembered."""
     if config.getoption("without_passed"):
-        line = f"Without what of {len(passed.names(config))} tests that had passed does no more with --exhaustive"
-        terminalreporter.line(line)
+        number = len(config.stash[passed.BEFORE])
+        terminalreporter.line(f"Without those of {number} tests that had passed which do no more with --exhaustive")
     passed.remember(config, terminalreporter.stats)
     reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()))
     if reasons:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 READ = ("nbnorm", "tests", "asv_benchmarks", "docs", "README.md", "pyproject.toml")  # by the tests
-KEY, FILES = "nbnorm/passed", pytest.StashKey[str]()
+KEY = "nbnorm/passed"
+FILES, BEFORE = pytest.StashKey[str](), pytest.StashKey[set]()
 
 
 def files_of(root: Path) -> str:
@@ -27,13 +28,10 @@ def files_of(root: Path) -> str:
 def begin(config, root):
     """Files that change during a run are those of its beginning."""
     config.stash[FILES] = files_of(root)
-    if config.getoption("without_passed") and not names(config):
-        raise pytest.UsageError("--without-passed: nothing has passed with these files; run without it first")
-
-
-def names(config):
     found = config.cache.get(KEY, {}) if hasattr(config, "cache") else {}  # not with -p no:cacheprovider
-    return set(found["names"]) if found.get("files") == config.stash[FILES] else set()
+    config.stash[BEFORE] = set(found["names"]) if found.get("files") == config.stash[FILES] else set()
+    if config.getoption("without_passed") and not config.stash[BEFORE]:
+        raise pytest.UsageError("--without-passed: nothing has passed with these files; run without it first")
 
 
 def remember(config, stats):
@@ -42,5 +40,6 @@ def remember(config, stats):
         {report.nodeid for kind in kinds for report in stats.get(kind, ())}
         for kinds in (["passed"], ["error", "failed"])
     )
-    if hasattr(config, "cache"):
-        config.cache.set(KEY, {"files": config.stash[FILES], "names": sorted((names(config) | passed) - wrong)})
+    if hasattr(config, "cache") and not hasattr(config, "workerinput"):  # who starts the workers hears of all
+        names = sorted((config.stash[BEFORE] | passed) - wrong)
+        config.cache.set(KEY, {"files": config.stash[FILES], "names": names})

@@ -161,6 +161,7 @@ def test_what_has_passed_is_left_out_but_for_what_does_more(tmp_path):
 def test_what_does_more_with_exhaustive_is_marked():
     """Who asks for the option or has its numbers without the marker would be left out in favour of less."""
     asks = re.compile(r'getoption\("exhaustive"\)|environ.get\("NBNORM_(CALLS|EXAMPLES|SIGNALS|STEPS)"')
-    found = {path.stem for path in HERE.glob("test_*.py") if asks.search(path.read_text())} - {Path(__file__).stem}
-    marked = {path.stem for path in HERE.glob("test_*.py") if "mark.longer" in path.read_text()} - {Path(__file__).stem}
+    tests = set(HERE.rglob("test_*.py")) - {Path(__file__)}  # and those of the simulator
+    found = {path.stem for path in tests if asks.search(path.read_text())}
+    marked = {path.stem for path in tests if "mark.longer" in path.read_text()}
     assert found == marked

@@ -273,7 +273,7 @@ def test_a_kernel_links_within_its_resources(compile_for, name, memory, cc):
 @some_combinations
 @pytest.mark.parametrize(
     ("name", "memory", "cc"),
-    of_each(list(COUNTED)[:: 1 if EVERY_COMBINATION else 3]),  # of each kernel one kind or two
+    of_each(list(COUNTED)[:: 1 if EVERY_COMBINATION else 5]),  # each kind with some kernels
 )
 def test_masks_of_every_kind_link_within_their_resources(compile_for, name, memory, cc):
     check_packs(check_resources(compile_for, name, memory, cc), name, memory)
@@ -370,7 +370,7 @@ ARRAYS = {
 }
 
 
-@pytest.mark.each_value
+@some_combinations("the map is the kernel's, loads and stores are the dtype's, which other tests here look at")
 @pytest.mark.parametrize(
     ("name", "arrays", "memory"),
     [

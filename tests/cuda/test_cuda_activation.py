@@ -54,7 +54,7 @@ def moved(cupy, *given):
     return [None if array is None else cupy.asarray(array) for array in given]
 
 
-@pytest.mark.each_pair
+@pytest.mark.pairs_at_most("what loads knows the dtype, what walks the shape; a gate and a residual act on packs")
 @every_shape
 @every_activation
 @with_or_without
@@ -82,6 +82,7 @@ def test_a_step_equals_the_definition(cupy, dtype, shape, activation, with_resid
 
 
 @pytest.mark.each_value
+@pytest.mark.pairs_at_most("forms of masks and shapes: test_cuda_counted.py")
 @every_shape
 @pytest.mark.parametrize("form", ["where, padding", "weights, all of x", "all"])
 @pytest.mark.parametrize("activation", ["relu", ("leaky_relu", 0.3)], ids=str)

@@ -13,7 +13,7 @@ from nbnorm._cpu import plan, threads
     [
         ("long segments", 2, 4, (32, 64, 3136), False, True),
         ("images of 7x7 in cache", 2, 4, (64, 512, 49), False, False),
-        ("the same beyond the caches", 2, 4, (512, 512, 49), True, True),
+        ("the same beyond the caches", 2, 4, (512, 512, 49), False, True),
         ("images of 4x4", 2, 4, (64, 512, 16), True, False),
         ("a table in cache", 2, 4, (6272, 250, 1), True, False),
         ("a larger one", 3, 4, (9000, 250, 1), True, False),
@@ -30,15 +30,31 @@ def test_a_map_is_cut_by_its_shape_and_its_bytes(what, tensors, itemsize, shape,
         assert cut.width >= min(cut.K, plan.MAP_WIDTH) + 2 * plan.LANES
 
 
+@pytest.mark.parametrize(
+    ("what", "shape", "streaming", "in_blocks"),
+    [
+        ("images of 7x7 in cache", (64, 512, 49), False, True),
+        ("the same beyond the caches", (512, 512, 49), True, False),
+        ("a wide table", (64, 8192, 1), False, True),
+        ("one beyond the caches", (250, 30000, 1), True, True),
+        ("one with more rows", (256, 16384, 1), True, False),
+        ("a table of many rows", (65536, 256, 1), False, False),
+    ],
+)
+def test_blocks_of_channels_are_for_what_stays_in_cache_or_has_few_rows(what, shape, streaming, in_blocks):
+    assert (plan.blocks(*shape, True, 1, streaming) is not None) == in_blocks
+
+
+SEGMENTS = [(37, 20, 33), (5, 7, 70), (40, 50, 37), (70, 17, 65), (9, 3, 96), (2, 3, 1100)]  # a vector long at least
+COLUMNS = [*SEGMENTS, (301, 45, 1), (9, 3, 3), (1200, 3, 1), (21, 1024, 1)]
+
+
 @pytest.mark.each_pair
 @pytest.mark.parametrize(
-    "shape",
-    [(37, 20, 33), (301, 45, 1), (5, 7, 70), (9, 3, 3), (1200, 3, 1), (40, 50, 37), (70, 17, 65), (21, 1024, 1)],
-    ids=str,
+    ("by_columns", "shape"), [*((False, shape) for shape in SEGMENTS), *((True, shape) for shape in COLUMNS)], ids=str
 )
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("by_columns", [False, True])
-def test_no_cut_of_a_map_changes_a_bit(by_columns, streaming, shape, dtype, rng, monkeypatch):
+def test_no_cut_of_a_map_changes_a_bit(by_columns, shape, streaming, dtype, rng, monkeypatch):
     x, dy, state = sample(rng, shape, dtype), sample(rng, shape, dtype), random_state(rng, shape[1])
 
     def results():
@@ -54,3 +70,29 @@ def test_no_cut_of_a_map_changes_a_bit(by_columns, streaming, shape, dtype, rng,
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)  # several workers, where there are several threads
     for found, right in zip(results(), expected):
         np.testing.assert_array_equal(found.view(np.uint8), right.view(np.uint8))
+
+
+@pytest.mark.parametrize("S", [33, 49, 1100])
+def test_maps_of_segments_begin_anywhere_in_a_line(S, dtype, rng, monkeypatch):
+    """Whole lines are mapped at once, wherever segments end and y begins, and nothing else is written."""
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
+    x, state = sample(rng, (3, 5, S), dtype), random_state(rng, 5)
+    expected = nbnorm.batch_norm_inference(x, state)
+    for row in range(15):  # channels with numbers of their own, segment by segment
+        n, c = divmod(row, 5)
+        alone = nbnorm.BatchNormState(1)
+        alone.gamma, alone.beta = state.gamma[c : c + 1], state.beta[c : c + 1]
+        alone.running_mean, alone.running_var = state.running_mean[c : c + 1], state.running_var[c : c + 1]
+        found = nbnorm.batch_norm_inference(x[n : n + 1, c : c + 1].copy(), alone)
+        np.testing.assert_array_equal(found[0, 0], expected[n, c])
+    line = 64 // x.itemsize
+    for offset in range(line):
+        room = np.full(x.size + 3 * line, 7, x.dtype)
+        begin = -room.ctypes.data % 64 // x.itemsize + offset
+        y = room[begin : begin + x.size].reshape(x.shape)
+        for source in (x, y):  # in its own place, too
+            y[...] = x
+            nbnorm.batch_norm_inference(source, state, out=y)
+            np.testing.assert_array_equal(y, expected)
+        beside = np.concatenate([room[:begin], room[begin + x.size :]])
+        np.testing.assert_array_equal(beside, np.full_like(beside, 7))

@@ -9,87 +9,24 @@ faster there, so rows of columns do where that costs nothing.
 
 from __future__ import annotations
 
-import numpy as np
-
 from nbnorm._cpu.arrays import matrix, matrix_of_map
-from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, own_k
+from nbnorm._cpu.coefficients import OF_ONE, OF_TWO
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
-from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, even, portion_from_the_end, share
+from nbnorm._cpu.deal import NONE_DONE, even, portion_from_the_end, share
 from nbnorm._cpu.finalize import finalize_running
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.maps import ALL, NONE, ORDINARY, START, STREAMING, few, image, rows_run, run
-from nbnorm._cpu.plan import AHEAD, CHUNK, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
+from nbnorm._cpu.maps import ORDINARY, rows_run, run
+from nbnorm._cpu.plan import AHEAD, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
 from nbnorm._cpu.region import each_worker
-from nbnorm._cpu.tables import numbers_of, spread_map
-from nbnorm._cpu.vector import FEW, LANES, function, larger, once, routine, smaller
-from nbnorm._cpu.vector_memory import LINE, columns_at_once, fence, load_as, store, until_line
+from nbnorm._cpu.tables import spread_map
+from nbnorm._cpu.vector import LANES, larger, once, routine, smaller
+from nbnorm._cpu.vector_memory import LINE, columns_at_once, fence, until_line
+from nbnorm._cpu.walk import GROUP, map_segments
 from nbnorm._formulas import ORIGIN
 
-NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
-GROUP = 65_536  # values that are walked forwards before going back
 MANY = 256  # rows that share tables
 
-
 # ---- segments
-
-
-@routine
-def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
-    """A run of values of channel c."""
-    own = numbers_of(dy, coef, own_k(origins, coef), c)
-    if streaming:
-        ahead = NONE
-        if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-            if other is not None:
-                ahead = NEAR  # two arrays to read beside a streamed one: the CPU does not see that coming
-        run(x, dy, other, slope, w, y, i, end, own, START, STREAMING, ahead)
-        return
-    while i + LANES <= end:
-        u, v, z = load_as(own, x, i), load_as(own, dy, i), load_as(own, other, i)
-        store(y, i, image(u, v, z, slope, w, ALL, own, START))
-        i += LANES
-        w = shifted(w, 0, 0, LANES)
-    while i + FEW <= end:
-        few(x, dy, other, slope, w, y, i, WHOLE, own)
-        i += FEW
-        w = shifted(w, 0, 0, FEW)
-    if i < end:
-        few(x, dy, other, slope, w, y, i, end - i, own)
-
-
-@function
-def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, streaming):
-    n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
-    for n in range(n1 - 1, n0 - 1, -1):
-        b = (n * C + c) * S
-        segment(x, dy, other, slope, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
-
-
-@routine
-def map_segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
-    """What one worker does."""
-    pieces = (S + CHUNK - 1) // CHUNK
-    group = GROUP // larger(1, smaller(S, CHUNK))
-    done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, N * C * pieces)
-    while first < last:
-        start = larger(first, last - group)
-        # Counted on from here: a division for each segment would take as long as a vector.
-        b, p = start // pieces, start % pieces
-        c = b % C
-        for _ in range(start, last):
-            at = w
-            if w is not None:  # else LLVM would not know that nobody needs the quotient
-                at = shifted(w, b // C, c, p * CHUNK)
-            i, end = b * S + p * CHUNK, b * S + smaller(S, (p + 1) * CHUNK)
-            segment(x, dy, other, slope, at, y, c, i, end, origins, coef, streaming)
-            p += 1
-            if p == pieces:
-                b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
-        last = start
-        if first == last:
-            done, first, last = portion_from_the_end(taken, done, worker, workers, N * C * pieces)
-    if streaming:
-        fence()
 
 
 @Kernel
@@ -127,7 +64,7 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, tables, streaming)
     A group of rows at a time, from the last to the first, forwards in a group. In a group one panel of columns after
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
     """
-    group, panel = larger(1, GROUP // K), MAP_OF_ONE if dy is None else MAP_OF_TWO
+    group, panel = larger(1, GROUP // (j1 - j0)), MAP_OF_ONE if dy is None else MAP_OF_TWO
     ahead = larger(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
     # The lines of rows that lie whole pages apart share the few places of one address in a first-level cache: mapping
     # such rows abreast was slower with LANES columns at once. With fewer it is faster all the same.

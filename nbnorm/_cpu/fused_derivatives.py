@@ -7,7 +7,6 @@ find it in the second-level cache.
 
 from __future__ import annotations
 
-from nbnorm._cpu.apply import chunk
 from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
@@ -16,6 +15,7 @@ from nbnorm._cpu.reduce import chunk_sums
 from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.vector import routine
 from nbnorm._cpu.vector_memory import fence
+from nbnorm._cpu.walk import chunk
 from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM, centred_product
 
 

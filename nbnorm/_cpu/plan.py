@@ -25,6 +25,7 @@ BLOCK = 131_072  # values of a block of rows
 CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
 RUN = 352  # columns of such a block side by side, at least: shorter runs cost more than reading all twice
+TALL = 256  # values of a channel beside which what each channel costs is little
 SMALL = 65_536  # values that stay in a second-level cache, whatever their dtype
 CACHE_BYTES = 32 << 20  # what of a last-level cache a process may hope to have, on whatever machine
 PAGE = 4_096  # bytes after which addresses fall into the same set of a first-level cache
@@ -99,10 +100,10 @@ def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
 
 
 @lru_cache(1024)
-def blocks(N: int, C: int, S: int, together: bool, workers: int) -> Blocks | None:
-    """For the fused driver; None where blocks would not stay in cache."""
+def blocks(N: int, C: int, S: int, together: bool, workers: int, streaming: bool) -> Blocks | None:
+    """For the fused driver; None where blocks would not stay in cache, and where to read x twice is faster."""
     cols = columns(N, C, S, together)
-    if not cols.channels or (cols.tile > 1 and workers > 1):
+    if not cols.channels or (cols.tile > 1 and workers > 1) or (streaming and N * S >= TALL):
         return None
     channels = C if cols.tile > 1 else min(cols.channels, -(-C // workers), max(1, -(-512 // S)))
     # Rows go on, and a vector reaches, beyond the columns.
@@ -119,7 +120,7 @@ def mapping(tensors: int, itemsize: int, N: int, C: int, S: int, in_rows: bool =
     """For a map that reads and writes so many tensors. Its values are the same either way."""
     traffic = tensors * itemsize * N * C * S
     streaming = streams(traffic)
-    if not in_rows or S >= SHORT or (S > LANES and not streaming) or traffic == 0:
+    if not in_rows or S > LANES or traffic == 0:
         return Map(0, 0, streaming)
     K = columns(N, C, S, together).map_K
     return Map(K, min(K, MAP_WIDTH) + 3 * LANES, streaming)

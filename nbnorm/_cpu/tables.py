@@ -10,7 +10,7 @@ from numba.core import cgutils
 from nbnorm._cpu.arrays import address_of
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, B, H, K, own_k
 from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._cpu.vector import LANES, function, narrow, narrow_single, smaller, vector
+from nbnorm._cpu.vector import LANES, first, function, narrow, narrow_single, smaller, vector
 from nbnorm._cpu.vector_memory import is_single, kind_of, lanes, load_part_as, store
 from nbnorm._floats import I64, splat
 
@@ -111,5 +111,23 @@ def numbers_of(typingctx, dy, coef, k, c):
     return result(dy, coef, k, types.int64), emit
 
 
+@intrinsic
+def blended(typingctx, own, following, n):
+    """A vector for each row: the number of `own` in n lanes, that of `following` in the others."""
+    kind = kind_of(own)
+    result = types.UniTuple(kind, own.count)
+
+    def emit(ctx, builder, sig, args):
+        width = kind.lanes.count
+        its = first(builder, args[2], width)
+        rows = []
+        for row in range(own.count):
+            numbers = (splat(builder, builder.extract_value(one, row), width) for one in args[:2])
+            rows.append(builder.select(its, *numbers))
+        return ctx.make_tuple(builder, result, rows)
+
+    return result(own, own, types.int64), emit
+
+
 if config.DISABLE_JIT:
-    from nbnorm._cpu.vector_python import lanes_of, lanes_of_columns, numbers_of  # noqa: F401
+    from nbnorm._cpu.vector_python import blended, lanes_of, lanes_of_columns, numbers_of  # noqa: F401

@@ -166,6 +166,10 @@ def numbers_of(dy: NDArray | None, coef: NDArray, k: NDArray, c: int) -> tuple:
     return *coef[:4, c], k[c], *coef[5:, c]  # 4 is coefficients.K
 
 
+def blended(own: tuple, following: tuple, n: int) -> tuple[Vector, ...]:
+    return tuple(np.where(np.arange(LANES) < n, a, b) for a, b in zip(own, following, strict=True))
+
+
 # ---- vector_mask.py, bool arrays
 
 

@@ -1,0 +1,144 @@
+"""Walk: what one worker maps of segments, and in which order: from the last to the first, in groups that go forwards
+(apply.py says why).
+
+Segments lie one behind the other, so their values are mapped as one run, whole lines at a time; a vector that reaches
+into the next segment has numbers of both channels. Where values count by w each segment is a run of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbnorm._cpu.coefficients import own_k
+from nbnorm._cpu.cursor import shifted
+from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, portion_from_the_end
+from nbnorm._cpu.maps import ALL, NONE, START, STREAMING, few, image, part, run
+from nbnorm._cpu.plan import CHUNK
+from nbnorm._cpu.tables import blended, numbers_of
+from nbnorm._cpu.vector import FEW, LANES, function, larger, routine, smaller
+from nbnorm._cpu.vector_memory import fence, load_as, prefetch, store, stream, until_line
+
+NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
+GROUP = 65_536  # values that are walked forwards before going back
+UNIT = 1_024  # values that are shared out together
+
+
+# ---- one segment
+
+
+@routine
+def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
+    """A run of values of channel c."""
+    own = numbers_of(dy, coef, own_k(origins, coef), c)
+    if streaming:
+        ahead = NONE
+        if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+            if other is not None:
+                ahead = NEAR  # two arrays to read beside a streamed one: the CPU does not see that coming
+        run(x, dy, other, slope, w, y, i, end, own, START, STREAMING, ahead)
+        return
+    while i + LANES <= end:
+        u, v, z = load_as(own, x, i), load_as(own, dy, i), load_as(own, other, i)
+        store(y, i, image(u, v, z, slope, w, ALL, own, START))
+        i += LANES
+        w = shifted(w, 0, 0, LANES)
+    while i + FEW <= end:
+        few(x, dy, other, slope, w, y, i, WHOLE, own)
+        i += FEW
+        w = shifted(w, 0, 0, FEW)
+    if i < end:
+        few(x, dy, other, slope, w, y, i, end - i, own)
+
+
+@function
+def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, streaming):
+    n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
+    for n in range(n1 - 1, n0 - 1, -1):
+        b = (n * C + c) * S
+        segment(x, dy, other, slope, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
+
+
+# ---- one behind the other
+
+
+@routine
+def place(x, dy, other, slope, y, i, coef, streaming):
+    """y[i : i + LANES]."""
+    u, v, z = load_as(coef, x, i), load_as(coef, dy, i), load_as(coef, other, i)
+    values = image(u, v, z, slope, None, ALL, coef, START)
+    if streaming:
+        stream(y, i, values)
+    else:
+        store(y, i, values)
+
+
+@routine
+def segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming):
+    """y[i:end], of segments that are LANES long at least. It begins with the first or where a line does, and ends with
+    the last or whole vectors later."""
+    k, b = own_k(origins, coef), i // S
+    c, stop = b % C, (b + 1) * S
+    own, ahead = numbers_of(dy, coef, k, c), NONE
+    if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if other is not None:
+            ahead = NEAR  # as above
+    n = smaller(end - i, until_line(y, i))
+    if n > 0:
+        part(x, dy, other, slope, None, y, i, n, own, START)
+        i += n
+    while i + LANES <= end:
+        whole = smaller(stop, end) - LANES
+        while i <= whole:
+            if streaming and ahead > 0:
+                prefetch(own, x, i + ahead)
+                prefetch(own, other, i + ahead)
+            place(x, dy, other, slope, y, i, own, streaming)
+            i += LANES
+        if i + LANES <= end:
+            c = c + 1 if c + 1 < C else 0
+            following = numbers_of(dy, coef, k, c)
+            place(x, dy, other, slope, y, i, blended(own, following, stop - i), streaming)
+            own = following
+            i += LANES
+            stop += S
+    if i < end:
+        part(x, dy, other, slope, None, y, i, end - i, own, START)
+
+
+@routine
+def segments_that_count(x, dy, other, slope, w, y, first, last, origins, coef, N, C, S, pieces, streaming):
+    """Pieces first:last of all segments, of CHUNK values at most."""
+    # Counted on from here: a division for each segment would take as long as a vector.
+    b, p = first // pieces, first % pieces
+    c = b % C
+    for _ in range(first, last):
+        its, i, end = shifted(w, b // C, c, p * CHUNK), b * S + p * CHUNK, b * S + smaller(S, (p + 1) * CHUNK)
+        segment(x, dy, other, slope, its, y, c, i, end, origins, coef, streaming)
+        p += 1
+        if p == pieces:
+            b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
+
+
+@routine
+def map_segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coef, N, C, S, streaming):
+    """What one worker does."""
+    size, edge, pieces = N * C * S, until_line(y, 0), (S + CHUNK - 1) // CHUNK
+    if w is None:
+        tasks, group = larger(smaller(size, 1), (size - edge + UNIT - 1) // UNIT), GROUP // UNIT
+    else:
+        tasks, group = N * C * pieces, GROUP // larger(1, smaller(S, CHUNK))
+    done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, tasks)
+    while first < last:
+        start = larger(first, last - group)
+        if w is None:
+            i, end = edge + start * UNIT, smaller(size, edge + last * UNIT)
+            if start == 0:
+                i = 0
+            segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming)
+        else:
+            segments_that_count(x, dy, other, slope, w, y, start, last, origins, coef, N, C, S, pieces, streaming)
+        last = start
+        if first == last:
+            done, first, last = portion_from_the_end(taken, done, worker, workers, tasks)
+    if streaming:
+        fence()

@@ -15,8 +15,8 @@ from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, even, portion_from_the_end, share
 from nbnorm._cpu.finalize import finalize_running
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.maps import ORDINARY, rows_run, run
-from nbnorm._cpu.plan import AHEAD, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
+from nbnorm._cpu.maps import NONE, ORDINARY, rows_run, run
+from nbnorm._cpu.plan import AHEAD, FAR, MAP_OF_ONE, MAP_OF_TWO, MAP_WIDTH, PAGE
 from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.tables import spread_map
 from nbnorm._cpu.vector import LANES, larger, once, routine, smaller
@@ -65,7 +65,9 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, tables, streaming)
     the other: its part of the tables stays in the first-level cache, the rows in their memory pages.
     """
     group, panel = larger(1, GROUP // (j1 - j0)), MAP_OF_ONE if dy is None else MAP_OF_TWO
-    ahead = larger(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
+    far, ahead = size > FAR, NONE
+    if streaming or far:
+        ahead = larger(K, AHEAD) if group > 1 else AHEAD  # the next row, or further on in this one
     # The lines of rows that lie whole pages apart share the few places of one address in a first-level cache: mapping
     # such rows abreast was slower with LANES columns at once. With fewer it is faster all the same.
     abreast = not streaming and (columns_at_once(w) < LANES or K * y.itemsize % PAGE != 0)
@@ -81,7 +83,7 @@ def block(x, dy, other, slope, w, y, r0, r1, j0, j1, K, size, tables, streaming)
                 its = shifted(w, r, 0, j)
                 i, cols, t = r * K + j, stop - j, j - j0
                 end = i + (full - 1) * K + cols
-                rows_run(x, dy, other, slope, its, y, i, end, K, cols, tables, t, ORDINARY)
+                rows_run(x, dy, other, slope, its, y, i, end, K, cols, tables, t, ORDINARY, far)
                 m += full
             while m < r1:
                 i, end = line_start(m * K + j, size, edge, line), line_start(m * K + stop, size, edge, line)

@@ -12,7 +12,7 @@ from nbnorm._cpu.cursor import cursor, if_backward, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_parameters, write_gradients
 from nbnorm._cpu.launch import Kernel
-from nbnorm._cpu.maps import START, rows_run
+from nbnorm._cpu.maps import IN_CACHE, START, rows_run
 from nbnorm._cpu.origins import origins, signs_of
 from nbnorm._cpu.reduce import ONE_ROW, channels_totals, chunk_sums, column_sums, keep_sums
 from nbnorm._cpu.region import each_worker
@@ -129,7 +129,7 @@ def fuse_columns(
         spread_map(tables, dy, other, slope, k, coef, True, c0 * S, reach, C, S)
         of_map = if_backward(dy, shifted(of_rows, 0, 0, c0 * S))
         i, end = c0 * S, (N - 1) * C * S + c1 * S
-        rows_run(x, dy, other, slope, of_map, y, i, end, stride, cols, tables, START, streaming)
+        rows_run(x, dy, other, slope, of_map, y, i, end, stride, cols, tables, START, streaming, IN_CACHE)
         first += 1
         if first == last:
             done, first, last = portion(taken, done, worker, workers, blocks)

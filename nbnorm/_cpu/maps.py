@@ -18,6 +18,7 @@ from nbnorm._cpu.coefficients import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, K
 from nbnorm._cpu.counted import counted_image, lanes_that_count
 from nbnorm._cpu.cursor import shifted
 from nbnorm._cpu.origins import let_through
+from nbnorm._cpu.plan import LINE
 from nbnorm._cpu.tables import lanes_of, lanes_of_columns
 from nbnorm._cpu.vector import (
     FEW,
@@ -51,6 +52,7 @@ from nbnorm._single_map import affine_in_single
 # Not literals, for which Numba would compile routines once more; LLVM sees the values all the same.
 NONE, START, ALL = np.intp(0), np.intp(0), np.intp(LANES)
 STREAMING, ORDINARY = np.bool_(True), np.bool_(False)
+IN_CACHE = np.bool_(False)
 ABREAST = 4  # rows that share what is loaded of the tables
 
 
@@ -112,10 +114,29 @@ def few(x, dy, other, slope, w, y, i, n, coef):
 
 
 @routine
+def ask(x, dy, other, i, coef):
+    """For what vectors from i on are loaded from."""
+    prefetch(coef, x, i)
+    prefetch(coef, dy, i)
+    prefetch(coef, other, i)
+
+
+@routine
+def vector_image(x, dy, other, slope, w, y, i, coef, t, streaming):
+    """y[i : i + LANES]."""
+    u, v, z = load_as(coef, x, i), load_as(coef, dy, i), load_as(coef, other, i)
+    values = image(u, v, z, slope, w, ALL, coef, t)
+    if streaming:
+        stream(y, i, values)
+    else:
+        store(y, i, values)
+
+
+@routine
 def run(x, dy, other, slope, w, y, i, end, coef, t, streaming, ahead):
     """y[i:end], which is at the cursor; of tables from position t on.
 
-    Streaming from memory, it asks for what lies `ahead` values further on; 0 where the CPU sees that coming.
+    It asks for what lies `ahead` values further on; 0 where that is near, or the CPU sees it coming.
     """
     if streaming:
         n = smaller(end - i, until_line(y, i))
@@ -124,23 +145,13 @@ def run(x, dy, other, slope, w, y, i, end, coef, t, streaming, ahead):
             i += n
             t += n
             w = shifted(w, 0, 0, n)
-        while i + LANES <= end:
-            if ahead > 0:
-                prefetch(coef, x, i + ahead)
-                prefetch(coef, dy, i + ahead)
-                prefetch(coef, other, i + ahead)
-            u, v, z = load_as(coef, x, i), load_as(coef, dy, i), load_as(coef, other, i)
-            stream(y, i, image(u, v, z, slope, w, ALL, coef, t))
-            i += LANES
-            t += LANES
-            w = shifted(w, 0, 0, LANES)
-    else:
-        while i + LANES <= end:
-            u, v, z = load_as(coef, x, i), load_as(coef, dy, i), load_as(coef, other, i)
-            store(y, i, image(u, v, z, slope, w, ALL, coef, t))
-            i += LANES
-            t += LANES
-            w = shifted(w, 0, 0, LANES)
+    while i + LANES <= end:
+        if ahead > 0:
+            ask(x, dy, other, i + ahead, coef)
+        vector_image(x, dy, other, slope, w, y, i, coef, t, streaming)
+        i += LANES
+        t += LANES
+        w = shifted(w, 0, 0, LANES)
     if i < end:
         part(x, dy, other, slope, w, y, i, end - i, coef, t)
 
@@ -174,9 +185,10 @@ rest_of_few = rest_of_many if narrow is vector else few
 
 
 @function
-def rows_run(x, dy, other, slope, w, y, i, end, stride, cols, tables, t, streaming):
+def rows_run(x, dy, other, slope, w, y, i, end, stride, cols, tables, t, streaming, far):
     """`cols` columns of each row from y[i] to y[end]; the tables are read from position t on, once for ABREAST rows
-    where y is not streamed, as many columns at a time as registers hold.
+    where y is not streamed, as many columns at a time as registers hold. Where they come from `far`, beyond a
+    second-level cache, the next such rows are asked for meanwhile: the CPU does not see several coming.
 
     Rows without a gap that are whole vectors wide may begin behind their first values, so that stores fill lines (half
     lines take twice as long): the tables repeat their first LANES columns behind the last. For the cursor a row is a
@@ -194,6 +206,9 @@ def rows_run(x, dy, other, slope, w, y, i, end, stride, cols, tables, t, streami
         while j < cols:
             coef, its = lanes_of_columns(dy, w, tables, t + j), shifted(w, 0, 0, j)
             if j + columns_at_once(w) <= cols:
+                if far and j % (LINE // y.itemsize) < columns_at_once(w):  # once a line
+                    for r in range(ABREAST, 2 * ABREAST):
+                        ask(x, dy, other, i + r * stride + j, coef)
                 rows_image(x, dy, other, slope, its, y, i + j, ABREAST, stride, coef)
             else:
                 for r in range(ABREAST):

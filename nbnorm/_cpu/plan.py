@@ -26,6 +26,7 @@ CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
 RUN = 352  # columns of such a block side by side, at least: shorter runs cost more than reading all twice
 TALL = 256  # values of a channel beside which what each channel costs is little
+FAR = 1_048_576  # and those of an array that no second-level cache holds beside another
 SMALL = 65_536  # values that stay in a second-level cache, whatever their dtype
 CACHE_BYTES = 32 << 20  # what of a last-level cache a process may hope to have, on whatever machine
 PAGE = 4_096  # bytes after which addresses fall into the same set of a first-level cache

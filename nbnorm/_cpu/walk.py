@@ -12,11 +12,11 @@ import numpy as np
 from nbnorm._cpu.coefficients import own_k
 from nbnorm._cpu.cursor import shifted
 from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, portion_from_the_end
-from nbnorm._cpu.maps import ALL, NONE, START, STREAMING, few, image, part, run
+from nbnorm._cpu.maps import ALL, NONE, START, STREAMING, ask, few, image, part, run, vector_image
 from nbnorm._cpu.plan import CHUNK
 from nbnorm._cpu.tables import blended, numbers_of
 from nbnorm._cpu.vector import FEW, LANES, function, larger, routine, smaller
-from nbnorm._cpu.vector_memory import fence, load_as, prefetch, store, stream, until_line
+from nbnorm._cpu.vector_memory import fence, load_as, store, until_line
 
 NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
 GROUP = 65_536  # values that are walked forwards before going back
@@ -62,17 +62,6 @@ def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, s
 
 
 @routine
-def place(x, dy, other, slope, y, i, coef, streaming):
-    """y[i : i + LANES]."""
-    u, v, z = load_as(coef, x, i), load_as(coef, dy, i), load_as(coef, other, i)
-    values = image(u, v, z, slope, None, ALL, coef, START)
-    if streaming:
-        stream(y, i, values)
-    else:
-        store(y, i, values)
-
-
-@routine
 def segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming):
     """y[i:end], of segments that are LANES long at least. It begins with the first or where a line does, and ends with
     the last or whole vectors later."""
@@ -90,14 +79,14 @@ def segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming):
         whole = smaller(stop, end) - LANES
         while i <= whole:
             if streaming and ahead > 0:
-                prefetch(own, x, i + ahead)
-                prefetch(own, other, i + ahead)
-            place(x, dy, other, slope, y, i, own, streaming)
+                ask(x, dy, other, i + ahead, own)
+            vector_image(x, dy, other, slope, None, y, i, own, START, streaming)
             i += LANES
         if i + LANES <= end:
             c = c + 1 if c + 1 < C else 0
             following = numbers_of(dy, coef, k, c)
-            place(x, dy, other, slope, y, i, blended(own, following, stop - i), streaming)
+            both = blended(own, following, stop - i)
+            vector_image(x, dy, other, slope, None, y, i, both, START, streaming)
             own = following
             i += LANES
             stop += S

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from common import random_state, sample
+from common import check_inference, check_step, random_state, sample
 
 import nbnorm
 from nbnorm._cpu import plan, threads
@@ -34,7 +34,8 @@ def test_a_map_is_cut_by_its_shape_and_its_bytes(what, tensors, itemsize, shape,
     ("what", "shape", "streaming", "in_blocks"),
     [
         ("images of 7x7 in cache", (64, 512, 49), False, True),
-        ("the same beyond the caches", (512, 512, 49), True, False),
+        ("the same beyond the caches", (64, 2048, 49), True, False),
+        ("and as if they were not", (64, 2048, 49), False, True),
         ("a wide table", (64, 8192, 1), False, True),
         ("one beyond the caches", (250, 30000, 1), True, True),
         ("one with more rows", (256, 16384, 1), True, False),
@@ -59,7 +60,11 @@ def test_no_cut_of_a_map_changes_a_bit(by_columns, shape, streaming, dtype, rng,
 
     def results():
         y, saved = nbnorm.batch_norm_training(x, state, update_running=False)
-        return y, nbnorm.batch_norm_backward(dy, saved).dx, nbnorm.batch_norm_inference(x, state)
+        of_one = nbnorm.batch_norm_inference(x, state)
+        beside = of_one  # of a residual and an activation in one dtype, since each kernel takes seconds to compile
+        if x.dtype == np.float32:
+            beside = nbnorm.batch_norm_inference(x, state, residual=dy, activation="relu")
+        return y, nbnorm.batch_norm_backward(dy, saved).dx, of_one, beside
 
     expected = results()
     K = plan.columns(*shape).map_K if by_columns else 0
@@ -96,3 +101,16 @@ def test_maps_of_segments_begin_anywhere_in_a_line(S, dtype, rng, monkeypatch):
             np.testing.assert_array_equal(y, expected)
         beside = np.concatenate([room[:begin], room[begin + x.size :]])
         np.testing.assert_array_equal(beside, np.full_like(beside, 7))
+
+
+@pytest.mark.parametrize("columns", [1000, 1024])  # rows abreast, and one by one
+def test_maps_of_tables_that_no_cache_of_a_core_holds(columns, rng):
+    """Where the rows that come next are asked for."""
+    shape = (1100, columns)
+    assert shape[0] * shape[1] > plan.FAR
+    assert not plan.mapping(3, 4, *shape, 1).streaming
+    x, dy, state = sample(rng, shape), sample(rng, shape), random_state(rng, columns)
+    check_step(x, dy, state)
+    y = check_inference(x, state)
+    for i in range(0, len(x), 100):
+        np.testing.assert_array_equal(nbnorm.batch_norm_inference(x[i : i + 100], state), y[i : i + 100])

@@ -15,7 +15,7 @@ Shape = tuple[int, int, int]  # (N, C, S)
 
 LANES, FEW = 32, 8  # of a vector, and of a part of one (vector.py); this module does not load Numba
 LINE = 64  # bytes of a cache line, and the alignment of a streaming store
-SHORT = 64  # segments shorter than this are treated as columns
+SHORT = 64  # segments shorter than this are summed, and reduced and mapped at once, as columns
 CHUNK = 32_768  # values of a channel in one partial sum
 PANEL = 1_024  # columns whose sums and origins, 4 float64 each, stay in a first-level cache
 MAP_OF_ONE, MAP_OF_TWO = 1_024, 512  # those whose coefficients, up to 7 float32 each, do so beside the data
@@ -26,7 +26,7 @@ CHANNEL_BYTES = 6 << 20  # largest channel that is reduced and applied in one go
 L2_BYTES = 384 << 10  # the part of a second-level cache that a block of channels may fill
 RUN = 352  # columns of such a block side by side, at least: shorter runs cost more than reading all twice
 TALL = 256  # values of a channel beside which what each channel costs is little
-FAR = 1_048_576  # and those of an array that no second-level cache holds beside another
+FAR = 1_048_576  # values of an array that no second-level cache holds beside another
 SMALL = 65_536  # values that stay in a second-level cache, whatever their dtype
 CACHE_BYTES = 32 << 20  # what of a last-level cache a process may hope to have, on whatever machine
 PAGE = 4_096  # bytes after which addresses fall into the same set of a first-level cache
@@ -102,7 +102,7 @@ def columns(N: int, C: int, S: int, together: bool = True) -> Columns:
 
 @lru_cache(1024)
 def blocks(N: int, C: int, S: int, together: bool, workers: int, streaming: bool) -> Blocks | None:
-    """For the fused driver; None where blocks would not stay in cache, and where to read x twice is faster."""
+    """For the fused driver; None where blocks would not stay in cache, and where to read x twice is mostly faster."""
     cols = columns(N, C, S, together)
     if not cols.channels or (cols.tile > 1 and workers > 1) or (streaming and N * S >= TALL):
         return None

@@ -141,7 +141,7 @@ def _fused_or_split(
             )  # fmt: skip
             return
     else:
-        blocks = plan.blocks(N, C, S, throughout(w, C, S), workers, streaming)
+        blocks = plan.blocks(N, C, S, throughout(w, C, S), workers, streaming and w is None)
         if blocks is not None:
             channels, width, tile, rows = blocks
             terms = terms_of(x, dy, w)

@@ -2,7 +2,8 @@
 (apply.py says why).
 
 Segments lie one behind the other, so their values are mapped as one run, whole lines at a time; a vector that reaches
-into the next segment has numbers of both channels. Where values count by w each segment is a run of its own.
+into the next segment has numbers of both channels. Where values count by w, and in the fused kernels, whose segments
+are those of one channel, each is a run of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import numpy as np
 from nbnorm._cpu.coefficients import own_k
 from nbnorm._cpu.cursor import shifted
 from nbnorm._cpu.deal import NONE_DONE, chunk_bounds, portion_from_the_end
-from nbnorm._cpu.maps import ALL, NONE, START, STREAMING, ask, few, image, part, run, vector_image
+from nbnorm._cpu.maps import NONE, ORDINARY, START, STREAMING, ask, few, part, run, vector_image
 from nbnorm._cpu.plan import CHUNK
 from nbnorm._cpu.tables import blended, numbers_of
 from nbnorm._cpu.vector import FEW, LANES, function, larger, routine, smaller
-from nbnorm._cpu.vector_memory import fence, load_as, store, until_line
+from nbnorm._cpu.vector_memory import fence, until_line
 
 NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
 GROUP = 65_536  # values that are walked forwards before going back
@@ -38,8 +39,7 @@ def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
         run(x, dy, other, slope, w, y, i, end, own, START, STREAMING, ahead)
         return
     while i + LANES <= end:
-        u, v, z = load_as(own, x, i), load_as(own, dy, i), load_as(own, other, i)
-        store(y, i, image(u, v, z, slope, w, ALL, own, START))
+        vector_image(x, dy, other, slope, w, y, i, own, START, ORDINARY)
         i += LANES
         w = shifted(w, 0, 0, LANES)
     while i + FEW <= end:
@@ -86,6 +86,8 @@ def segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming):
             c = c + 1 if c + 1 < C else 0
             following = numbers_of(dy, coef, k, c)
             both = blended(own, following, stop - i)
+            if streaming and ahead > 0:
+                ask(x, dy, other, i + ahead, own)
             vector_image(x, dy, other, slope, None, y, i, both, START, streaming)
             own = following
             i += LANES
@@ -99,13 +101,15 @@ def segments_that_count(x, dy, other, slope, w, y, first, last, origins, coef, N
     """Pieces first:last of all segments, of CHUNK values at most."""
     # Counted on from here: a division for each segment would take as long as a vector.
     b, p = first // pieces, first % pieces
-    c = b % C
+    n, c = b // C, b % C
     for _ in range(first, last):
-        its, i, end = shifted(w, b // C, c, p * CHUNK), b * S + p * CHUNK, b * S + smaller(S, (p + 1) * CHUNK)
+        its, i, end = shifted(w, n, c, p * CHUNK), b * S + p * CHUNK, b * S + smaller(S, (p + 1) * CHUNK)
         segment(x, dy, other, slope, its, y, c, i, end, origins, coef, streaming)
         p += 1
         if p == pieces:
-            b, c, p = b + 1, (c + 1 if c + 1 < C else 0), 0
+            b, c, p = b + 1, c + 1, 0
+            if c == C:
+                n, c = n + 1, 0
 
 
 @routine
@@ -113,7 +117,7 @@ def map_segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coe
     """What one worker does."""
     size, edge, pieces = N * C * S, until_line(y, 0), (S + CHUNK - 1) // CHUNK
     if w is None:
-        tasks, group = larger(smaller(size, 1), (size - edge + UNIT - 1) // UNIT), GROUP // UNIT
+        tasks, group = (size - edge + UNIT - 1) // UNIT, GROUP // UNIT
     else:
         tasks, group = N * C * pieces, GROUP // larger(1, smaller(S, CHUNK))
     done, first, last = portion_from_the_end(taken, NONE_DONE, worker, workers, tasks)

@@ -78,9 +78,18 @@ def keep_sums(dy, w, c, s, q, count, stats, sums):
 
 
 @routine
-def lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
+def ask(x, dy, i, rows, stride, k):
+    """For what a step from i on reads: the CPU does not see that many rows coming."""
+    for r in range(rows):
+        prefetch(k, x, i + r * stride)
+        prefetch(k, dy, i + r * stride)
+
+
+@routine
+def lanes_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, sums):
     """Of every LANES values from i on those that the sums have lanes for."""
     while i < end:
+        ask(x, dy, i + ahead, rows, stride, k)
         sums = rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums)
         i += LANES
         w = shifted(w, 0, 0, LANES)
@@ -88,27 +97,27 @@ def lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
 
 
 @routine
-def halves_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
+def halves_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, sums):
     """The same, one half of the lanes after the other."""
     if w is None:
         k, h, scale, shift = low_half(k), low_half(h), low_half(scale), low_half(shift)
         low, high = low_half(sums), high_half(sums)
         while i < end:
             stop = smaller(end, i + AGAIN)
-            low = lanes_sums(x, dy, slope, None, i, stop, rows, stride, k, h, scale, shift, low)
-            high = lanes_sums(x, dy, slope, None, i + HALF, stop, rows, stride, k, h, scale, shift, high)
+            low = lanes_sums(x, dy, slope, None, i, stop, rows, stride, ahead, k, h, scale, shift, low)
+            high = lanes_sums(x, dy, slope, None, i + HALF, stop, rows, stride, ahead, k, h, scale, shift, high)
             i = stop
         return whole(low, high)
-    return lanes_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums)
+    return lanes_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, sums)
 
 
 whole_sums = lanes_sums if narrow is vector else halves_sums
 
 
 @routine
-def span_sums(x, dy, slope, w, i, end, rows, stride, k, h, scale, shift, sums):
+def span_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, sums):
     whole_vectors = (end - i) // LANES * LANES
-    sums = whole_sums(x, dy, slope, w, i, i + whole_vectors, rows, stride, k, h, scale, shift, sums)
+    sums = whole_sums(x, dy, slope, w, i, i + whole_vectors, rows, stride, ahead, k, h, scale, shift, sums)
     i += whole_vectors
     w = shifted(w, 0, 0, whole_vectors)
     if i + FEW < end:
@@ -124,13 +133,14 @@ def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
     kv, hv, scale_v, shift_v, sums = lanes(k, 0), lanes(h, 0), lanes(scale, 0), lanes(shift, 0), no_sums(x, dy, w)
+    ahead = smaller(S, AHEAD)  # behind a short segment lies that of the next channel
     while n < n1:
         b, at = (n * C + c) * S, shifted(w, n, c, i0)
         if n + rows <= n1:
-            sums = span_sums(x, dy, slope, at, b + i0, b + i1, rows, C * S, kv, hv, scale_v, shift_v, sums)
+            sums = span_sums(x, dy, slope, at, b + i0, b + i1, rows, C * S, ahead, kv, hv, scale_v, shift_v, sums)
             n += rows
         else:
-            sums = span_sums(x, dy, slope, at, b + i0, b + i1, ONE_ROW, C * S, kv, hv, scale_v, shift_v, sums)
+            sums = span_sums(x, dy, slope, at, b + i0, b + i1, ONE_ROW, C * S, ahead, kv, hv, scale_v, shift_v, sums)
             n += 1
     return totals(sums)
 
@@ -188,9 +198,7 @@ def column_sums(x, dy, slope, w, i, rows, stride, cols, k, h, scale, shift, acc,
             if slope is not None:
                 of_scale, of_shift = load_columns(w, scale, j), load_columns(w, shift, j)
             if n == step:
-                for q in range(step):
-                    prefetch(kv, x, start + j + q * stride + ahead)
-                    prefetch(kv, dy, start + j + q * stride + ahead)
+                ask(x, dy, start + j + ahead, step, stride, kv)
                 sums = rows_sums(x, dy, slope, its, start + j, step, stride, kv, hv, of_scale, of_shift, sums)
             else:
                 sums = rows_sums(x, dy, slope, its, start + j, n, stride, kv, hv, of_scale, of_shift, sums)

@@ -74,22 +74,23 @@ def keep_sums(dy, w, c, s, q, count, stats, sums):
             stats[COUNT, c] = count
 
 
-# ---- segments
-
-
 @routine
-def ask(x, dy, i, rows, stride, k):
-    """For what a step from i on reads: the CPU does not see that many rows coming."""
-    for r in range(rows):
-        prefetch(k, x, i + r * stride)
-        prefetch(k, dy, i + r * stride)
+def ask_for_rows(x, dy, i, rows, stride, k):
+    """For what a step from i on reads. A row alone the CPU sees coming, and would be held up."""
+    if rows > 1:
+        for r in range(rows):
+            prefetch(k, x, i + r * stride)
+            prefetch(k, dy, i + r * stride)
+
+
+# ---- segments
 
 
 @routine
 def lanes_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, sums):
     """Of every LANES values from i on those that the sums have lanes for."""
     while i < end:
-        ask(x, dy, i + ahead, rows, stride, k)
+        ask_for_rows(x, dy, i + ahead, rows, stride, k)
         sums = rows_sums(x, dy, slope, w, i, rows, stride, k, h, scale, shift, sums)
         i += LANES
         w = shifted(w, 0, 0, LANES)
@@ -198,7 +199,7 @@ def column_sums(x, dy, slope, w, i, rows, stride, cols, k, h, scale, shift, acc,
             if slope is not None:
                 of_scale, of_shift = load_columns(w, scale, j), load_columns(w, shift, j)
             if n == step:
-                ask(x, dy, start + j + ahead, step, stride, kv)
+                ask_for_rows(x, dy, start + j + ahead, step, stride, kv)
                 sums = rows_sums(x, dy, slope, its, start + j, step, stride, kv, hv, of_scale, of_shift, sums)
             else:
                 sums = rows_sums(x, dy, slope, its, start + j, n, stride, kv, hv, of_scale, of_shift, sums)

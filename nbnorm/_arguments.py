@@ -110,23 +110,32 @@ def mask(where: NDArray, x: NDArray) -> None:
 def weights(weights: NDArray, x: NDArray, name: str = "weights") -> None:
     """How often values of x count."""
     kind_of_weights(weights, x, name)
+    values_of_weights(weights, x.size, name)
+
+
+def values_of_weights(weights: NDArray, size: int, name: str = "weights") -> None:
+    """Of so many values; their dtype is known."""
     if weights.size:
         least, most = weights.min(), weights.max()  # NaN if there is one
         if not (least >= 0 and most < math.inf):
             wrong = most if least >= 0 else least
             raise ValueError(f"{name} has values such as {float(wrong):g}; expected finite ones, not negative")
-        if float(most) > sys.float_info.max / max(1, x.size):
+        if float(most) > sys.float_info.max / max(1, size):
             raise ValueError(f"{name} has values such as {float(most):g}, whose sum may be infinite; divide all by it")
 
 
 def kind_of_weights(weights: NDArray, x: NDArray, name: str = "weights") -> None:
     """The same without a look at values."""
-    kind = weights.dtype
-    if kind == np.bool_:
+    if weights.dtype == np.bool_:
         raise TypeError(f"{name} has dtype bool; pass it as where=, or {name}.astype(np.float32)")
-    if (kind.kind not in "iuf" and kind.name != "bfloat16") or kind.itemsize > 8:
-        raise TypeError(f"{name} has dtype {kind!s:.60}; expected real numbers of at most 64 bits, such as float32")
+    real(name, weights.dtype)
     _broadcasts(name, weights, x)
+
+
+def real(name: str, found: np.dtype) -> None:
+    """A dtype of weights."""
+    if (found.kind not in "iuf" and found.name != "bfloat16") or found.itemsize > 8:
+        raise TypeError(f"{name} has dtype {found!s:.60}; expected real numbers of at most 64 bits, such as float32")
 
 
 def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:

@@ -171,11 +171,15 @@ def affine_of_two(v, a, u, scale, shift):
 
 @formula
 def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
-    """Eq. 8 (Chan, Golub and LeVeque): the statistics of two samples together, neither of them empty."""
+    """Eq. 8 (Chan, Golub and LeVeque): the statistics of two samples together, neither of them empty.
+
+    An m2 that overflows is NaN, as that of one sample is: a channel of infinite variance would be a constant.
+    """
     count = count_a + count_b
     share = count_b / count
     delta = mean_b - mean_a
-    return count, mean_a + delta * share, m2_a + m2_b + delta * delta * count_a * share
+    m2 = m2_a + m2_b + delta * delta * count_a * share
+    return count, mean_a + delta * share, m2 + (m2 - m2)
 
 
 @formula

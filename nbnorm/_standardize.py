@@ -44,9 +44,9 @@ def mean_and_rest(found: Moments) -> tuple[Any, Any]:
 
 
 def var_of(count: Any, m2: Any, ddof: float) -> Any:
-    """m2/(count - ddof), NaN where that is no positive number."""
+    """m2/(count - ddof), NaN where that is no positive number, or has overflowed."""
     with _device.current(_device.of(m2)):
-        return _device.library(_device.of(m2)).where(count > ddof, m2, np.nan) / (count - ddof)
+        return _device.library(_device.of(m2)).where((count > ddof) & (m2 < np.inf), m2, np.nan) / (count - ddof)
 
 
 def scale_of(mean: Any, var: Any) -> Any:

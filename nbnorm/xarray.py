@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _device, _needed
@@ -18,6 +17,16 @@ from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of
 
 with _needed.package("nbnorm.xarray", 'pip install "xarray>=2025.1"'):
     import xarray as xr
+
+    from nbnorm._data_arrays import (
+        check_coordinates,
+        checked_weights,
+        is_lazy,
+        is_real,
+        plain,
+        shown,
+        weights_of,
+    )
 
 Data = TypeVar("Data", xr.DataArray, xr.Dataset)
 Dim = Hashable | Iterable[Hashable]
@@ -63,11 +72,12 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     (('place',), array([2., 1.]), array([2., 5.]), array([2., 0.]))
     """
     names = _names(da, dim)
+    weights = checked_weights(da, weights)
     if isinstance(da, xr.Dataset):
-        of_each = {name: _checked(da[name], names, weights) for name in _standardized(da, names)}
+        of_each = {name: weights_of(da[name], names, weights) for name in _standardized(da, names)}
         each = {name: _stats(da[name], names, of_one) for name, of_one in of_each.items()}
         return BatchStats(*(xr.Dataset({name: stats[i] for name, stats in each.items()}) for i in range(3)))
-    return _stats(da, names, _checked(da, names, weights))
+    return _stats(da, names, weights_of(da, names, weights))
 
 
 def standardize(
@@ -82,7 +92,7 @@ def standardize(
     dim : str or iterable of str
         The dimensions to reduce. A variable of a Dataset is reduced over those of them that it has.
     stats : BatchStats, optional
-        Those to use, of `batch_stats`, such as a training period's; da's own unless given.
+        Those to use, of `batch_stats`, such as a training period's; da's own unless given. Lazy only where da is.
     weights : DataArray, optional
         As in `batch_stats`, for da's own statistics.
 
@@ -131,7 +141,7 @@ def unstandardize(da: Data, dim: Dim, *, stats: BatchStats) -> Data:
     dim : str or iterable of str
         As in `standardize`.
     stats : BatchStats
-        Of `batch_stats`.
+        Of `batch_stats`. Lazy only where da is.
 
     Returns
     -------
@@ -162,9 +172,10 @@ def _each(da: Data, dim: Dim, stats: BatchStats | None, weights: xr.DataArray | 
     names = _names(da, dim)
     if stats is not None and not isinstance(stats, BatchStats):
         raise TypeError(f"stats is a {type(stats).__qualname__}; expected what nbnorm.xarray.batch_stats returned")
+    weights = checked_weights(da, weights)
     if isinstance(da, xr.DataArray):
-        return _mapped(da, names, stats, _checked(da, names, weights), chunk)
-    of_each = {name: _checked(da[name], names, weights) for name in _standardized(da, names)}
+        return _mapped(da, names, stats, weights_of(da, names, weights), chunk)
+    of_each = {name: weights_of(da[name], names, weights) for name in _standardized(da, names)}
     changed = {}
     for name, of_one in of_each.items():
         if stats is not None and not all(isinstance(part, xr.Dataset) and name in part for part in stats):
@@ -179,6 +190,9 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
     if not isinstance(da, xr.DataArray | xr.Dataset):
         raise TypeError(f"da is a {type(da).__module__}.{type(da).__qualname__}; expected a DataArray or a Dataset")
     names = (dim,) if isinstance(dim, str) or not isinstance(dim, Iterable) else tuple(dim)
+    for name in names:
+        if not isinstance(name, Hashable):
+            raise TypeError(f"dim has a {type(name).__qualname__}; expected names of dimensions, such as 'time'")
     if not names or not set(names) <= set(da.dims):
         raise ValueError(f"dim is {dim!r:.50}; expected some of the dimensions of da, {tuple(da.dims)!s:.60}")
     return names
@@ -186,72 +200,14 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
 
 def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]:
     """The variables of real numbers that have one of the dimensions."""
-    return [name for name, da in ds.data_vars.items() if set(names) & set(da.dims) and _is_real(da.dtype)]
-
-
-def _is_real(dtype: np.dtype) -> bool:
-    return dtype.kind in "iuf" or dtype.name == "bfloat16"
-
-
-def _shown(da: xr.DataArray) -> str:
-    return "da" if da.name is None else f"da ({da.name!r:.60})"
-
-
-def _check(da: xr.DataArray) -> None:
-    if not _is_real(da.dtype) or da.dtype.itemsize > 8:
-        raise TypeError(f"{_shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
-    if _is_lazy(da.data):
-        _refuse_unknown_sizes("da.data", da.data)
+    return [name for name, da in ds.data_vars.items() if set(names) & set(da.dims) and is_real(da.dtype)]
 
 
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
     """The array, with a channel axis in any case, and its channel axes."""
-    x = da.data.astype(np.float64) if da.dtype.kind in "iu" else da.data
+    x = plain(da)
     axes = tuple(i for i, name in enumerate(da.dims) if name not in names)
     return (x, axes) if axes else (x[..., None], (x.ndim,))
-
-
-def _checked(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataArray | None) -> xr.DataArray | None:
-    """The weights with dimensions of da alone, in their order: along others, which are reduced, their sum."""
-    _check(da)
-    if weights is None:
-        return None
-    if not isinstance(weights, xr.DataArray):
-        raise TypeError(f"weights is a {type(weights).__qualname__}; expected a DataArray with dimensions of da")
-    if weights.dtype == bool:
-        raise TypeError("weights has dtype bool; expected numbers (da.where(weights) makes the other values missing)")
-    if _is_lazy(weights.data):
-        _refuse_unknown_sizes("weights.data", weights.data)
-        if not _is_lazy(da.data):
-            raise TypeError("weights is lazy, but da is in memory; expected weights.compute(), or a lazy da")
-    other = [name for name in weights.dims if name not in da.dims]
-    if kept := [name for name in other if name not in names]:
-        raise ValueError(
-            f"weights has the dimension {kept[0]!r:.30}, which {_shown(da)} has not and dim does not name; expected"
-            f" some of {da.dims!s:.50}"
-        )
-    _check_coordinates("weights", [weights], da)
-    if other:
-        weights = weights.sum(other, skipna=False)
-    return weights.transpose(*(name for name in da.dims if name in weights.dims))
-
-
-def _check_coordinates(name: str, arrays: Iterable[Any], da: xr.DataArray) -> None:
-    try:
-        xr.align(da, *arrays, join="exact", copy=False)
-    except ValueError as cause:
-        raise ValueError(f"{name} has other coordinates or sizes than {_shown(da)}; expected the same") from cause
-
-
-def _is_lazy(x: Any) -> bool:
-    """Whether it is an array of Dask, which is asked for only where there is one."""
-    return type(x).__module__.split(".")[0] == "dask"
-
-
-def _refuse_unknown_sizes(name: str, x: Any) -> None:
-    from nbnorm.parallel._graph import refuse_unknown_sizes
-
-    refuse_unknown_sizes(name, x)
 
 
 def _moments(da: xr.DataArray, x: Any, axes: tuple[int, ...], weights: xr.DataArray | None) -> Moments:
@@ -259,7 +215,7 @@ def _moments(da: xr.DataArray, x: Any, axes: tuple[int, ...], weights: xr.DataAr
     if weights is not None:
         lengths = tuple(da.sizes[name] if name in weights.dims else 1 for name in da.dims)
         w = weights.data.reshape(lengths + (1,) * (x.ndim - da.ndim))
-    if not _is_lazy(x):
+    if not is_lazy(da):
         return present_moments(x, axes, weights=w)
     from nbnorm.parallel._graph import cut_like, lazy_moments
 
@@ -284,7 +240,7 @@ def _mapped(
 ) -> xr.DataArray:  # fmt: skip
     x, axes = _values(da, names)
     found = _moments(da, x, axes, weights) if stats is None else _given(da, names, stats, x, axes)
-    y = _lazy(x, axes, found, chunk, wait=stats is None) if _is_lazy(x) else chunk(x, *found, axes=axes)
+    y = _lazy(x, axes, found, chunk, wait=stats is None) if is_lazy(da) else chunk(x, *found, axes=axes)
     result = da.copy(data=y.reshape(da.shape))
     result.encoding = {}
     return result
@@ -297,7 +253,11 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
         if not isinstance(part, xr.DataArray) or set(part.dims) != set(dims):
             found = part.dims if isinstance(part, xr.DataArray) else type(part).__qualname__
             raise ValueError(f"stats has {found!s:.60}; expected DataArrays with the dimensions {dims!s:.60}")
-    _check_coordinates("stats", stats, da)
+        if not is_real(part.dtype):
+            raise TypeError(f"stats has dtype {part.dtype!s:.60}; expected real numbers, as batch_stats returns them")
+        if is_lazy(part) and not is_lazy(da):
+            raise TypeError(f"stats is lazy, but {shown(da)} is in memory; (stats,) = dask.compute(stats) computes it")
+    check_coordinates("stats", stats, da)
     shape = tuple(x.shape[i] for i in axes)
     count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
     with _device.current(_device.of(mean)):

@@ -164,6 +164,13 @@ def test_channels_on_several_axes(threads, rng):
     assert same_bits(y, nbnorm.batch_norm_inference(x, state, axis=(2, 0)))
 
 
+def test_a_channel_that_overflows_between_chunks_is_nan(threads):
+    x = np.array([[1e155, 1], [2e155, 2], [3e155, 6]])
+    y = nd.batch_norm_training(da.from_array(x, chunks=(1, 2)), nbnorm.BatchNormState(2))[0].compute()
+    assert np.isnan(y[:, 0]).all()
+    assert_close(y[:, 1:], reference.training(x[:, 1:]).y)
+
+
 def test_every_dtype_and_no_parameters(threads, dtype, rng):
     x = sample(rng, (60, 3, 8), "float64").astype(dtype_of(dtype))
     state = nbnorm.BatchNormState(3, use_gamma=False, use_beta=False)

@@ -198,6 +198,17 @@ def test_a_state_of_gaps_and_of_several_axes(rng):
     assert near(scaler.var_, np.nanvar(x, 0))
 
 
+def test_a_variance_that_overflows_is_nan_in_pieces_too():
+    x, scaler = np.array([[1e155, 1], [2e155, 2], [3e155, 6]]), StandardScaler()
+    for row in x:
+        scaler.partial_fit(row[None])
+    for fitted in scaler, StandardScaler().fit(x):
+        assert np.isnan(fitted.var_[0])
+        y = fitted.transform(x)
+        assert np.isnan(y[:, 0]).all()
+        assert near(y[:, 1], (x[:, 1] - 3) / x[:, 1].std())
+
+
 def test_the_divisor_and_one_row(rng):
     x = rng.normal(size=(9, 2))
     scaler = StandardScaler(ddof=1).partial_fit(x[:1])

@@ -169,12 +169,60 @@ def test_weights_of_a_dataset_are_summed_where_a_variable_is_the_same(chunks, rn
     near(nx.standardize(ds, ("time", "lat"), weights=weights).series, (ds.series - ds.series.mean()) / ds.series.std())
 
 
+@every_array
+@pytest.mark.parametrize(("kind", "values"), [("float16", [1] * 3001), ("uint64", [2**62] * 4), ("float16", [4e4] * 2)])
+def test_sums_of_weights_are_those_of_float64(kind, values, chunks):
+    """float16 counts to 2,048, and 2**64 is 0 in 64 bits."""
+    lazy = (lambda array: array) if chunks is None else (lambda array: array.chunk())
+    weights = lazy(xr.DataArray(np.array(values, kind), dims="lat"))
+    ds = xr.Dataset({"series": ("time", [0.0, 1, 5])}, {"lat": np.arange(len(values))})
+    stats = nx.batch_stats(lazy(ds), ("time", "lat"), weights=weights)
+    near(stats.count.series, xr.DataArray(3 * float(np.array(values, kind).astype(float).sum())))
+    near(stats.mean.series, xr.DataArray(2.0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "text"),
+    [
+        (xr.DataArray([-1.0, 3], dims="lat"), ValueError, "weights has values such as -1"),
+        (xr.DataArray([1.0, np.inf], dims="lat"), ValueError, "weights has values such as inf"),
+        (xr.DataArray(np.ones(7), dims="lat"), ValueError, "weights has other coordinates or sizes than da"),
+        (xr.DataArray([1.0, 1], {"lat": [8, 9]}, "lat"), ValueError, "weights has other coordinates or sizes than da"),
+        (xr.DataArray(["a", "b"], dims="lat"), TypeError, "weights has dtype <U1; expected real numbers"),
+    ],
+)
+def test_a_sum_hides_no_weight_that_is_none(weights, error, text):
+    """Of a dimension that the Dataset has, and the variable has not."""
+    ds = xr.Dataset({"series": ("time", [0.0, 1, 2])}, {"lat": [0, 1]})
+    for call in nx.batch_stats, nx.standardize:
+        with pytest.raises(error) as caught:
+            call(ds, ("time", "lat"), weights=weights)
+        assert text in str(caught.value)
+    if error is ValueError and "values" in text:
+        lazy = nx.batch_stats(ds.chunk(), ("time", "lat"), weights=weights.chunk(lat=1))
+        with pytest.raises(error, match="weights has values such as"):
+            lazy.mean.compute()
+
+
+def test_a_nullable_column_is_an_array_of_floats():
+    import pandas  # which xarray needs
+
+    for kind, result in (("Int64", "float64"), ("Float64", "float64"), ("Float32", "float32")):
+        da = xr.DataArray(pandas.array([1, 2, None, 6], dtype=kind), dims="time")
+        y = nx.standardize(da, "time")
+        expected = nx.standardize(xr.DataArray(np.array([1, 2, np.nan, 6], result), dims="time"), "time")
+        assert same_bits(y.values, expected.values)
+        weights = xr.DataArray(pandas.array([1, 2, 3, 0], dtype=kind), dims="time")
+        mean = nx.batch_stats(da, "time", weights=weights).mean
+        near(mean, xr.DataArray(5 / 3))
+
+
 def test_nothing_is_computed_where_weights_do_not_fit_a_variable(rng, monkeypatch):
     da = temperatures(rng)
     ds = xr.Dataset({"t": da, "series": da.isel(lat=3, lon=2, drop=True)})
     monkeypatch.setattr(nx, "present_moments", None)
     for call in nx.batch_stats, nx.standardize:
-        with pytest.raises(ValueError, match=r"which da .'series'. has not and dim does not name"):
+        with pytest.raises(ValueError, match=r"which neither da .'series'. has nor dim; expected some of"):
             call(ds, "time", weights=of_latitude(da))
 
 
@@ -287,6 +335,31 @@ def test_big_endian_files(rng):
         (lambda da, stats: nx.standardize(da.values, "time"), TypeError, "da is a numpy.ndarray; expected a DataArray"),
         (lambda da, stats: nx.standardize(da, "level"), ValueError, "dim is 'level'; expected some of the dimensions"),
         (lambda da, stats: nx.batch_stats(da, []), ValueError, "dim is []"),
+        (lambda da, stats: nx.batch_stats(da, da), TypeError, "dim has a DataArray; expected names of dimensions"),
+        (
+            lambda da, stats: nx.standardize(da, "time", stats=stats._replace(mean=stats.mean.astype(complex))),
+            TypeError,
+            "stats has dtype complex128; expected real numbers",
+        ),
+        (
+            lambda da, stats: nx.unstandardize(da, "time", stats=nx.batch_stats(da.chunk(), "time")),
+            TypeError,
+            "stats is lazy, but da ('t2m') is in memory; (stats,) = dask.compute(stats) computes it",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(da.to_dataset()[[]].assign(p=da.season), "time", weights="junk"),
+            TypeError,
+            "weights is a str; expected a DataArray",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(
+                da.rename("temperature_two_metres_above_the_ground_of_a_grid_cell"),
+                "time",
+                weights=xr.DataArray([1.0], dims="member_of_the_ensemble_of_models_and_runs"),
+            ),
+            ValueError,
+            "weights has dimension 'member_of_the_ensemble_of_models_and..., which neither da ('temperature_two",
+        ),
         (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "da ('t2m') has dtype bool; expected int"),
         (
             lambda da, stats: nx.standardize(da.astype("g").to_dataset(), "time"),
@@ -311,12 +384,12 @@ def test_big_endian_files(rng):
         (
             lambda da, stats: nx.batch_stats(da.to_dataset().assign(p=da.time.dt.day), "time", weights=of_latitude(da)),
             ValueError,
-            "the dimension 'lat', which da ('p') has not and dim does not name; expected some of ('time',)",
+            "weights has dimension 'lat', which neither da ('p') has nor dim; expected some of ('time',)",
         ),
         (
             lambda da, stats: nx.batch_stats(da, "time", weights=of_latitude(da).chunk()),
             TypeError,
-            "weights is lazy, but da is in memory; expected weights.compute(), or a lazy da",
+            "weights is lazy, but da ('t2m') is in memory; expected weights.compute(), or a lazy da",
         ),
         (
             lambda da, stats: nx.batch_stats(da, "time", weights=da.time.dt.day > 3),
@@ -335,6 +408,7 @@ def test_what_is_refused(call, error, text, rng):
     with pytest.raises(error) as caught:
         call(da, nx.batch_stats(da, "time"))
     assert text in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
 def test_statistics_with_labels_are_not_merged_without_them(rng):
@@ -350,6 +424,19 @@ def test_variances_that_overflow_are_nan_in_chunks_too(rng):
     assert same_bits(nx.standardize(da.chunk(time=20), "time").values, expected)
     stats = nx.batch_stats(da.chunk(time=20), "time")
     assert same_bits(stats.count.values, nx.batch_stats(da, "time").count.values)
+
+
+@pytest.mark.parametrize("values", [[1e155, 2e155, 3e155], [1e200, 1e200, -1e200, -1e200]])
+def test_variances_that_overflow_between_chunks_are_nan_too(values):
+    """Each chunk is a constant; 0 would be their standardized value by an infinite variance."""
+    da = xr.DataArray(np.array(values), dims="time")
+    assert np.isnan(nx.standardize(da, "time").values).all()
+    assert np.isnan(nx.standardize(da.chunk(time=1), "time").values).all()
+    (stats,) = dask.compute(nx.batch_stats(da.chunk(time=1), "time"))
+    assert np.isnan(stats.m2.values)
+    assert np.isnan(nx.standardize(da, "time", stats=stats).values).all()
+    infinite = stats._replace(m2=stats.m2.copy(data=np.inf))
+    assert np.isnan(nx.standardize(da, "time", stats=infinite).values).all()
 
 
 def test_an_empty_chunk_of_an_axis_of_length_1(rng):

@@ -1,0 +1,103 @@
+"""DataArrays: what is checked of them, the arrays that they hold, and their weights. xarray is there."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from nbnorm import _arguments
+from nbnorm._arguments import short
+
+
+def is_real(dtype: np.dtype) -> bool:
+    return dtype.kind in "iuf" or dtype.name == "bfloat16"
+
+
+def shown(da: xr.DataArray | xr.Dataset) -> str:
+    name = None if isinstance(da, xr.Dataset) else da.name
+    return "da" if name is None else f"da ({short(name)})"
+
+
+def check(da: xr.DataArray) -> None:
+    if not is_real(da.dtype) or da.dtype.itemsize > 8:
+        raise TypeError(f"{shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
+    if is_lazy(da):
+        _refuse_unknown_sizes("da.data", da.data)
+
+
+def plain(da: xr.DataArray) -> Any:
+    """The array; of pandas' dtypes, whose NA becomes NaN, and of integers one of NumPy's floats."""
+    is_numpys = isinstance(da.dtype, np.dtype)
+    if is_numpys and da.dtype.kind not in "iu":
+        return da.data
+    return da.data.astype(np.float64 if is_numpys or da.dtype.kind != "f" else f"f{da.dtype.itemsize}")
+
+
+def checked_weights(da: xr.DataArray | xr.Dataset, weights: xr.DataArray | None) -> xr.DataArray | None:
+    """Weights that may be those of da, all of which is looked at before a variable takes its part of them."""
+    if weights is None:
+        return None
+    if not isinstance(weights, xr.DataArray):
+        raise TypeError(f"weights is a {type(weights).__qualname__}; expected a DataArray with dimensions of da")
+    if weights.dtype.kind == "b":
+        raise TypeError("weights has dtype bool; expected numbers (da.where(weights) makes the other values missing)")
+    _arguments.real("weights", weights.dtype)
+    if not isinstance(weights.dtype, np.dtype):
+        weights = weights.copy(data=plain(weights))
+    if is_lazy(weights):
+        _refuse_unknown_sizes("weights.data", weights.data)
+    check_coordinates("weights", [weights], da)
+    return weights
+
+
+def weights_of(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataArray | None) -> xr.DataArray | None:
+    """The weights with dimensions of da alone, in their order: along others, which are reduced, their sum."""
+    check(da)
+    if weights is None:
+        return None
+    if is_lazy(weights) and not is_lazy(da):
+        raise TypeError(f"weights is lazy, but {shown(da)} is in memory; expected weights.compute(), or a lazy da")
+    other = [name for name in weights.dims if name not in da.dims]
+    if kept := [name for name in other if name not in names]:
+        raise ValueError(
+            f"weights has dimension {short(kept[0])}, which neither {shown(da)} has nor dim; expected"
+            f" some of {short(da.dims)}"
+        )
+    if other:
+        weights = _doubles(weights).sum(other, skipna=False)
+    return weights.transpose(*(name for name in da.dims if name in weights.dims))
+
+
+def _doubles(weights: xr.DataArray) -> xr.DataArray:
+    """In float64, after a look at each, since a sum may hide what is no weight."""
+    data, size = weights.data, weights.size
+    if is_lazy(weights):
+        return weights.copy(data=data.map_blocks(_looked_at, size, meta=data._meta.astype(np.float64)))
+    return weights.copy(data=_looked_at(data, size))
+
+
+def _looked_at(block: NDArray, size: int) -> NDArray[np.float64]:
+    _arguments.values_of_weights(block, size)
+    return block.astype(np.float64)
+
+
+def check_coordinates(name: str, arrays: Iterable[Any], da: xr.DataArray | xr.Dataset) -> None:
+    try:
+        xr.align(da, *arrays, join="exact", copy=False)
+    except ValueError as cause:
+        raise ValueError(f"{name} has other coordinates or sizes than {shown(da)}; expected the same") from cause
+
+
+def is_lazy(da: xr.DataArray) -> bool:
+    """Whether it is in chunks of Dask. What is on a disk is not read for it."""
+    return da.chunks is not None
+
+
+def _refuse_unknown_sizes(name: str, x: Any) -> None:
+    from nbnorm.parallel._graph import refuse_unknown_sizes
+
+    refuse_unknown_sizes(name, x)

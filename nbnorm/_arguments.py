@@ -114,7 +114,7 @@ def weights(weights: NDArray, x: NDArray, name: str = "weights") -> None:
 
 
 def values_of_weights(weights: NDArray, size: int, name: str = "weights") -> None:
-    """Of so many values; their dtype is known."""
+    """Real numbers are weights of `size` values: finite, not negative, and so is their sum."""
     if weights.size:
         least, most = weights.min(), weights.max()  # NaN if there is one
         if not (least >= 0 and most < math.inf):
@@ -133,9 +133,14 @@ def kind_of_weights(weights: NDArray, x: NDArray, name: str = "weights") -> None
 
 
 def real(name: str, found: np.dtype) -> None:
-    """A dtype of weights."""
-    if (found.kind not in "iuf" and found.name != "bfloat16") or found.itemsize > 8:
+    """Integers and floats that a float64 holds, or almost."""
+    if not is_real(found):
         raise TypeError(f"{name} has dtype {found!s:.60}; expected real numbers of at most 64 bits, such as float32")
+
+
+def is_real(found: Any, most: float = 8) -> bool:
+    """Whether they have no more bytes: of a dtype of NumPy's, or of pandas', whose sparse ones do not say it."""
+    return (found.kind in "iuf" or found.name == "bfloat16") and getattr(found, "itemsize", math.inf) <= most
 
 
 def _broadcasts(name: str, array: NDArray, x: NDArray) -> None:

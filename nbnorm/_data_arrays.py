@@ -9,12 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _device
 from nbnorm._arguments import short
-
-
-def is_real(dtype: np.dtype) -> bool:
-    return dtype.kind in "iuf" or dtype.name == "bfloat16"
 
 
 def shown(da: xr.DataArray | xr.Dataset) -> str:
@@ -23,7 +19,7 @@ def shown(da: xr.DataArray | xr.Dataset) -> str:
 
 
 def check(da: xr.DataArray) -> None:
-    if not is_real(da.dtype) or da.dtype.itemsize > 8:
+    if not _arguments.is_real(da.dtype):
         raise TypeError(f"{shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
     if is_lazy(da):
         _refuse_unknown_sizes("da.data", da.data)
@@ -34,15 +30,16 @@ def plain(da: xr.DataArray) -> Any:
     is_numpys = isinstance(da.dtype, np.dtype)
     if is_numpys and da.dtype.kind not in "iu":
         return da.data
-    return da.data.astype(np.float64 if is_numpys or da.dtype.kind != "f" else f"f{da.dtype.itemsize}")
+    with _device.current(_device.of(da.data)):
+        return da.data.astype(np.float64 if is_numpys or da.dtype.kind != "f" else f"f{da.dtype.itemsize}")
 
 
 def checked_weights(da: xr.DataArray | xr.Dataset, weights: xr.DataArray | None) -> xr.DataArray | None:
-    """Weights that may be those of da, all of which is looked at before a variable takes its part of them."""
+    """Weights of da as a whole, before a variable takes its part of them. Their values are looked at later."""
     if weights is None:
         return None
     if not isinstance(weights, xr.DataArray):
-        raise TypeError(f"weights is a {type(weights).__qualname__}; expected a DataArray with dimensions of da")
+        raise TypeError(f"weights is a {type(weights).__qualname__:.60}; expected a DataArray with dimensions of da")
     if weights.dtype.kind == "b":
         raise TypeError("weights has dtype bool; expected numbers (da.where(weights) makes the other values missing)")
     _arguments.real("weights", weights.dtype)
@@ -56,7 +53,6 @@ def checked_weights(da: xr.DataArray | xr.Dataset, weights: xr.DataArray | None)
 
 def weights_of(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataArray | None) -> xr.DataArray | None:
     """The weights with dimensions of da alone, in their order: along others, which are reduced, their sum."""
-    check(da)
     if weights is None:
         return None
     if is_lazy(weights) and not is_lazy(da):
@@ -68,21 +64,25 @@ def weights_of(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataAr
             f" some of {short(da.dims)}"
         )
     if other:
-        weights = _doubles(weights).sum(other, skipna=False)
+        weights = _sums(weights, other)
     return weights.transpose(*(name for name in da.dims if name in weights.dims))
 
 
-def _doubles(weights: xr.DataArray) -> xr.DataArray:
-    """In float64, after a look at each, since a sum may hide what is no weight."""
+def _sums(weights: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
+    """Along these dimensions, in float64, after a look at each weight: a sum may hide one that is none."""
     data, size = weights.data, weights.size
-    if is_lazy(weights):
-        return weights.copy(data=data.map_blocks(_looked_at, size, meta=data._meta.astype(np.float64)))
-    return weights.copy(data=_looked_at(data, size))
+    with _device.current(_device.of(data)):
+        if is_lazy(weights):
+            data = data.map_blocks(_looked_at, size, meta=data._meta.astype(np.float64))
+        else:
+            data = _looked_at(data, size)
+        return weights.copy(data=data).sum(dims, skipna=False)
 
 
 def _looked_at(block: NDArray, size: int) -> NDArray[np.float64]:
-    _arguments.values_of_weights(block, size)
-    return block.astype(np.float64)
+    with _device.current(_device.of(block)):
+        _arguments.values_of_weights(block, size)
+        return block.astype(np.float64)
 
 
 def check_coordinates(name: str, arrays: Iterable[Any], da: xr.DataArray | xr.Dataset) -> None:
@@ -93,8 +93,8 @@ def check_coordinates(name: str, arrays: Iterable[Any], da: xr.DataArray | xr.Da
 
 
 def is_lazy(da: xr.DataArray) -> bool:
-    """Whether it is in chunks of Dask. What is on a disk is not read for it."""
-    return da.chunks is not None
+    """Whether it is an array of Dask. What is on a disk, which has no chunks, is not read for this question."""
+    return da.chunks is not None and type(da.data).__module__.split(".")[0] == "dask"
 
 
 def _refuse_unknown_sizes(name: str, x: Any) -> None:

@@ -173,12 +173,12 @@ def affine_of_two(v, a, u, scale, shift):
 def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     """Eq. 8 (Chan, Golub and LeVeque): the statistics of two samples together, neither of them empty.
 
-    An m2 that overflows is NaN, as that of one sample is: a channel of infinite variance would be a constant.
+    An m2 that overflows is NaN. Left infinite, inv_std would be 0 and y = beta, without a word.
     """
     count = count_a + count_b
     share = count_b / count
     delta = mean_b - mean_a
-    m2 = m2_a + m2_b + delta * delta * count_a * share
+    m2 = m2_a + m2_b + delta * (count_a * share) * delta  # delta*delta may overflow though this does not
     return count, mean_a + delta * share, m2 + (m2 - m2)
 
 

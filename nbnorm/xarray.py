@@ -6,11 +6,13 @@ Arrays of NumPy, CuPy and Dask; for Dask's the extra `dask` too.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from math import inf
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from nbnorm import _device, _needed
+from nbnorm._arguments import is_real
 from nbnorm._batch_stats import BatchStats
 from nbnorm._moments import Moments
 from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of, var_of
@@ -19,10 +21,10 @@ with _needed.package("nbnorm.xarray", 'pip install "xarray>=2025.1"'):
     import xarray as xr
 
     from nbnorm._data_arrays import (
+        check,
         check_coordinates,
         checked_weights,
         is_lazy,
-        is_real,
         plain,
         shown,
         weights_of,
@@ -38,13 +40,13 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     Parameters
     ----------
     da : DataArray or Dataset
-        Of real numbers. NaN is a missing value.
+        Of real numbers. NaN is a missing value, and so is the NA of pandas' nullable dtypes.
     dim : str or iterable of str
         The dimensions to reduce, such as "time" or ("time", "lat", "lon"); each other one is a channel dimension.
     weights : DataArray, optional
         How often values count: finite numbers, not negative, such as ``np.cos(np.deg2rad(da.lat)).clip(0)``. With some
         of the dimensions of da and its coordinates, and on its device; lazy only where da is. Where a variable of a
-        Dataset has not a dimension of theirs that is reduced, their sums along it.
+        Dataset has not a dimension of theirs that is reduced, their sums along it, in float64.
 
     Returns
     -------
@@ -55,8 +57,9 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     Raises
     ------
     TypeError, ValueError
-        When da is neither, or has no such dimension, or no real numbers; when weights has a dimension or coordinates
-        that da has not, or a value that is no weight, which of lazy weights shows when they are computed.
+        When da is neither, or has no such dimension, or no real numbers; when weights is no DataArray of numbers, is
+        lazy and da is not, or has a dimension or coordinates that da has not, or a value that is no weight, which of
+        lazy weights shows when they are computed.
 
     Notes
     -----
@@ -72,7 +75,7 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     (('place',), array([2., 1.]), array([2., 5.]), array([2., 0.]))
     """
     names = _names(da, dim)
-    weights = checked_weights(da, weights)
+    weights = checked_weights(_checked(da, names), weights)
     if isinstance(da, xr.Dataset):
         of_each = {name: weights_of(da[name], names, weights) for name in _standardized(da, names)}
         each = {name: _stats(da[name], names, of_one) for name, of_one in of_each.items()}
@@ -99,14 +102,15 @@ def standardize(
     Returns
     -------
     DataArray or Dataset
-        As da, with name, attributes and coordinates, and lazy where da is. Integers become float64. Variables of a
-        Dataset without these dimensions, and those that are no real numbers, are passed on as they are.
+        As da, with name, attributes and coordinates, and lazy where da is. Integers become float64, pandas' nullable
+        floats those of NumPy. Variables of a Dataset without these dimensions, and those that are no real numbers, are
+        passed on as they are.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_stats`; when stats has other dimensions or coordinates than da has beside `dim`; when both stats and
-        weights are given.
+        As `batch_stats`; when stats has other dimensions or coordinates than da has beside `dim`, no real numbers, or
+        is lazy and da is not; when both stats and weights are given.
 
     Notes
     -----
@@ -171,8 +175,8 @@ def _each(da: Data, dim: Dim, stats: BatchStats | None, weights: xr.DataArray | 
     """A map of a DataArray, or of each variable of a Dataset that has the dimensions."""
     names = _names(da, dim)
     if stats is not None and not isinstance(stats, BatchStats):
-        raise TypeError(f"stats is a {type(stats).__qualname__}; expected what nbnorm.xarray.batch_stats returned")
-    weights = checked_weights(da, weights)
+        raise TypeError(f"stats is a {type(stats).__qualname__:.60}; expected what nbnorm.xarray.batch_stats returned")
+    weights = checked_weights(_checked(da, names), weights)
     if isinstance(da, xr.DataArray):
         return _mapped(da, names, stats, weights_of(da, names, weights), chunk)
     of_each = {name: weights_of(da[name], names, weights) for name in _standardized(da, names)}
@@ -191,16 +195,26 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
         raise TypeError(f"da is a {type(da).__module__}.{type(da).__qualname__}; expected a DataArray or a Dataset")
     names = (dim,) if isinstance(dim, str) or not isinstance(dim, Iterable) else tuple(dim)
     for name in names:
-        if not isinstance(name, Hashable):
-            raise TypeError(f"dim has a {type(name).__qualname__}; expected names of dimensions, such as 'time'")
+        try:
+            hash(name)
+        except TypeError as cause:
+            kind = type(name).__qualname__
+            raise TypeError(f"dim has a {kind:.60}; expected names of dimensions, such as 'time'") from cause
     if not names or not set(names) <= set(da.dims):
         raise ValueError(f"dim is {dim!r:.50}; expected some of the dimensions of da, {tuple(da.dims)!s:.60}")
     return names
 
 
+def _checked(da: Data, names: tuple[Hashable, ...]) -> Data:
+    """The same, of real numbers of known sizes where it is to be standardized."""
+    for one in [da] if isinstance(da, xr.DataArray) else [da[name] for name in _standardized(da, names)]:
+        check(one)
+    return da
+
+
 def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]:
     """The variables of real numbers that have one of the dimensions."""
-    return [name for name, da in ds.data_vars.items() if set(names) & set(da.dims) and is_real(da.dtype)]
+    return [name for name, da in ds.data_vars.items() if set(names) & set(da.dims) and is_real(da.dtype, inf)]
 
 
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
@@ -259,7 +273,7 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
             raise TypeError(f"stats is lazy, but {shown(da)} is in memory; (stats,) = dask.compute(stats) computes it")
     check_coordinates("stats", stats, da)
     shape = tuple(x.shape[i] for i in axes)
-    count, mean, m2 = (part.transpose(*dims).data.reshape(shape) for part in stats)  # type: ignore[attr-defined]
+    count, mean, m2 = (plain(part.transpose(*dims)).reshape(shape) for part in stats)  # type: ignore[attr-defined]
     with _device.current(_device.of(mean)):
         return Moments(count, mean, _device.zeros_like(mean), m2)
 

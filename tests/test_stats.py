@@ -63,6 +63,13 @@ def test_an_m2_that_overflows_is_nan_and_no_other():
     assert state.running_var[1] == 6 / 5
 
 
+def test_an_m2_that_does_not_overflow_is_right_in_either_order():
+    """10**152 squared, times the harmonic half of 10**6 and 1, is below 10**304."""
+    parts = [nbnorm.BatchStats(np.array(n), np.array([mean]), np.zeros(1)) for n, mean in ((1e6, 0.0), (1.0, 1e152))]
+    for order in parts, parts[::-1]:
+        np.testing.assert_allclose(nbnorm.merge_stats(*order).m2, 1e304 * (1e6 / (1e6 + 1)), rtol=2.0**-50)
+
+
 def test_counts_may_differ_by_channel():
     a = nbnorm.BatchStats(np.array([2.0, 0.0]), np.array([1.0, 0.0]), np.array([2.0, 0.0]))
     b = nbnorm.BatchStats(np.array([2.0, 3.0]), np.array([3.0, 5.0]), np.array([0.0, 6.0]))

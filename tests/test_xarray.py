@@ -185,7 +185,7 @@ def test_sums_of_weights_are_those_of_float64(kind, values, chunks):
     ("weights", "error", "text"),
     [
         (xr.DataArray([-1.0, 3], dims="lat"), ValueError, "weights has values such as -1"),
-        (xr.DataArray([1.0, np.inf], dims="lat"), ValueError, "weights has values such as inf"),
+        (xr.DataArray([1e308, 1e308], dims="lat"), ValueError, "whose sum may be infinite; divide all by it"),
         (xr.DataArray(np.ones(7), dims="lat"), ValueError, "weights has other coordinates or sizes than da"),
         (xr.DataArray([1.0, 1], {"lat": [8, 9]}, "lat"), ValueError, "weights has other coordinates or sizes than da"),
         (xr.DataArray(["a", "b"], dims="lat"), TypeError, "weights has dtype <U1; expected real numbers"),
@@ -215,6 +215,21 @@ def test_a_nullable_column_is_an_array_of_floats():
         weights = xr.DataArray(pandas.array([1, 2, 3, 0], dtype=kind), dims="time")
         mean = nx.batch_stats(da, "time", weights=weights).mean
         near(mean, xr.DataArray(5 / 3))
+
+
+def test_statistics_may_be_in_other_dtypes():
+    da = xr.DataArray([1.0, 2, 6], dims="time")
+    stats = nx.batch_stats(da, "time")
+    nullable = stats._replace(count=xr.DataArray(np.int64(3)), mean=xr.DataArray(np.float32(3)))
+    assert same_bits(nx.standardize(da, "time", stats=nullable).values, nx.standardize(da, "time", stats=stats).values)
+
+
+def test_chunks_of_another_library_are_not_those_of_dask():
+    class Wrapped:
+        chunks, data = ((1, 1),), np.ones(2)
+
+    assert not nx.is_lazy(Wrapped)
+    assert nx.is_lazy(xr.DataArray(np.ones(2), dims="time").chunk())
 
 
 def test_nothing_is_computed_where_weights_do_not_fit_a_variable(rng, monkeypatch):
@@ -329,6 +344,12 @@ def test_big_endian_files(rng):
         assert same_bits(y.values, expected)
 
 
+def sparse():
+    import pandas
+
+    return xr.DataArray(pandas.array([1.0, 0, 6], dtype=pandas.SparseDtype(float)), dims="time")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
@@ -336,6 +357,11 @@ def test_big_endian_files(rng):
         (lambda da, stats: nx.standardize(da, "level"), ValueError, "dim is 'level'; expected some of the dimensions"),
         (lambda da, stats: nx.batch_stats(da, []), ValueError, "dim is []"),
         (lambda da, stats: nx.batch_stats(da, da), TypeError, "dim has a DataArray; expected names of dimensions"),
+        (lambda da, stats: nx.batch_stats(da, [("time", [1])]), TypeError, "dim has a tuple; expected names of"),
+        (lambda da, stats: nx.batch_stats(da > 0, "time", weights=of_latitude(da)[1:]), TypeError, "has dtype bool"),
+        (lambda da, stats: nx.batch_stats(sparse(), "time"), TypeError, "da has dtype Sparse[float64, nan]; expected"),
+        (lambda da, stats: nx.batch_stats(da, "time", weights=sparse()), TypeError, "weights has dtype Sparse"),
+        (lambda da, stats: nx.batch_stats(sparse().to_dataset(name="s"), "time"), TypeError, "da ('s') has dtype Spar"),
         (
             lambda da, stats: nx.standardize(da, "time", stats=stats._replace(mean=stats.mean.astype(complex))),
             TypeError,

@@ -162,6 +162,15 @@ def test_statistics(cupy, rng, shape, dtype):
         nbnorm.merge_stats(stats, nbnorm.BatchStats(np.array(2.0), np.zeros(3), np.zeros(3)))
 
 
+def test_an_m2_that_overflows_where_parts_are_merged_is_nan_and_no_other(cupy):
+    parts = [nbnorm.batch_stats(cupy.asarray(np.array([[value, 1.0], [value, 3.0]]))) for value in (1e155, 2e155)]
+    assert all(part.m2.get().tolist() == [0, 2] for part in parts)
+    with np.errstate(all="ignore"):  # of the simulator
+        m2 = nbnorm.merge_stats(*parts).m2.get()
+    assert np.isnan(m2[0])
+    assert m2[1] == 4
+
+
 @pytest.mark.each_value
 @pytest.mark.parametrize("mean", [1e4, 1e6, -1e8])
 @pytest.mark.parametrize("shape", [(4, 2, 100), (200, 3)], ids=str)

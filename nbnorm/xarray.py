@@ -273,7 +273,7 @@ def _given(da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats, x: 
             raise TypeError(f"stats is lazy, but {shown(da)} is in memory; (stats,) = dask.compute(stats) computes it")
     check_coordinates("stats", stats, da)
     shape = tuple(x.shape[i] for i in axes)
-    count, mean, m2 = (plain(part.transpose(*dims)).reshape(shape) for part in stats)  # type: ignore[attr-defined]
+    count, mean, m2 = (plain(part.transpose(*dims)).reshape(shape) for part in stats)
     with _device.current(_device.of(mean)):
         return Moments(count, mean, _device.zeros_like(mean), m2)
 

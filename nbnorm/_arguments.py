@@ -139,7 +139,7 @@ def real(name: str, found: np.dtype) -> None:
 
 
 def is_real(found: Any, most: float = 8) -> bool:
-    """Whether they have no more bytes: of a dtype of NumPy's, or of pandas', whose sparse ones do not say it."""
+    """Whether a dtype is of real numbers of at most so many bytes, which pandas' sparse ones do not say."""
     return (found.kind in "iuf" or found.name == "bfloat16") and getattr(found, "itemsize", math.inf) <= most
 
 

@@ -14,11 +14,13 @@ from nbnorm._arguments import short
 
 
 def shown(da: xr.DataArray | xr.Dataset) -> str:
+    """Its name in an error."""
     name = None if isinstance(da, xr.Dataset) else da.name
     return "da" if name is None else f"da ({short(name)})"
 
 
 def check(da: xr.DataArray) -> None:
+    """Real numbers, in chunks of known sizes if in any."""
     if not _arguments.is_real(da.dtype):
         raise TypeError(f"{shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
     if is_lazy(da):

@@ -75,7 +75,8 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     (('place',), array([2., 1.]), array([2., 5.]), array([2., 0.]))
     """
     names = _names(da, dim)
-    weights = checked_weights(_checked(da, names), weights)
+    _check_each(da, names)
+    weights = checked_weights(da, weights)
     if isinstance(da, xr.Dataset):
         of_each = {name: weights_of(da[name], names, weights) for name in _standardized(da, names)}
         each = {name: _stats(da[name], names, of_one) for name, of_one in of_each.items()}
@@ -176,7 +177,8 @@ def _each(da: Data, dim: Dim, stats: BatchStats | None, weights: xr.DataArray | 
     names = _names(da, dim)
     if stats is not None and not isinstance(stats, BatchStats):
         raise TypeError(f"stats is a {type(stats).__qualname__:.60}; expected what nbnorm.xarray.batch_stats returned")
-    weights = checked_weights(_checked(da, names), weights)
+    _check_each(da, names)
+    weights = checked_weights(da, weights)
     if isinstance(da, xr.DataArray):
         return _mapped(da, names, stats, weights_of(da, names, weights), chunk)
     of_each = {name: weights_of(da[name], names, weights) for name in _standardized(da, names)}
@@ -205,11 +207,10 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
     return names
 
 
-def _checked(da: Data, names: tuple[Hashable, ...]) -> Data:
-    """The same, of real numbers of known sizes where it is to be standardized."""
+def _check_each(da: Data, names: tuple[Hashable, ...]) -> None:
+    """What is to be standardized, before anything is computed of it or of weights."""
     for one in [da] if isinstance(da, xr.DataArray) else [da[name] for name in _standardized(da, names)]:
         check(one)
-    return da
 
 
 def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]:

@@ -27,6 +27,7 @@ from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.running import apply_frozen
 from nbnorm._cpu.shards import gradient_sums
 from nbnorm._cpu.stages import fits_cache, plain_count
+from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT
 
@@ -115,9 +116,13 @@ def double_backward(
     sums, count = np.empty((8, C)), plain_count(shape, w)
     workers = workers_for(8 * x.size)
     if ddx is not None and w is None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
+        cut, channels = plan.segments(N, S), plan.abreast(N, C, S, workers)
+        room = terms_of(x, dy, None) * channels * plan.LANES
+        scratch = np.empty(3 * C * cut.chunks + 7 + workers * room)
         fused_double_segments(
             ddx, dy, x, ddy, dx, stats, sums, empty_coefficients(x, ddx, None, None, stats), np.empty((OF_TWO, C)),
-            directions, as_parameter(dgamma), N, C, S, *plan.segments(N, S), plan.streams(5 * x.nbytes), workers,
+            directions, as_parameter(dgamma), scratch, room, channels, N, C, S, *cut, plan.streams(5 * x.nbytes),
+            workers,
         )  # fmt: skip
         return
     double_sums(ddx, dy, x, shape, stats, stats, sums, count, w)

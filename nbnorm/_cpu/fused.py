@@ -14,7 +14,7 @@ from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_param
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import IN_CACHE, START, rows_run
 from nbnorm._cpu.origins import origins, signs_of
-from nbnorm._cpu.reduce import ONE_ROW, channels_totals, chunk_sums, column_sums, keep_sums
+from nbnorm._cpu.reduce import ONE_ROW, add_chunks, channels_totals, chunk_sums, column_sums
 from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.sums import add_sums
 from nbnorm._cpu.tables import spread, spread_map
@@ -26,50 +26,53 @@ from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 @routine
 def fuse_segments(
-    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S,
-    per, piece, chunks, streaming,
+    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room,
+    channels, N, C, S, per, piece, chunks, streaming,
 ):  # fmt: skip
     """What one worker does."""
-    sums = matrix(scratch, 0, 3, C)
-    coef = matrix_of_map(x, dy, slope, w, scratch, 3 * C, OF_ONE if dy is None else OF_TWO, C)
-    its, k = cursor(w), stats[ORIGIN]
+    numbers = OF_ONE if dy is None else OF_TWO
+    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, numbers, C)
+    parts, edge = matrix(scratch, (3 + numbers) * C, C * chunks, 3), (3 + numbers + 3 * chunks) * C
+    acc = scratch[edge + until_line(scratch, edge) + worker * room :]
+    its, k, blocks = cursor(w), stats[ORIGIN], (C + channels - 1) // channels
     of_map, of_dy = if_backward(dy, its), if_backward(dy, slope)
-    done, first, last = portion(taken, NONE_DONE, worker, workers, C)
+    done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
     while first < last:
-        read_parameters(gamma, beta, first, last, stats, sums)
-        for c in range(first, last):
-            origins(x, dy, of_dy, its, True, stats, sums, c, c + 1, N, C, S)
-            s, q, n = 0.0, 0.0, 0.0
-            scale, shift = signs_of(of_dy, stats, c)
+        a, b = first * channels, smaller(C, last * channels)
+        read_parameters(gamma, beta, a, b, stats, sums)
+        for c0 in range(a, b, channels):
+            c1 = smaller(b, c0 + channels)
+            origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
             for t in range(chunks):
-                ds, dq, dn = chunk_sums(
-                    x, dy, of_dy, its, c, t, per, piece, N, C, S, stats[ORIGIN, c], sums[DY_ORIGIN, c], scale, shift
+                chunk_sums(
+                    x, dy, of_dy, its, c0, c1, t, per, piece, chunks, N, C, S, k, sums[DY_ORIGIN], stats, acc, parts
                 )  # fmt: skip
-                s += ds
-                q += dq
-                n += dn
-            keep_sums(dy, w, c, s, q, n, stats, sums)
-            if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-                if slope is not None:
-                    signs_for_map(stats, c, coef)
-            finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
+            add_chunks(dy, w, parts, c0, c1, chunks, stats, sums)
+            for c in range(c0, c1):
+                if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+                    if slope is not None:
+                        signs_for_map(stats, c, coef)
+                finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
             for t in range(chunks - 1, -1, -1):
-                chunk(x, dy, other, slope, of_map, y, c, t, per, piece, N, C, S, k, coef, streaming)
-        write_gradients(dgamma, dbeta, first, last, sums)
-        done, first, last = portion(taken, done, worker, workers, C)
+                chunk(x, dy, other, slope, of_map, y, c0, c1, t, per, piece, N, C, S, k, coef, streaming)
+        write_gradients(dgamma, dbeta, a, b, sums)
+        done, first, last = portion(taken, done, worker, workers, blocks)
     if streaming:
         fence()
 
 
 @Kernel
 def fused_segments(
-    x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, N, C, S, per, piece, chunks,
-    streaming, workers, share_out,
+    x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, channels, N, C, S, per,
+    piece, chunks, streaming, workers, share_out,
 ):  # fmt: skip
-    """scratch has sums (3, C) and room for coef: as many float64 numbers, whatever it is in."""
+    """Blocks of `channels` channels. scratch has sums (3, C), room for coef, as many float64 numbers whatever it is in,
+    3 numbers for each chunk of each channel, and, 7 numbers later at most, where a line begins, `room` for the sums of
+    a block, for each worker.
+    """
     each_worker(
         fuse_segments, workers, share_out, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
-        scratch, N, C, S, per, piece, chunks, streaming,
+        scratch, room, channels, N, C, S, per, piece, chunks, streaming,
     )  # fmt: skip
 
 

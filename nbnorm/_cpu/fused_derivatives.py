@@ -7,66 +7,73 @@ find it in the second-level cache.
 
 from __future__ import annotations
 
+from nbnorm._cpu.arrays import matrix
 from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import origin
 from nbnorm._cpu.reduce import chunk_sums
 from nbnorm._cpu.region import each_worker
-from nbnorm._cpu.vector import routine
-from nbnorm._cpu.vector_memory import fence
+from nbnorm._cpu.vector import routine, smaller
+from nbnorm._cpu.vector_memory import fence, until_line
 from nbnorm._cpu.walk import chunk
 from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM, centred_product
 
 
 @routine
 def fuse_double(
-    taken, worker, workers, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, N, C, S, per,
-    piece, chunks, streaming,
+    taken, worker, workers, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, scratch, room,
+    channels, N, C, S, per, piece, chunks, streaming,
 ):  # fmt: skip
     """What one worker does."""
-    sums_of_ddx = sums[DDX:]
-    origins = stats[ORIGIN]
-    done, first, last = portion(taken, NONE_DONE, worker, workers, C)
+    sums_of_ddx, parts, edge = sums[DDX:], matrix(scratch, 0, C * chunks, 3), 3 * C * chunks
+    acc = scratch[edge + until_line(scratch, edge) + worker * room :]
+    k, h, o = stats[ORIGIN], sums[DY_ORIGIN], sums_of_ddx[DY_ORIGIN]
+    blocks = (C + channels - 1) // channels
+    done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
     while first < last:
-        for c in range(first, last):
-            k, d, h, o = (
-                stats[ORIGIN, c],
-                stats[DEVIATION, c],
-                origin(dy, x, None, None, c, N, C, S),
-                origin(ddx, x, None, None, c, N, C, S),
-            )
-            s, q, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0
-            for j in range(chunks):
-                its_s, its_q, _ = chunk_sums(x, dy, None, None, c, j, per, piece, N, C, S, k, h, k, h)
-                its_t, its_r, _ = chunk_sums(x, ddx, None, None, c, j, per, piece, N, C, S, k, o, k, o)
-                _, its_cross, _ = chunk_sums(dy, ddx, None, None, c, j, per, piece, N, C, S, h, o, h, o)
-                s, q, t, r, cross = s + its_s, q + its_q, t + its_t, r + its_r, cross + its_cross
-            sums[SUM, c], sums[PRODUCT, c], sums[DY_ORIGIN, c], sums[OFFSET, c] = (
-                s,
-                centred_product(s, q, d),
-                h,
-                0.0,
-            )
-            sums_of_ddx[SUM, c], sums_of_ddx[PRODUCT, c], sums_of_ddx[DY_ORIGIN, c] = t, centred_product(t, r, d), o
-            sums[CROSS, c] = cross
+        c0, c1 = first * channels, smaller(C, (first + 1) * channels)
+        for c in range(c0, c1):
+            h[c], o[c] = origin(dy, x, None, None, c, N, C, S), origin(ddx, x, None, None, c, N, C, S)
+            sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[CROSS, c] = 0.0, 0.0, 0.0, 0.0
+            sums_of_ddx[SUM, c], sums_of_ddx[PRODUCT, c] = 0.0, 0.0
+        for t in range(chunks):
+            chunk_sums(x, dy, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts)
+            for c in range(c0, c1):
+                sums[SUM, c] += parts[c * chunks + t, 0]
+                sums[PRODUCT, c] += parts[c * chunks + t, 1]
+            chunk_sums(x, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, o, stats, acc, parts)
+            for c in range(c0, c1):
+                sums_of_ddx[SUM, c] += parts[c * chunks + t, 0]
+                sums_of_ddx[PRODUCT, c] += parts[c * chunks + t, 1]
+            chunk_sums(dy, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, h, o, stats, acc, parts)
+            for c in range(c0, c1):
+                sums[CROSS, c] += parts[c * chunks + t, 1]
+        for c in range(c0, c1):
+            d = stats[DEVIATION, c]
+            sums[PRODUCT, c] = centred_product(sums[SUM, c], sums[PRODUCT, c], d)
+            sums_of_ddx[PRODUCT, c] = centred_product(sums_of_ddx[SUM, c], sums_of_ddx[PRODUCT, c], d)
             tangent_channel(c, stats, sums_of_ddx, directions, float(N * S), coef_of_ddy)
             second_channel(c, stats, sums, directions, dgamma, float(N * S), coef_of_dx)
-            for j in range(chunks - 1, -1, -1):
-                chunk(x, ddx, None, None, None, ddy, c, j, per, piece, N, C, S, origins, coef_of_ddy, streaming)
-                chunk(x, dy, ddx, None, None, dx, c, j, per, piece, N, C, S, origins, coef_of_dx, streaming)
-        done, first, last = portion(taken, done, worker, workers, C)
+        for t in range(chunks - 1, -1, -1):
+            chunk(x, ddx, None, None, None, ddy, c0, c1, t, per, piece, N, C, S, k, coef_of_ddy, streaming)
+            chunk(x, dy, ddx, None, None, dx, c0, c1, t, per, piece, N, C, S, k, coef_of_dx, streaming)
+        first += 1
+        if first == last:
+            done, first, last = portion(taken, done, worker, workers, blocks)
     if streaming:
         fence()
 
 
 @Kernel
 def fused_double_segments(
-    ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, N, C, S, per, piece, chunks,
-    streaming, workers, share_out,
+    ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, scratch, room, channels, N, C, S, per,
+    piece, chunks, streaming, workers, share_out,
 ):  # fmt: skip
-    """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch."""
+    """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch, as in
+    reduce_segments.
+    """
     each_worker(
         fuse_double, workers, share_out, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma,
-        N, C, S, per, piece, chunks, streaming,
+        scratch, room, channels, N, C, S, per, piece, chunks, streaming,
     )  # fmt: skip

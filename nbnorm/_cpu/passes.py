@@ -32,8 +32,10 @@ def reduce(
     workers = workers_for((1 if dy is None else 2) * x.size)
     if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
-        parts = np.empty((C * cut.chunks, 3))
-        reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, *cut, workers)
+        channels = plan.abreast(N, C, S, workers)
+        room = terms_of(x, dy, w) * channels * plan.LANES
+        scratch = np.empty(3 * C * cut.chunks + 7 + workers * room)
+        reduce_segments(x, dy, slope, w, centred, stats, sums, scratch, room, channels, N, C, S, *cut, workers)
     else:
         cols = plan.columns(N, C, S, throughout(w, C, S))
         terms = terms_of(x, dy, w)

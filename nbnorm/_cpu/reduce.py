@@ -28,6 +28,7 @@ from nbnorm._cpu.sums import (
     column_totals,
     high_half,
     load_sums,
+    load_sums_part,
     low_half,
     no_sums,
     store_sums,
@@ -62,6 +63,7 @@ from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
 ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW = np.intp(8), np.intp(4), np.intp(1)
+ALL = np.intp(LANES)  # not a literal, as in maps.py
 AGAIN = 512  # values of each row that the second half of the lanes still finds in a first-level cache
 
 
@@ -129,53 +131,82 @@ def span_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, 
 
 
 @function
-def chunk_sums(x, dy, slope, w, c, t, per, piece, N, C, S, k, h, scale, shift):
-    """Three numbers: s, q and the count, 0 where it is known."""
+def chunk_sums(x, dy, slope, w, first, last, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts):
+    """parts[c * chunks + t] = s, q and the count, 0 where it is known, of chunk t of channels first:last, whose segments
+    lie one behind the other; k and h have the origins of each channel, acc is scratch, for as many sums.
+    """
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
-    rows = ROWS_OF_ONE if dy is None else ROWS_OF_TWO
-    kv, hv, scale_v, shift_v, sums = lanes(k, 0), lanes(h, 0), lanes(scale, 0), lanes(shift, 0), no_sums(x, dy, w)
-    ahead = smaller(S, AHEAD)  # behind a short segment lies that of the next channel
+    rows, width = ROWS_OF_ONE if dy is None else ROWS_OF_TWO, (last - first) * LANES
+    n0 = n
+    ahead = smaller(S, AHEAD)
     while n < n1:
-        b, at = (n * C + c) * S, shifted(w, n, c, i0)
-        if n + rows <= n1:
-            sums = span_sums(x, dy, slope, at, b + i0, b + i1, rows, C * S, ahead, kv, hv, scale_v, shift_v, sums)
-            n += rows
-        else:
-            sums = span_sums(x, dy, slope, at, b + i0, b + i1, ONE_ROW, C * S, ahead, kv, hv, scale_v, shift_v, sums)
-            n += 1
-    return totals(sums)
+        several = n + rows <= n1
+        for c in range(first, last):
+            b, its, at = (n * C + c) * S, shifted(w, n, c, i0), (c - first) * LANES
+            scale, shift = signs_of(slope, stats, c)
+            kv, hv, scale_v, shift_v = lanes(k[c], 0), lanes(h[c], 0), lanes(scale, 0), lanes(shift, 0)
+            sums = no_sums(x, dy, w)
+            if n > n0:
+                sums = load_sums_part(x, dy, w, acc, at, width, ALL)
+            if several:
+                sums = span_sums(x, dy, slope, its, b + i0, b + i1, rows, C * S, ahead, kv, hv, scale_v, shift_v, sums)
+            else:
+                sums = span_sums(
+                    x, dy, slope, its, b + i0, b + i1, ONE_ROW, C * S, ahead, kv, hv, scale_v, shift_v, sums
+                )  # fmt: skip
+            store_sums(acc, at, width, sums)
+        n += rows if several else 1
+    for c in range(first, last):
+        j = c * chunks + t
+        parts[j, 0], parts[j, 1], parts[j, 2] = totals(load_sums_part(x, dy, w, acc, (c - first) * LANES, width, ALL))
 
 
 @routine
-def sum_segments(taken, worker, workers, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks):
-    """What one worker does."""
-    its = cursor(w)
-    done, j, last = portion(taken, NONE_DONE, worker, workers, C * chunks)
-    while j < last:
-        c, k, h = j // chunks, stats[ORIGIN, j // chunks], sums[DY_ORIGIN, j // chunks]
-        scale, shift = signs_of(slope, stats, c)
-        parts[j, 0], parts[j, 1], parts[j, 2] = chunk_sums(
-            x, dy, slope, its, c, j % chunks, per, piece, N, C, S, k, h, scale, shift
-        )  # fmt: skip
-        j += 1
-        if j == last:
-            done, j, last = portion(taken, done, worker, workers, C * chunks)
-
-
-@Kernel
-def reduce_segments(x, dy, slope, w, centred, stats, sums, parts, N, C, S, per, piece, chunks, workers, share_out):
-    """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is; parts (C * chunks, 3)
-    is scratch.
-    """
-    origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
-    each_worker(sum_segments, workers, share_out, x, dy, slope, w, stats, sums, parts, N, C, S, per, piece, chunks)
-    for c in range(C):
+def add_chunks(dy, w, parts, first, last, chunks, stats, sums):
+    """The sums of channels first:last, from those of their chunks, from left to right."""
+    for c in range(first, last):
         s, q, count = 0.0, 0.0, 0.0
         for j in range(c * chunks, (c + 1) * chunks):
             s += parts[j, 0]
             q += parts[j, 1]
             count += parts[j, 2]
         keep_sums(dy, w, c, s, q, count, stats, sums)
+
+
+@routine
+def sum_segments(
+    taken, worker, workers, x, dy, slope, w, stats, sums, parts, acc, room, channels, N, C, S, per, piece, chunks
+):  # fmt: skip
+    """What one worker does."""
+    its, own = cursor(w), acc[worker * room :]
+    blocks = (C + channels - 1) // channels
+    done, j, last = portion(taken, NONE_DONE, worker, workers, blocks * chunks)
+    while j < last:
+        c, t = j // chunks * channels, j % chunks
+        chunk_sums(
+            x, dy, slope, its, c, smaller(C, c + channels), t, per, piece, chunks, N, C, S, stats[ORIGIN],
+            sums[DY_ORIGIN], stats, own, parts,
+        )  # fmt: skip
+        j += 1
+        if j == last:
+            done, j, last = portion(taken, done, worker, workers, blocks * chunks)
+
+
+@Kernel
+def reduce_segments(
+    x, dy, slope, w, centred, stats, sums, scratch, room, channels, N, C, S, per, piece, chunks, workers, share_out
+):  # fmt: skip
+    """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is; scratch has 3 numbers
+    for each chunk of each channel, and where a line begins room for the sums of a block of channels, for each worker.
+    """
+    origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
+    parts, edge = matrix(scratch, 0, C * chunks, 3), 3 * C * chunks
+    acc = scratch[edge + until_line(scratch, edge) :]
+    each_worker(
+        sum_segments, workers, share_out, x, dy, slope, w, stats, sums, parts, acc, room, channels, N, C, S, per, piece,
+        chunks,
+    )  # fmt: skip
+    add_chunks(dy, w, parts, 0, C, chunks, stats, sums)
 
 
 # ---- columns

@@ -135,8 +135,11 @@ def _fused_or_split(
     if S >= plan.SHORT or not in_rows(w, S):
         cut = plan.segments(N, S)
         if fits_cache(shape, x.itemsize, workers):
+            channels = plan.abreast(N, C, S, workers)
+            room = terms_of(x, dy, w) * channels * plan.LANES
+            scratch = np.empty(of_channels + 3 * C * cut.chunks + 7 + workers * room)
             fused_segments(
-                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, np.empty(of_channels), N,
+                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, channels, N,
                 C, S, *cut, streaming, workers,
             )  # fmt: skip
             return

@@ -50,23 +50,15 @@ def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
         few(x, dy, other, slope, w, y, i, end - i, own)
 
 
-@function
-def chunk(x, dy, other, slope, w, y, c, t, per, piece, N, C, S, origins, coef, streaming):
-    n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
-    for n in range(n1 - 1, n0 - 1, -1):
-        b = (n * C + c) * S
-        segment(x, dy, other, slope, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
-
-
 # ---- one behind the other
 
 
 @routine
-def segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming):
-    """y[i:end], of segments that are LANES long at least. It begins with the first or where a line does, and ends with
-    the last or whole vectors later."""
-    k, b = own_k(origins, coef), i // S
-    c, stop = b % C, (b + 1) * S
+def segments(x, dy, other, slope, y, i, end, c, stop, origins, coef, C, S, streaming):
+    """y[i:end], of segments that are LANES long at least, the first of which is of channel c and ends at `stop`. It
+    begins with a segment or where a line does, and ends with one or whole vectors later.
+    """
+    k = own_k(origins, coef)
     own, ahead = numbers_of(dy, coef, k, c), NONE
     if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if other is not None:
@@ -94,6 +86,21 @@ def segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming):
             stop += S
     if i < end:
         part(x, dy, other, slope, None, y, i, end - i, own, START)
+
+
+@function
+def chunk(x, dy, other, slope, w, y, first, last, t, per, piece, N, C, S, origins, coef, streaming):
+    """Chunk t of channels first:last, whose segments lie one behind the other."""
+    n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
+    for n in range(n1 - 1, n0 - 1, -1):
+        if w is None:
+            b = (n * C + first) * S
+            end = b + (last - first - 1) * S + i1
+            segments(x, dy, other, slope, y, b + i0, end, first, b + S, origins, coef, C, S, streaming)
+        else:
+            for c in range(first, last):
+                b = (n * C + c) * S
+                segment(x, dy, other, slope, shifted(w, n, c, i0), y, c, b + i0, b + i1, origins, coef, streaming)
 
 
 @routine
@@ -127,7 +134,8 @@ def map_segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coe
             i, end = edge + start * UNIT, smaller(size, edge + last * UNIT)
             if start == 0:
                 i = 0
-            segments(x, dy, other, slope, y, i, end, origins, coef, C, S, streaming)
+            b = i // S
+            segments(x, dy, other, slope, y, i, end, b % C, (b + 1) * S, origins, coef, C, S, streaming)
         else:
             segments_that_count(x, dy, other, slope, w, y, start, last, origins, coef, N, C, S, pieces, streaming)
         last = start

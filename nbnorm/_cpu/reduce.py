@@ -137,16 +137,17 @@ def chunk_sums(x, dy, slope, w, first, last, t, per, piece, chunks, N, C, S, k, 
     """
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows, width = ROWS_OF_ONE if dy is None else ROWS_OF_TWO, (last - first) * LANES
-    n0 = n
-    ahead = smaller(S, AHEAD)
+    ahead, alone, sums = smaller(S, AHEAD), last - first == 1, no_sums(x, dy, w)
+    if not alone:
+        for at in range(0, width, LANES):
+            store_sums(acc, at, width, sums)
     while n < n1:
         several = n + rows <= n1
         for c in range(first, last):
             b, its, at = (n * C + c) * S, shifted(w, n, c, i0), (c - first) * LANES
             scale, shift = signs_of(slope, stats, c)
             kv, hv, scale_v, shift_v = lanes(k[c], 0), lanes(h[c], 0), lanes(scale, 0), lanes(shift, 0)
-            sums = no_sums(x, dy, w)
-            if n > n0:
+            if not alone:
                 sums = load_sums_part(x, dy, w, acc, at, width, ALL)
             if several:
                 sums = span_sums(x, dy, slope, its, b + i0, b + i1, rows, C * S, ahead, kv, hv, scale_v, shift_v, sums)
@@ -154,11 +155,14 @@ def chunk_sums(x, dy, slope, w, first, last, t, per, piece, chunks, N, C, S, k, 
                 sums = span_sums(
                     x, dy, slope, its, b + i0, b + i1, ONE_ROW, C * S, ahead, kv, hv, scale_v, shift_v, sums
                 )  # fmt: skip
-            store_sums(acc, at, width, sums)
+            if not alone:
+                store_sums(acc, at, width, sums)
         n += rows if several else 1
     for c in range(first, last):
         j = c * chunks + t
-        parts[j, 0], parts[j, 1], parts[j, 2] = totals(load_sums_part(x, dy, w, acc, (c - first) * LANES, width, ALL))
+        if not alone:
+            sums = load_sums_part(x, dy, w, acc, (c - first) * LANES, width, ALL)
+        parts[j, 0], parts[j, 1], parts[j, 2] = totals(sums)
 
 
 @routine

@@ -28,6 +28,17 @@ UNIT = 1_024  # values that are shared out together
 
 
 @routine
+def rest(x, dy, other, slope, w, y, i, end, own):
+    """y[i:end], fewer values than a vector has lanes."""
+    while i + FEW <= end:
+        few(x, dy, other, slope, w, y, i, WHOLE, own)
+        i += FEW
+        w = shifted(w, 0, 0, FEW)
+    if i < end:
+        few(x, dy, other, slope, w, y, i, end - i, own)
+
+
+@routine
 def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
     """A run of values of channel c."""
     own = numbers_of(dy, coef, own_k(origins, coef), c)
@@ -42,31 +53,27 @@ def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
         vector_image(x, dy, other, slope, w, y, i, own, START, ORDINARY)
         i += LANES
         w = shifted(w, 0, 0, LANES)
-    while i + FEW <= end:
-        few(x, dy, other, slope, w, y, i, WHOLE, own)
-        i += FEW
-        w = shifted(w, 0, 0, FEW)
-    if i < end:
-        few(x, dy, other, slope, w, y, i, end - i, own)
+    rest(x, dy, other, slope, w, y, i, end, own)
 
 
 # ---- one behind the other
 
 
 @routine
-def segments(x, dy, other, slope, y, i, end, c, stop, origins, coef, C, S, streaming):
-    """y[i:end], of segments that are LANES long at least, the first of which is of channel c and ends at `stop`. It
-    begins with a segment or where a line does, and ends with one or whole vectors later.
+def segments(x, dy, other, slope, y, i, end, c, stop, origins, coef, C, S, to_lines, streaming):
+    """y[i:end], of segments that are LANES long at least, the first of which is of channel c and ends at `stop`. The
+    end is that of a segment, or whole vectors later than where the run begins, or where a line of y does.
     """
     k = own_k(origins, coef)
     own, ahead = numbers_of(dy, coef, k, c), NONE
     if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if other is not None:
             ahead = NEAR  # as above
-    n = smaller(end - i, until_line(y, i))
-    if n > 0:
-        part(x, dy, other, slope, None, y, i, n, own, START)
-        i += n
+    if to_lines:
+        n = smaller(end - i, until_line(y, i))
+        if n > 0:
+            part(x, dy, other, slope, None, y, i, n, own, START)
+            i += n
     while i + LANES <= end:
         whole = smaller(stop, end) - LANES
         while i <= whole:
@@ -84,8 +91,7 @@ def segments(x, dy, other, slope, y, i, end, c, stop, origins, coef, C, S, strea
             own = following
             i += LANES
             stop += S
-    if i < end:
-        part(x, dy, other, slope, None, y, i, end - i, own, START)
+    rest(x, dy, other, slope, None, y, i, end, own)
 
 
 @function
@@ -96,7 +102,7 @@ def chunk(x, dy, other, slope, w, y, first, last, t, per, piece, N, C, S, origin
         if w is None:
             b = (n * C + first) * S
             end = b + (last - first - 1) * S + i1
-            segments(x, dy, other, slope, y, b + i0, end, first, b + S, origins, coef, C, S, streaming)
+            segments(x, dy, other, slope, y, b + i0, end, first, b + S, origins, coef, C, S, streaming, streaming)
         else:
             for c in range(first, last):
                 b = (n * C + c) * S
@@ -135,7 +141,7 @@ def map_segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coe
             if start == 0:
                 i = 0
             b = i // S
-            segments(x, dy, other, slope, y, i, end, b % C, (b + 1) * S, origins, coef, C, S, streaming)
+            segments(x, dy, other, slope, y, i, end, b % C, (b + 1) * S, origins, coef, C, S, True, streaming)
         else:
             segments_that_count(x, dy, other, slope, w, y, start, last, origins, coef, N, C, S, pieces, streaming)
         last = start

@@ -22,7 +22,7 @@ from nbnorm._cpu.finalize_derivatives import (
 )
 from nbnorm._cpu.fused_derivatives import fused_double_segments
 from nbnorm._cpu.memory import Array
-from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce, scratch_of_segments
 from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.running import apply_frozen
 from nbnorm._cpu.shards import gradient_sums
@@ -116,13 +116,11 @@ def double_backward(
     sums, count = np.empty((8, C)), plain_count(shape, w)
     workers = workers_for(8 * x.size)
     if ddx is not None and w is None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
-        cut, channels = plan.segments(N, S), plan.abreast(N, C, S, workers)
-        room = terms_of(x, dy, None) * channels * plan.LANES
-        scratch = np.empty(3 * C * cut.chunks + 7 + workers * room)
+        cut = plan.segments(N, C, S, workers)
+        scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers, 6 * C * cut.chunks)
         fused_double_segments(
             ddx, dy, x, ddy, dx, stats, sums, empty_coefficients(x, ddx, None, None, stats), np.empty((OF_TWO, C)),
-            directions, as_parameter(dgamma), scratch, room, channels, N, C, S, *cut, plan.streams(5 * x.nbytes),
-            workers,
+            directions, as_parameter(dgamma), scratch, room, N, C, S, *cut, plan.streams(5 * x.nbytes), workers,
         )  # fmt: skip
         return
     double_sums(ddx, dy, x, shape, stats, stats, sums, count, w)

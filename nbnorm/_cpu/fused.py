@@ -1,4 +1,4 @@
-"""Fused: reduce, finalize and apply for one channel (or block of channels) while its values are still in cache.
+"""Fused: reduce, finalize and apply for a block of channels while its values are still in cache.
 
 The same sums in the same order as in the three separate launches, so the same bits; x is read from memory once
 instead of twice. Forward with dy None, backward with an array.
@@ -13,8 +13,8 @@ from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_parameters, write_gradients
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import IN_CACHE, START, rows_run
-from nbnorm._cpu.origins import origins, signs_of
-from nbnorm._cpu.reduce import ONE_ROW, add_chunks, channels_totals, chunk_sums, column_sums
+from nbnorm._cpu.origins import origins
+from nbnorm._cpu.reduce import ONE_ROW, add_chunks, channels_totals, chunk_sums, column_sums, room_of_worker
 from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.sums import add_sums
 from nbnorm._cpu.tables import spread, spread_map
@@ -26,27 +26,25 @@ from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 @routine
 def fuse_segments(
-    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room,
-    channels, N, C, S, per, piece, chunks, streaming,
+    taken, worker, workers, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, N,
+    C, S, per, piece, chunks, channels, streaming,
 ):  # fmt: skip
     """What one worker does."""
-    numbers = OF_ONE if dy is None else OF_TWO
-    sums, coef = matrix(scratch, 0, 3, C), matrix_of_map(x, dy, slope, w, scratch, 3 * C, numbers, C)
-    parts, edge = matrix(scratch, (3 + numbers) * C, C * chunks, 3), (3 + numbers + 3 * chunks) * C
-    acc = scratch[edge + until_line(scratch, edge) + worker * room :]
-    its, k, blocks = cursor(w), stats[ORIGIN], (C + channels - 1) // channels
+    at = (3 + (OF_ONE if dy is None else OF_TWO)) * C
+    sums = matrix(scratch, 0, 3, C)
+    coef = matrix_of_map(x, dy, slope, w, scratch, 3 * C, OF_ONE if dy is None else OF_TWO, C)
+    parts, acc = matrix(scratch, at, C * chunks, 3), room_of_worker(scratch, at + 3 * C * chunks, worker, room)
+    its, k, h, blocks = cursor(w), stats[ORIGIN], sums[DY_ORIGIN], (C + channels - 1) // channels
     of_map, of_dy = if_backward(dy, its), if_backward(dy, slope)
     done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
     while first < last:
-        a, b = first * channels, smaller(C, last * channels)
-        read_parameters(gamma, beta, a, b, stats, sums)
-        for c0 in range(a, b, channels):
-            c1 = smaller(b, c0 + channels)
+        begin, end = first * channels, smaller(C, last * channels)
+        read_parameters(gamma, beta, begin, end, stats, sums)
+        for c0 in range(begin, end, channels):
+            c1 = smaller(end, c0 + channels)
             origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
             for t in range(chunks):
-                chunk_sums(
-                    x, dy, of_dy, its, c0, c1, t, per, piece, chunks, N, C, S, k, sums[DY_ORIGIN], stats, acc, parts
-                )  # fmt: skip
+                chunk_sums(x, dy, of_dy, its, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts)
             add_chunks(dy, w, parts, c0, c1, chunks, stats, sums)
             for c in range(c0, c1):
                 if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
@@ -55,7 +53,7 @@ def fuse_segments(
                 finalize_channel(dy, gamma, c, stats, sums, eps, count, coef)
             for t in range(chunks - 1, -1, -1):
                 chunk(x, dy, other, slope, of_map, y, c0, c1, t, per, piece, N, C, S, k, coef, streaming)
-        write_gradients(dgamma, dbeta, a, b, sums)
+        write_gradients(dgamma, dbeta, begin, end, sums)
         done, first, last = portion(taken, done, worker, workers, blocks)
     if streaming:
         fence()
@@ -63,16 +61,15 @@ def fuse_segments(
 
 @Kernel
 def fused_segments(
-    x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, channels, N, C, S, per,
-    piece, chunks, streaming, workers, share_out,
+    x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, N, C, S, per, piece,
+    chunks, channels, streaming, workers, share_out,
 ):  # fmt: skip
     """Blocks of `channels` channels. scratch has sums (3, C), room for coef, as many float64 numbers whatever it is in,
-    3 numbers for each chunk of each channel, and, 7 numbers later at most, where a line begins, `room` for the sums of
-    a block, for each worker.
+    and is behind them as `scratch_of_segments` makes it.
     """
     each_worker(
         fuse_segments, workers, share_out, x, dy, other, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count,
-        scratch, room, channels, N, C, S, per, piece, chunks, streaming,
+        scratch, room, N, C, S, per, piece, chunks, channels, streaming,
     )  # fmt: skip
 
 

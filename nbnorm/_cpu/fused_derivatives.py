@@ -1,4 +1,4 @@
-"""Fused double backward pass: sums, coefficients and both maps of one channel while its values are still in cache.
+"""Fused double backward pass: sums, coefficients and both maps of a block of channels, still in cache.
 
 The same sums in the same order as in the separate launches of derivatives.py, so the same bits; the three arrays are
 read from memory once, not four times. The three pairs of a chunk are summed one after the other: the second and third
@@ -12,22 +12,27 @@ from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import origin
-from nbnorm._cpu.reduce import chunk_sums
+from nbnorm._cpu.reduce import add_chunks, chunk_sums, room_of_worker
 from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.vector import routine, smaller
-from nbnorm._cpu.vector_memory import fence, until_line
+from nbnorm._cpu.vector_memory import fence
 from nbnorm._cpu.walk import chunk
 from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM, centred_product
 
 
 @routine
 def fuse_double(
-    taken, worker, workers, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, scratch, room,
-    channels, N, C, S, per, piece, chunks, streaming,
+    taken, worker, workers, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, scratch,
+    room, N, C, S, per, piece, chunks, channels, streaming,
 ):  # fmt: skip
     """What one worker does."""
-    sums_of_ddx, parts, edge = sums[DDX:], matrix(scratch, 0, C * chunks, 3), 3 * C * chunks
-    acc = scratch[edge + until_line(scratch, edge) + worker * room :]
+    size, sums_of_ddx = 3 * C * chunks, sums[DDX:]
+    of_dy, of_ddx, of_both = (
+        matrix(scratch, 0, C * chunks, 3),
+        matrix(scratch, size, C * chunks, 3),
+        matrix(scratch, 2 * size, C * chunks, 3),
+    )
+    acc = room_of_worker(scratch, 3 * size, worker, room)
     k, h, o = stats[ORIGIN], sums[DY_ORIGIN], sums_of_ddx[DY_ORIGIN]
     blocks = (C + channels - 1) // channels
     done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
@@ -35,23 +40,21 @@ def fuse_double(
         c0, c1 = first * channels, smaller(C, (first + 1) * channels)
         for c in range(c0, c1):
             h[c], o[c] = origin(dy, x, None, None, c, N, C, S), origin(ddx, x, None, None, c, N, C, S)
-            sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], sums[CROSS, c] = 0.0, 0.0, 0.0, 0.0
-            sums_of_ddx[SUM, c], sums_of_ddx[PRODUCT, c] = 0.0, 0.0
         for t in range(chunks):
-            chunk_sums(x, dy, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts)
-            for c in range(c0, c1):
-                sums[SUM, c] += parts[c * chunks + t, 0]
-                sums[PRODUCT, c] += parts[c * chunks + t, 1]
-            chunk_sums(x, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, o, stats, acc, parts)
-            for c in range(c0, c1):
-                sums_of_ddx[SUM, c] += parts[c * chunks + t, 0]
-                sums_of_ddx[PRODUCT, c] += parts[c * chunks + t, 1]
-            chunk_sums(dy, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, h, o, stats, acc, parts)
-            for c in range(c0, c1):
-                sums[CROSS, c] += parts[c * chunks + t, 1]
+            chunk_sums(x, dy, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, of_dy)
+            chunk_sums(x, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, o, stats, acc, of_ddx)
+            chunk_sums(dy, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, h, o, stats, acc, of_both)
+        add_chunks(dy, None, of_dy, c0, c1, chunks, stats, sums)
+        add_chunks(ddx, None, of_ddx, c0, c1, chunks, stats, sums_of_ddx)
         for c in range(c0, c1):
-            d = stats[DEVIATION, c]
-            sums[PRODUCT, c] = centred_product(sums[SUM, c], sums[PRODUCT, c], d)
+            d, cross = stats[DEVIATION, c], 0.0
+            for j in range(c * chunks, (c + 1) * chunks):
+                cross += of_both[j, 1]
+            sums[PRODUCT, c], sums[OFFSET, c], sums[CROSS, c] = (
+                centred_product(sums[SUM, c], sums[PRODUCT, c], d),
+                0.0,
+                cross,
+            )
             sums_of_ddx[PRODUCT, c] = centred_product(sums_of_ddx[SUM, c], sums_of_ddx[PRODUCT, c], d)
             tangent_channel(c, stats, sums_of_ddx, directions, float(N * S), coef_of_ddy)
             second_channel(c, stats, sums, directions, dgamma, float(N * S), coef_of_dx)
@@ -67,13 +70,13 @@ def fuse_double(
 
 @Kernel
 def fused_double_segments(
-    ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, scratch, room, channels, N, C, S, per,
-    piece, chunks, streaming, workers, share_out,
+    ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, scratch, room, N, C, S, per, piece,
+    chunks, channels, streaming, workers, share_out,
 ):  # fmt: skip
-    """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch, as in
-    reduce_segments.
+    """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch. What
+    is called so is as `scratch_of_segments` makes it, behind two more times 3 numbers for each chunk of each channel.
     """
     each_worker(
         fuse_double, workers, share_out, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma,
-        scratch, room, channels, N, C, S, per, piece, chunks, streaming,
+        scratch, room, N, C, S, per, piece, chunks, channels, streaming,
     )  # fmt: skip

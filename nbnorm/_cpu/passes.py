@@ -31,11 +31,9 @@ def reduce(
     N, C, S = shape
     workers = workers_for((1 if dy is None else 2) * x.size)
     if S >= plan.SHORT or not in_rows(w, S):
-        cut = plan.segments(N, S)
-        channels = plan.abreast(N, C, S, workers)
-        room = terms_of(x, dy, w) * channels * plan.LANES
-        scratch = np.empty(3 * C * cut.chunks + 7 + workers * room)
-        reduce_segments(x, dy, slope, w, centred, stats, sums, scratch, room, channels, N, C, S, *cut, workers)
+        cut = plan.segments(N, C, S, workers)
+        scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers)
+        reduce_segments(x, dy, slope, w, centred, stats, sums, scratch, room, N, C, S, *cut, workers)
     else:
         cols = plan.columns(N, C, S, throughout(w, C, S))
         terms = terms_of(x, dy, w)
@@ -45,6 +43,16 @@ def reduce(
             x, dy, slope, w, centred, stats, sums, scratch, N, C, S, cols.tile, cols.block, cols.blocks, terms,
             cols.width, workers,
         )  # fmt: skip
+
+
+def scratch_of_segments(
+    terms: int, C: int, cut: plan.Segments, workers: int, others: int = 0
+) -> tuple[Array, int]:  # fmt: skip
+    """Behind so many other numbers 3 for each chunk of each channel, and 7 later at most, where a line begins, for each
+    worker the sums of a block, of which the second result says how many they are.
+    """
+    room = terms * cut.channels * plan.LANES
+    return np.empty(others + 3 * C * cut.chunks + 7 + workers * room), room
 
 
 def apply(

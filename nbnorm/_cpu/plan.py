@@ -15,11 +15,11 @@ Shape = tuple[int, int, int]  # (N, C, S)
 
 LANES, FEW = 32, 8  # of a vector, and of a part of one (vector.py); this module does not load Numba
 LINE = 64  # bytes of a cache line, and the alignment of a streaming store
-
 SHORT = 64  # segments shorter than this are summed, and reduced and mapped at once, as columns
 CHUNK = 32_768  # values of a channel in one partial sum
-SEGMENTS_RUN = 4_096  # values of segments one behind the other, of several channels, that are read in one go
-SEGMENTS_BLOCK = 786_432  # and values of such channels, which are reduced and applied in one go
+RUN_OF_SEGMENTS = 4_096  # values of several channels that lie one behind the other, and are read in one go
+BLOCK_OF_SEGMENTS = 786_432  # values of such channels in all, which are reduced and applied in one go
+SHARE = 16  # blocks of channels that a worker has at least, so that all end at about the same time
 PANEL = 1_024  # columns whose sums and origins, 4 float64 each, stay in a first-level cache
 MAP_OF_ONE, MAP_OF_TWO = 1_024, 512  # those whose coefficients, up to 7 float32 each, do so beside the data
 MAP_WIDTH = 8_192  # and those whose coefficients fill a part of a second-level cache
@@ -41,6 +41,7 @@ class Segments(NamedTuple):
     per: int
     piece: int
     chunks: int  # per channel
+    channels: int  # of a block, whose segments lie one behind the other and are read and written so
 
 
 class Columns(NamedTuple):
@@ -77,17 +78,14 @@ def up(n: int, step: int) -> int:
 
 
 @lru_cache(1024)
-def segments(N: int, S: int) -> Segments:
+def segments(N: int, C: int, S: int, workers: int, one_by_one: bool = False) -> Segments:
+    """Workers choose the blocks, in which each channel is summed for itself; `one_by_one` is a map of segments."""
     per = min(N, 8 * max(1, CHUNK // (8 * S)))
     piece = min(S, CHUNK)
-    return Segments(per, piece, -(-N // per) * -(-S // piece))
-
-
-@lru_cache(1024)
-def abreast(N: int, C: int, S: int, workers: int) -> int:
-    """Channels of a block: segments that lie one behind the other are walked as one run."""
-    most = max(1, min(SEGMENTS_RUN // S, SEGMENTS_BLOCK // (N * S), C // (16 * workers)))
-    return max(1, C // up(-(-C // most), workers))  # as many blocks for each worker
+    block = SMALL if one_by_one else BLOCK_OF_SEGMENTS
+    most = max(1, min(RUN_OF_SEGMENTS // S, block // (N * S), C // (SHARE * workers)))
+    channels = max(1, C // up(-(-C // most), workers))  # as many blocks for each worker
+    return Segments(per, piece, -(-N // per) * -(-S // piece), channels)
 
 
 @lru_cache(1024)

@@ -132,12 +132,14 @@ def span_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, 
 
 @function
 def chunk_sums(x, dy, slope, w, first, last, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts):
-    """parts[c * chunks + t] = s, q and the count, 0 where it is known, of chunk t of channels first:last, whose segments
-    lie one behind the other; k and h have the origins of each channel, acc is scratch, for as many sums.
+    """parts[c * chunks + t] = s, q and the count, 0 where it is known, of chunk t of the channels first:last, whose
+    origins k and h have. Their segments lie one behind the other, and are read so: a few of each, long as they may be,
+    begin anew too often for the CPU to see them coming. Meanwhile acc has the sums of each, but of a channel alone.
     """
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows, width = ROWS_OF_ONE if dy is None else ROWS_OF_TWO, (last - first) * LANES
-    ahead, alone, sums = smaller(S, AHEAD), last - first == 1, no_sums(x, dy, w)
+    ahead = smaller(S, AHEAD)  # behind a short segment lies that of the next channel
+    sums, alone = no_sums(x, dy, w), last - first == 1
     if not alone:
         for at in range(0, width, LANES):
             store_sums(acc, at, width, sums)
@@ -178,19 +180,23 @@ def add_chunks(dy, w, parts, first, last, chunks, stats, sums):
 
 
 @routine
+def room_of_worker(scratch, at, worker, room):
+    """What lies behind scratch[:at] for one worker, from where a line begins."""
+    return scratch[at + until_line(scratch, at) + worker * room :]
+
+
+@routine
 def sum_segments(
-    taken, worker, workers, x, dy, slope, w, stats, sums, parts, acc, room, channels, N, C, S, per, piece, chunks
+    taken, worker, workers, x, dy, slope, w, stats, sums, scratch, room, N, C, S, per, piece, chunks, channels
 ):  # fmt: skip
     """What one worker does."""
-    its, own = cursor(w), acc[worker * room :]
-    blocks = (C + channels - 1) // channels
+    parts, acc = matrix(scratch, 0, C * chunks, 3), room_of_worker(scratch, 3 * C * chunks, worker, room)
+    its, k, h, blocks = cursor(w), stats[ORIGIN], sums[DY_ORIGIN], (C + channels - 1) // channels
     done, j, last = portion(taken, NONE_DONE, worker, workers, blocks * chunks)
     while j < last:
         c, t = j // chunks * channels, j % chunks
-        chunk_sums(
-            x, dy, slope, its, c, smaller(C, c + channels), t, per, piece, chunks, N, C, S, stats[ORIGIN],
-            sums[DY_ORIGIN], stats, own, parts,
-        )  # fmt: skip
+        c1 = smaller(C, c + channels)
+        chunk_sums(x, dy, slope, its, c, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts)
         j += 1
         if j == last:
             done, j, last = portion(taken, done, worker, workers, blocks * chunks)
@@ -198,19 +204,17 @@ def sum_segments(
 
 @Kernel
 def reduce_segments(
-    x, dy, slope, w, centred, stats, sums, scratch, room, channels, N, C, S, per, piece, chunks, workers, share_out
+    x, dy, slope, w, centred, stats, sums, scratch, room, N, C, S, per, piece, chunks, channels, workers, share_out
 ):  # fmt: skip
-    """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is; scratch has 3 numbers
-    for each chunk of each channel, and where a line begins room for the sums of a block of channels, for each worker.
+    """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is; scratch is as
+    `scratch_of_segments` makes it.
     """
     origins(x, dy, slope, cursor(w), centred, stats, sums, 0, C, N, C, S)
-    parts, edge = matrix(scratch, 0, C * chunks, 3), 3 * C * chunks
-    acc = scratch[edge + until_line(scratch, edge) :]
     each_worker(
-        sum_segments, workers, share_out, x, dy, slope, w, stats, sums, parts, acc, room, channels, N, C, S, per, piece,
-        chunks,
+        sum_segments, workers, share_out, x, dy, slope, w, stats, sums, scratch, room, N, C, S, per, piece, chunks,
+        channels,
     )  # fmt: skip
-    add_chunks(dy, w, parts, 0, C, chunks, stats, sums)
+    add_chunks(dy, w, matrix(scratch, 0, C * chunks, 3), 0, C, chunks, stats, sums)
 
 
 # ---- columns

@@ -16,7 +16,7 @@ from nbnorm._cpu.counted import first_short
 from nbnorm._cpu.finalize import finalize, finalize_given, move_origins
 from nbnorm._cpu.fused import fused_columns, fused_segments
 from nbnorm._cpu.memory import Array
-from nbnorm._cpu.passes import ABSENT, EVERY, apply, as_parameter, empty_coefficients, reduce
+from nbnorm._cpu.passes import ABSENT, EVERY, apply, as_parameter, empty_coefficients, reduce, scratch_of_segments
 from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.shards import normalize
 from nbnorm._cpu.sums import terms_of
@@ -133,14 +133,12 @@ def _fused_or_split(
     streaming = plan.streams((inputs + 1) * x.nbytes)
     count, of_channels = plain_count(shape, w), (3 + (OF_ONE if dy is None else OF_TWO)) * C
     if S >= plan.SHORT or not in_rows(w, S):
-        cut = plan.segments(N, S)
+        cut = plan.segments(N, C, S, workers, w is not None and dy is not None)
         if fits_cache(shape, x.itemsize, workers):
-            channels = plan.abreast(N, C, S, workers)
-            room = terms_of(x, dy, w) * channels * plan.LANES
-            scratch = np.empty(of_channels + 3 * C * cut.chunks + 7 + workers * room)
+            scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers, of_channels)
             fused_segments(
-                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, channels, N,
-                C, S, *cut, streaming, workers,
+                x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, N, C, S,
+                *cut, streaming, workers,
             )  # fmt: skip
             return
     else:

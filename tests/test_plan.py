@@ -46,6 +46,55 @@ def test_blocks_of_channels_are_for_what_stays_in_cache_or_has_few_rows(what, sh
     assert (plan.blocks(*shape, True, 1, streaming) is not None) == in_blocks
 
 
+@pytest.mark.parametrize(
+    ("what", "shape", "workers", "one_by_one", "channels"),
+    [
+        ("a run of values", (32, 2048, 64), 2, False, 64),
+        ("as much as reduce and apply share", (1024, 64, 196), 1, False, 3),
+        ("blocks enough for each worker", (64, 512, 64), 2, False, 16),
+        ("and for more", (64, 512, 64), 8, False, 4),
+        ("what stays in a second-level cache", (64, 512, 64), 2, True, 16),
+        ("less", (256, 256, 196), 2, True, 1),
+        ("long segments", (32, 64, 3136), 2, False, 1),
+        ("longer ones", (2, 64, 50_000), 1, False, 1),
+        ("few channels", (64, 15, 64), 1, False, 1),
+        ("few values", (1, 3, 70), 3, False, 1),
+    ],
+)
+def test_blocks_of_segments_hold_what_three_limits_allow(what, shape, workers, one_by_one, channels):
+    assert plan.segments(*shape, workers, one_by_one).channels == channels
+
+
+@pytest.mark.each_pair
+@pytest.mark.parametrize("shape", [(9, 7, 65), (17, 7, 96), (70, 5, 200), (600, 4, 70), (3, 3, 40_000)], ids=str)
+@pytest.mark.parametrize("channels", [2, 3, 7])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("how", ["plain", "relu", "mask"])
+def test_no_block_of_segments_changes_a_bit(shape, channels, streaming, how, dtype, rng, monkeypatch):
+    """Of the sums in rows, of what is left of them, in chunks and in pieces; fused and not."""
+    x, dy, residual, state = *(sample(rng, shape, dtype) for _ in range(3)), random_state(rng, shape[1])
+    how = {
+        "plain": {},
+        "relu": {"activation": "relu", "residual": residual},
+        "mask": {"where": rng.random(shape) < 0.8},
+    }[how]
+    segments = plan.segments.__wrapped__
+
+    def results(channels):
+        monkeypatch.setattr(plan, "segments", lambda *given: segments(*given)._replace(channels=channels))
+        y, saved = nbnorm.batch_norm_training(x, state, update_running=False, **how)
+        found = [y, *nbnorm.batch_norm_backward(dy, saved)]
+        if not how:
+            found += nbnorm.batch_norm_double_backward(residual, None, None, dy, saved)
+            found += [nbnorm.batch_stats(x).mean, nbnorm.batch_stats(x).m2]
+        return found
+
+    monkeypatch.setattr(plan, "streams", lambda nbytes: streaming)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)  # several workers, where there are several threads
+    for found, right in zip(results(channels), results(1), strict=True):
+        np.testing.assert_array_equal(found.view(np.uint8), right.view(np.uint8))
+
+
 SEGMENTS = [(37, 20, 33), (5, 7, 70), (40, 50, 37), (70, 17, 65), (9, 3, 96), (2, 3, 1100)]  # a vector long at least
 COLUMNS = [*SEGMENTS, (301, 45, 1), (9, 3, 3), (1200, 3, 1), (21, 1024, 1)]
 

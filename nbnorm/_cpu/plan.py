@@ -83,8 +83,7 @@ def segments(N: int, C: int, S: int, workers: int, one_by_one: bool = False) -> 
     per = min(N, 8 * max(1, CHUNK // (8 * S)))
     piece = min(S, CHUNK)
     block = SMALL if one_by_one else BLOCK_OF_SEGMENTS
-    most = max(1, min(RUN_OF_SEGMENTS // S, block // (N * S), C // (SHARE * workers)))
-    channels = max(1, C // up(-(-C // most), workers))  # as many blocks for each worker
+    channels = max(1, min(RUN_OF_SEGMENTS // S, block // (N * S), C // (SHARE * workers)))
     return Segments(per, piece, -(-N // per) * -(-S // piece), channels)
 
 

@@ -142,6 +142,20 @@ def check_counted(x, dy, w, state, counting, axis, use_running=False, update_run
     return y, saved, found
 
 
+@pytest.mark.float32_by_default("the cut of the work is that of any dtype")
+@pytest.mark.parametrize("shape", [(4, 64, 7), (4, 48, 17), (3, 64, 30), (5, 70, 33)], ids=str)
+@pytest.mark.parametrize("what", ["where", "weights"])
+def test_short_sequences_of_many_channels(what, shape, dtype, rng):
+    """Shorter than a vector, so that it has values of three channels, or just longer."""
+    N, C, S = shape
+    counting = {
+        "where": {"where": np.arange(S) < S - np.arange(N)[:, None, None]},
+        "weights": {"weights": rng.uniform(0.5, 3, (N, C, 1)).astype(np.float32)},
+    }[what]
+    x, dy, state = sample(rng, shape, dtype), sample(rng, shape, dtype), random_state(rng, C)
+    check_counted(x, dy, reference.counts(x, **counting), state, counting, 1)
+
+
 def case(rng, layout, form, dtype, shape=SHAPE):
     x, axis = LAYOUTS[layout](sample(rng, shape, dtype))
     dy, _ = LAYOUTS[layout](rng.normal(size=shape).astype(dtype_of(dtype)))

@@ -5,7 +5,9 @@ import pytest
 from common import check_inference, check_step, random_state, sample
 
 import nbnorm
+from nbnorm._cpu import derivatives as derivatives_on_cpu
 from nbnorm._cpu import plan, threads
+from nbnorm._cpu import stages as stages_on_cpu
 
 
 @pytest.mark.parametrize(
@@ -49,50 +51,66 @@ def test_blocks_of_channels_are_for_what_stays_in_cache_or_has_few_rows(what, sh
 @pytest.mark.parametrize(
     ("what", "shape", "workers", "one_by_one", "channels"),
     [
-        ("a run of values", (32, 2048, 64), 2, False, 64),
+        ("a run of values", (32, 4096, 64), 2, False, 64),
         ("as much as reduce and apply share", (1024, 64, 196), 1, False, 3),
         ("blocks enough for each worker", (64, 512, 64), 2, False, 16),
         ("and for more", (64, 512, 64), 8, False, 4),
-        ("what stays in a second-level cache", (64, 512, 64), 2, True, 16),
+        ("what stays in a second-level cache", (64, 1024, 64), 2, True, 16),
         ("less", (256, 256, 196), 2, True, 1),
         ("long segments", (32, 64, 3136), 2, False, 1),
         ("longer ones", (2, 64, 50_000), 1, False, 1),
+        ("some shorter than a vector", (4, 64, 31), 1, False, 1),
         ("few channels", (64, 15, 64), 1, False, 1),
         ("few values", (1, 3, 70), 3, False, 1),
     ],
 )
-def test_blocks_of_segments_hold_what_three_limits_allow(what, shape, workers, one_by_one, channels):
+def test_blocks_of_segments_hold_what_their_limits_allow(what, shape, workers, one_by_one, channels):
     assert plan.segments(*shape, workers, one_by_one).channels == channels
 
 
+cut_of_segments = plan.segments
+
+
+def blocks_of(channels, monkeypatch):
+    monkeypatch.setattr(
+        plan, "segments", lambda *given, **how: cut_of_segments(*given, **how)._replace(channels=channels)
+    )
+
+
 @pytest.mark.each_pair
-@pytest.mark.parametrize("shape", [(9, 7, 65), (17, 7, 96), (70, 5, 200), (600, 4, 70), (3, 3, 40_000)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 7, 65), (17, 7, 96), (70, 5, 200), (600, 4, 70)], ids=str)
 @pytest.mark.parametrize("channels", [2, 3, 7])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("how", ["plain", "relu", "mask"])
-def test_no_block_of_segments_changes_a_bit(shape, channels, streaming, how, dtype, rng, monkeypatch):
-    """Of the sums in rows, of what is left of them, in chunks and in pieces; fused and not."""
+def test_no_block_of_segments_changes_a_bit(shape, channels, fused, streaming, how, dtype, rng, monkeypatch):
+    """Of the sums in rows, of what is left of them, and in chunks."""
     x, dy, residual, state = *(sample(rng, shape, dtype) for _ in range(3)), random_state(rng, shape[1])
-    how = {
+    options = {
         "plain": {},
         "relu": {"activation": "relu", "residual": residual},
         "mask": {"where": rng.random(shape) < 0.8},
     }[how]
-    segments = plan.segments.__wrapped__
 
-    def results(channels):
-        monkeypatch.setattr(plan, "segments", lambda *given: segments(*given)._replace(channels=channels))
-        y, saved = nbnorm.batch_norm_training(x, state, update_running=False, **how)
+    def results():
+        y, saved = nbnorm.batch_norm_training(x, state, update_running=False, **options)
         found = [y, *nbnorm.batch_norm_backward(dy, saved)]
-        if not how:
+        if how == "plain":
             found += nbnorm.batch_norm_double_backward(residual, None, None, dy, saved)
             found += [nbnorm.batch_stats(x).mean, nbnorm.batch_stats(x).m2]
         return found
 
+    plan.mapping.cache_clear()
     monkeypatch.setattr(plan, "streams", lambda nbytes: streaming)
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)  # several workers, where there are several threads
-    for found, right in zip(results(channels), results(1), strict=True):
+    for stages in (stages_on_cpu, derivatives_on_cpu):
+        monkeypatch.setattr(stages, "fits_cache", lambda *given: fused)
+    blocks_of(1, monkeypatch)
+    expected = results()
+    blocks_of(channels, monkeypatch)
+    for found, right in zip(results(), expected, strict=True):
         np.testing.assert_array_equal(found.view(np.uint8), right.view(np.uint8))
+    plan.mapping.cache_clear()
 
 
 SEGMENTS = [(37, 20, 33), (5, 7, 70), (40, 50, 37), (70, 17, 65), (9, 3, 96), (2, 3, 1100)]  # a vector long at least
@@ -148,6 +166,28 @@ def test_maps_of_segments_begin_anywhere_in_a_line(S, dtype, rng, monkeypatch):
             y[...] = x
             nbnorm.batch_norm_inference(source, state, out=y)
             np.testing.assert_array_equal(y, expected)
+        beside = np.concatenate([room[:begin], room[begin + x.size :]])
+        np.testing.assert_array_equal(beside, np.full_like(beside, 7))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_blocks_of_segments_begin_anywhere_in_a_line(streaming, dtype, rng, monkeypatch):
+    monkeypatch.setattr(plan, "streams", lambda nbytes: streaming)
+    x, dy, state = sample(rng, (3, 5, 65), dtype), sample(rng, (3, 5, 65), dtype), random_state(rng, 5)
+    y, saved = nbnorm.batch_norm_training(x, state, update_running=False)
+    dx = nbnorm.batch_norm_backward(dy, saved).dx
+    blocks_of(2, monkeypatch)  # and one that is alone
+    line = 64 // x.itemsize
+    for offset in range(line):
+        room = np.full(x.size + 3 * line, 7, x.dtype)
+        begin = -room.ctypes.data % 64 // x.itemsize + offset
+        out = room[begin : begin + x.size].reshape(x.shape)
+        nbnorm.batch_norm_training(x, state, update_running=False, out=out)
+        np.testing.assert_array_equal(out, y)
+        for source in (dy, out):  # in its own place, too
+            out[...] = dy
+            nbnorm.batch_norm_backward(source, saved, out=out)
+            np.testing.assert_array_equal(out, dx)
         beside = np.concatenate([room[:begin], room[begin + x.size :]])
         np.testing.assert_array_equal(beside, np.full_like(beside, 7))
 

@@ -2,7 +2,7 @@
 
 The same sums in the same order as in the separate launches of derivatives.py, so the same bits; the three arrays are
 read from memory once, not four times. The three pairs of a chunk are summed one after the other: the second and third
-find it in the second-level cache.
+find it in a cache.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ def fuse_double(
 ):  # fmt: skip
     """What one worker does."""
     size, sums_of_ddx = 3 * C * chunks, sums[DDX:]
-    of_dy, of_ddx, of_both = (
-        matrix(scratch, 0, C * chunks, 3),
-        matrix(scratch, size, C * chunks, 3),
-        matrix(scratch, 2 * size, C * chunks, 3),
-    )
+    parts_of_dy = matrix(scratch, 0, C * chunks, 3)
+    parts_of_ddx = matrix(scratch, size, C * chunks, 3)
+    parts_of_both = matrix(scratch, 2 * size, C * chunks, 3)
     acc = room_of_worker(scratch, 3 * size, worker, room)
     k, h, o = stats[ORIGIN], sums[DY_ORIGIN], sums_of_ddx[DY_ORIGIN]
     blocks = (C + channels - 1) // channels
@@ -41,15 +39,15 @@ def fuse_double(
         for c in range(c0, c1):
             h[c], o[c] = origin(dy, x, None, None, c, N, C, S), origin(ddx, x, None, None, c, N, C, S)
         for t in range(chunks):
-            chunk_sums(x, dy, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, of_dy)
-            chunk_sums(x, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, o, stats, acc, of_ddx)
-            chunk_sums(dy, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, h, o, stats, acc, of_both)
-        add_chunks(dy, None, of_dy, c0, c1, chunks, stats, sums)
-        add_chunks(ddx, None, of_ddx, c0, c1, chunks, stats, sums_of_ddx)
+            chunk_sums(x, dy, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts_of_dy)
+            chunk_sums(x, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, o, stats, acc, parts_of_ddx)
+            chunk_sums(dy, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, h, o, stats, acc, parts_of_both)
+        add_chunks(dy, None, parts_of_dy, c0, c1, chunks, stats, sums)
+        add_chunks(ddx, None, parts_of_ddx, c0, c1, chunks, stats, sums_of_ddx)
         for c in range(c0, c1):
             d, cross = stats[DEVIATION, c], 0.0
             for j in range(c * chunks, (c + 1) * chunks):
-                cross += of_both[j, 1]
+                cross += parts_of_both[j, 1]
             sums[PRODUCT, c], sums[OFFSET, c], sums[CROSS, c] = (
                 centred_product(sums[SUM, c], sums[PRODUCT, c], d),
                 0.0,
@@ -73,8 +71,8 @@ def fused_double_segments(
     ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma, scratch, room, N, C, S, per, piece,
     chunks, channels, streaming, workers, share_out,
 ):  # fmt: skip
-    """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch. What
-    is called so is as `scratch_of_segments` makes it, behind two more times 3 numbers for each chunk of each channel.
+    """coef_of_ddy and coef_of_dx (7, C) are the coefficients of the two maps, sums (8, C); all of them scratch. So is
+    what `scratch_of_segments` makes, with 3 numbers three times for each chunk of each channel.
     """
     each_worker(
         fuse_double, workers, share_out, ddx, dy, x, ddy, dx, stats, sums, coef_of_ddy, coef_of_dx, directions, dgamma,

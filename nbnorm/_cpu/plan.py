@@ -17,9 +17,9 @@ LANES, FEW = 32, 8  # of a vector, and of a part of one (vector.py); this module
 LINE = 64  # bytes of a cache line, and the alignment of a streaming store
 SHORT = 64  # segments shorter than this are summed, and reduced and mapped at once, as columns
 CHUNK = 32_768  # values of a channel in one partial sum
-RUN_OF_SEGMENTS = 4_096  # values of several channels that lie one behind the other, and are read in one go
-BLOCK_OF_SEGMENTS = 786_432  # values of such channels in all, which are reduced and applied in one go
-SHARE = 16  # blocks of channels that a worker has at least, so that all end at about the same time
+RUN_OF_SEGMENTS = 4_096  # values side by side that a block of channels has: shorter runs the CPU does not see coming
+BLOCK_OF_SEGMENTS = 786_432  # values of such a block, which a last-level cache holds for each worker
+BLOCKS_EACH = 16  # for a worker, where C allows it, so that all end at about the same time
 PANEL = 1_024  # columns whose sums and origins, 4 float64 each, stay in a first-level cache
 MAP_OF_ONE, MAP_OF_TWO = 1_024, 512  # those whose coefficients, up to 7 float32 each, do so beside the data
 MAP_WIDTH = 8_192  # and those whose coefficients fill a part of a second-level cache
@@ -41,7 +41,7 @@ class Segments(NamedTuple):
     per: int
     piece: int
     chunks: int  # per channel
-    channels: int  # of a block, whose segments lie one behind the other and are read and written so
+    channels: int  # of a block; several only where a segment is one piece, and as long as a vector at least
 
 
 class Columns(NamedTuple):
@@ -79,11 +79,13 @@ def up(n: int, step: int) -> int:
 
 @lru_cache(1024)
 def segments(N: int, C: int, S: int, workers: int, one_by_one: bool = False) -> Segments:
-    """Workers choose the blocks, in which each channel is summed for itself; `one_by_one` is a map of segments."""
+    """Workers choose the blocks, in which each channel is summed for itself; `one_by_one` says how they are mapped."""
     per = min(N, 8 * max(1, CHUNK // (8 * S)))
     piece = min(S, CHUNK)
     block = SMALL if one_by_one else BLOCK_OF_SEGMENTS
-    channels = max(1, min(RUN_OF_SEGMENTS // S, block // (N * S), C // (SHARE * workers)))
+    channels = max(1, min(RUN_OF_SEGMENTS // S, block // (N * S), C // (BLOCKS_EACH * workers)))
+    if S < LANES:  # a vector of a map has numbers of two channels at most
+        channels = 1
     return Segments(per, piece, -(-N // per) * -(-S // piece), channels)
 
 

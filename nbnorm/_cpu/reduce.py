@@ -4,7 +4,8 @@ With `dy` None (the compiler knows its type, so the test costs nothing) v is u i
 statistics of x; with an array they are those of the backward pass. One read of each array, front to back.
 
 Two shapes of the same work. *Segments*: channels first, lanes run along the S values of one (n, c), several n
-abreast. *Columns*: lanes run along the columns of a (rows, K) matrix, whose column j belongs to channel j // S % C.
+abreast, and on into the next c of a block. *Columns*: lanes run along the columns of a (rows, K) matrix, whose column
+j belongs to channel j // S % C.
 
 The order of every sum follows from the shape alone: lanes, then chunks from left to right. Workers only choose
 who computes a chunk, so their number cannot change a bit.
@@ -21,7 +22,7 @@ from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import origins, signs_of
 from nbnorm._cpu.plan import AHEAD, PANEL
 from nbnorm._cpu.region import each_worker
-from nbnorm._cpu.rows import rows_sums, rows_sums_few, rows_sums_part, rows_sums_rest
+from nbnorm._cpu.rows import ALL, rows_sums, rows_sums_few, rows_sums_part, rows_sums_rest
 from nbnorm._cpu.sums import (
     add_sums,
     channel_totals,
@@ -63,7 +64,6 @@ from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
 # Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
 ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW = np.intp(8), np.intp(4), np.intp(1)
-ALL = np.intp(LANES)  # not a literal, as in maps.py
 AGAIN = 512  # values of each row that the second half of the lanes still finds in a first-level cache
 
 

@@ -133,7 +133,7 @@ def _fused_or_split(
     streaming = plan.streams((inputs + 1) * x.nbytes)
     count, of_channels = plain_count(shape, w), (3 + (OF_ONE if dy is None else OF_TWO)) * C
     if S >= plan.SHORT or not in_rows(w, S):
-        cut = plan.segments(N, C, S, workers, w is not None and dy is not None)
+        cut = plan.segments(N, C, S, workers, one_by_one=w is not None and dy is not None)
         if fits_cache(shape, x.itemsize, workers):
             scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers, of_channels)
             fused_segments(

@@ -2,8 +2,8 @@
 (apply.py says why).
 
 Segments lie one behind the other, so their values are mapped as one run, whole lines at a time; a vector that reaches
-into the next segment has numbers of both channels. Where values count by w, and in the fused kernels, whose segments
-are those of one channel, each is a run of its own.
+into the next segment has numbers of both channels. So are those of a block of channels in the fused kernels. Where
+values count by w each is a run of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nbnorm._cpu.tables import blended, numbers_of
 from nbnorm._cpu.vector import FEW, LANES, function, larger, routine, smaller
 from nbnorm._cpu.vector_memory import fence, until_line
 
-NEAR, WHOLE = np.intp(512), np.intp(FEW)  # not literals, as in maps.py
+NEAR, WHOLE, TO_LINES = np.intp(512), np.intp(FEW), np.bool_(True)  # not literals, as in maps.py
 GROUP = 65_536  # values that are walked forwards before going back
 UNIT = 1_024  # values that are shared out together
 
@@ -40,14 +40,10 @@ def rest(x, dy, other, slope, w, y, i, end, own):
 
 @routine
 def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
-    """A run of values of channel c."""
+    """A run of values of channel c, which count by w."""
     own = numbers_of(dy, coef, own_k(origins, coef), c)
     if streaming:
-        ahead = NONE
-        if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
-            if other is not None:
-                ahead = NEAR  # two arrays to read beside a streamed one: the CPU does not see that coming
-        run(x, dy, other, slope, w, y, i, end, own, START, STREAMING, ahead)
+        run(x, dy, other, slope, w, y, i, end, own, START, STREAMING, NONE)
         return
     while i + LANES <= end:
         vector_image(x, dy, other, slope, w, y, i, own, START, ORDINARY)
@@ -61,14 +57,15 @@ def segment(x, dy, other, slope, w, y, c, i, end, origins, coef, streaming):
 
 @routine
 def segments(x, dy, other, slope, y, i, end, c, stop, origins, coef, C, S, to_lines, streaming):
-    """y[i:end], of segments that are LANES long at least, the first of which is of channel c and ends at `stop`. The
-    end is that of a segment, or whole vectors later than where the run begins, or where a line of y does.
+    """y[i:end], of segments that are LANES long at least unless the run is a part of one; the first is of channel c and
+    ends at `stop`. The end is that of a segment, or whole vectors later than where the run or, `to_lines`, its first
+    line of y begins.
     """
     k = own_k(origins, coef)
     own, ahead = numbers_of(dy, coef, k, c), NONE
     if dy is None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if other is not None:
-            ahead = NEAR  # as above
+            ahead = NEAR  # two arrays to read beside a streamed one: the CPU does not see that coming
     if to_lines:
         n = smaller(end - i, until_line(y, i))
         if n > 0:
@@ -96,7 +93,7 @@ def segments(x, dy, other, slope, y, i, end, c, stop, origins, coef, C, S, to_li
 
 @function
 def chunk(x, dy, other, slope, w, y, first, last, t, per, piece, N, C, S, origins, coef, streaming):
-    """Chunk t of channels first:last, whose segments lie one behind the other."""
+    """Chunk t of channels first:last, whose segments lie one behind the other, or of one channel."""
     n0, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     for n in range(n1 - 1, n0 - 1, -1):
         if w is None:
@@ -141,7 +138,7 @@ def map_segments(taken, worker, workers, x, dy, other, slope, w, y, origins, coe
             if start == 0:
                 i = 0
             b = i // S
-            segments(x, dy, other, slope, y, i, end, b % C, (b + 1) * S, origins, coef, C, S, True, streaming)
+            segments(x, dy, other, slope, y, i, end, b % C, (b + 1) * S, origins, coef, C, S, TO_LINES, streaming)
         else:
             segments_that_count(x, dy, other, slope, w, y, start, last, origins, coef, N, C, S, pieces, streaming)
         last = start

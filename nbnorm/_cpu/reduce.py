@@ -133,8 +133,8 @@ def span_sums(x, dy, slope, w, i, end, rows, stride, ahead, k, h, scale, shift, 
 @function
 def chunk_sums(x, dy, slope, w, first, last, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts):
     """parts[c * chunks + t] = s, q and the count, 0 where it is known, of chunk t of the channels first:last, whose
-    origins k and h have. Their segments lie one behind the other, and are read so: a few of each, long as they may be,
-    begin anew too often for the CPU to see them coming. Meanwhile acc has the sums of each, but of a channel alone.
+    origins k and h have. Their segments lie one behind the other, and are read so: channel by channel, short ones would
+    begin anew too often for the CPU to see them coming. Meanwhile acc has the sums of each; a channel alone needs none.
     """
     n, n1, i0, i1 = chunk_bounds(t, per, piece, N, S)
     rows, width = ROWS_OF_ONE if dy is None else ROWS_OF_TWO, (last - first) * LANES

@@ -119,6 +119,12 @@ def join_compensated(sums, others):
 
 
 @formula
+def with_lost(total, lost):
+    """A total and what its additions lost; of one that is infinite that is not known."""
+    return total + lost if total - total == 0.0 else total
+
+
+@formula
 def moments(s, q, count):
     """Eq. 4: d = mean - k and m2, from the sums of u and u*u.
 

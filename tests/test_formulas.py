@@ -55,6 +55,12 @@ def test_compensated_sums_equal_exact_ones():
     assert F(q) + F(q_lost) == 3 + F(2) ** -53 + F(2) ** -60 + F(2) ** -61
 
 
+def test_what_a_total_lost_is_added_but_to_an_infinite_one():
+    assert formulas.with_lost(2.0**53, 3.0) == 2.0**53 + 4
+    assert formulas.with_lost(math.inf, math.nan) == math.inf
+    assert math.isnan(formulas.with_lost(math.nan, 1.0))
+
+
 def test_a_negative_m2_is_rounding_and_counts_as_zero():
     d, m2 = formulas.moments(4.0, 3.999999, 4.0)
     assert (d, m2, math.copysign(1, m2)) == (1.0, 0.0, 1.0)

@@ -12,7 +12,7 @@ from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import origin
-from nbnorm._cpu.reduce import add_chunks, chunk_sums, room_of_worker
+from nbnorm._cpu.reduce import add_chunks, chunk_sums, room_of_worker, total_of_chunks
 from nbnorm._cpu.region import each_worker
 from nbnorm._cpu.vector import routine, smaller
 from nbnorm._cpu.vector_memory import fence
@@ -45,13 +45,11 @@ def fuse_double(
         add_chunks(dy, None, parts_of_dy, c0, c1, chunks, stats, sums)
         add_chunks(ddx, None, parts_of_ddx, c0, c1, chunks, stats, sums_of_ddx)
         for c in range(c0, c1):
-            d, cross = stats[DEVIATION, c], 0.0
-            for j in range(c * chunks, (c + 1) * chunks):
-                cross += parts_of_both[j, 1]
+            d = stats[DEVIATION, c]
             sums[PRODUCT, c], sums[OFFSET, c], sums[CROSS, c] = (
                 centred_product(sums[SUM, c], sums[PRODUCT, c], d),
                 0.0,
-                cross,
+                total_of_chunks(parts_of_both, c, chunks, 1),
             )
             sums_of_ddx[PRODUCT, c] = centred_product(sums_of_ddx[SUM, c], sums_of_ddx[PRODUCT, c], d)
             tangent_channel(c, stats, sums_of_ddx, directions, float(N * S), coef_of_ddy)

@@ -58,7 +58,7 @@ from nbnorm._cpu.vector_memory import (
     store,
     until_line,
 )
-from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN_SHIFT, SUM
+from nbnorm._formulas import COUNT, DY_ORIGIN, ORIGIN, PRODUCT, SIGN_SCALE, SIGN_SHIFT, SUM, two_sum, with_lost
 
 # Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
 # of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
@@ -168,15 +168,21 @@ def chunk_sums(x, dy, slope, w, first, last, t, per, piece, chunks, N, C, S, k, 
 
 
 @routine
+def total_of_chunks(parts, c, chunks, i):
+    """Number i of the chunks of channel c together, from left to right."""
+    total, lost = 0.0, 0.0
+    for j in range(c * chunks, (c + 1) * chunks):
+        total, error = two_sum(total, parts[j, i])
+        lost += error
+    return with_lost(total, lost)
+
+
+@routine
 def add_chunks(dy, w, parts, first, last, chunks, stats, sums):
-    """The sums of channels first:last, from those of their chunks, from left to right."""
+    """The sums of channels first:last, from those of their chunks."""
     for c in range(first, last):
-        s, q, count = 0.0, 0.0, 0.0
-        for j in range(c * chunks, (c + 1) * chunks):
-            s += parts[j, 0]
-            q += parts[j, 1]
-            count += parts[j, 2]
-        keep_sums(dy, w, c, s, q, count, stats, sums)
+        s, q = total_of_chunks(parts, c, chunks, 0), total_of_chunks(parts, c, chunks, 1)
+        keep_sums(dy, w, c, s, q, total_of_chunks(parts, c, chunks, 2), stats, sums)
 
 
 @routine

@@ -1,14 +1,18 @@
 """Memory beyond the output: at most 2 % of x and 4 MB, or what the channels themselves need; and it does not grow."""
 
+import gc
 import json
 import sys
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
 from test_processes import run
 
 import nbnorm
+from nbnorm._cpu import memory
+from nbnorm._layout import layout_of
 
 SHAPES = {
     "channels first": (8, 32, 64, 64),
@@ -18,6 +22,17 @@ SHAPES = {
     "wide table": (300, 5_000),
     "very wide table": (9, 200_000),
 }
+
+
+def test_what_kernels_read_of_a_read_only_array_keeps_it():
+    x = np.array([[0, 1, 2, 3], [4, 5, 6, 7]], np.float32)
+    x.flags.writeable = False
+    alive, flat = weakref.ref(x), memory.read(layout_of(x, (1,)), x)
+    del x
+    gc.collect()
+    assert alive() is not None
+    assert flat.flags.writeable
+    assert flat.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def peak_beyond(allowed, call):

@@ -82,26 +82,25 @@ class Compiled:
             pass
         except OSError:
             return False
-        _warn(f"a damaged file of the kernel cache is written anew: {type(error).__name__} {error!s:.300}; {path}")
+        _warn("a damaged file of the kernel cache is written anew", error, path)
         return True
 
     def _leave_the_cache(self, error: Exception) -> None:
         self.dispatcher = self._compile_anew()
         _warn(
-            f"kernels are compiled anew in every process: {type(error).__name__} {error!s:.300}; "
-            "empty the directory that `python -m nbnorm info` names, or set NUMBA_CACHE_DIR to a writable one"
-        )
+            "kernels are compiled anew in every process", error,
+            "empty the directory that `python -m nbnorm info` names, or set NUMBA_CACHE_DIR to a writable one",
+        )  # fmt: skip
 
 
-def _warn(message: str) -> None:
-    """Once a process."""
-    global _has_warned
-    if not _has_warned:
-        _has_warned = True
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+def _warn(what: str, error: Exception, more: str) -> None:
+    """Once a process of each."""
+    if what not in _said:
+        _said.add(what)
+        warnings.warn(f"{what}: {type(error).__name__} {error!s:.300}; {more}", RuntimeWarning, stacklevel=2)
 
 
-_has_warned = False
+_said = set[str]()
 
 
 class Kernel:

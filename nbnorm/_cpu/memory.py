@@ -119,4 +119,5 @@ def _as_if_writable(array: NDArray) -> NDArray:
     Kernels never write to what they read, but Numba would compile each of them once more for read-only arrays.
     """
     memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    memory.owner = array  # type: ignore[attr-defined]  # an address alone would not keep it
     return np.ndarray(array.size, array.dtype, memory)  # type: ignore[arg-type]  # any buffer will do

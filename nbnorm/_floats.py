@@ -13,9 +13,16 @@ from llvmlite import ir
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-# What maps are computed in, by the size of a value in memory; as dtype objects, which np.empty takes sooner than types.
-OF_MAP: dict[int, np.dtype] = {2: np.dtype(np.float32), 4: np.dtype(np.float32), 8: np.dtype(np.float64)}
 MEMORY = {"float64": DOUBLE, "float32": FLOAT, "uint16": I16, "int16": I16}
+
+
+def of_map(itemsize: int, backward: bool, gated: bool, counted: bool) -> np.dtype:
+    """What a map of values of this size is computed in: dx in float64 where an activation lets a part of dy through, or
+    not every value counts."""
+    return _DOUBLE if itemsize == 8 or (backward and (gated or counted)) else _SINGLE
+
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)  # objects, which np.empty takes sooner than types
 
 
 def like(kind: ir.Type, element: ir.Type) -> ir.Type:

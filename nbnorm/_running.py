@@ -7,14 +7,12 @@ import threading
 from collections import deque
 from itertools import chain, starmap
 from operator import setitem
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _device
-from nbnorm._batch_stats import BatchStats
 
 BATCHES, SAMPLES, SKIPPED = range(3)  # places in `counters`
 
@@ -71,14 +69,6 @@ class Running:
         arrays = self._moments(), self.counters, self.samples
         moments, counters, samples = (_device.moved(array, device) for array in arrays)
         return Running(moments, counters, *self._settings(), samples)
-
-    def update(self, kernels: ModuleType, momentum: float | None, stats: BatchStats, count: float | None) -> None:
-        """Fold the statistics of a batch in and count it; training does so from those of its kernels.
-
-        `count` is None when `stats` has one of each channel. Their device is current.
-        """
-        each = None if count is not None else stats.count.reshape(-1)
-        kernels.commit(self, momentum, kernels.stats_of(stats.mean.reshape(-1), stats.m2.reshape(-1), each), count)
 
     def count_each(self) -> NDArray:
         """`samples`, which is there from now on. Who holds the lock calls it; nothing waits for a GPU."""

@@ -33,7 +33,9 @@ def fold_in(stats: BatchStats, running: Running, momentum: float | None) -> None
         count = _count_of(stats, running.mean.shape, momentum)
         if momentum is None and count is None:
             running.demand_variance("stats", stats.count, stats.m2)
-        running.update(kernels, momentum, stats, count)
+        each = None if count is not None else stats.count.reshape(-1)
+        batch = kernels.stats_of(stats.mean.reshape(-1), stats.m2.reshape(-1), each)
+        kernels.commit(running, momentum, batch, count)
 
 
 def _count_of(stats: BatchStats, shape: tuple[int, ...], momentum: float | None) -> float | None:

@@ -85,7 +85,7 @@ def test_every_kernel_is_compiled_so():
         (fused.fused_columns.compiled.dispatcher, frontend.KernelCompiler),
         (finalize.finalize.dispatcher, frontend.KernelCompiler),
         (fused.fuse_columns, part.PartCompiler),
-        (reduce.keep_sums, part.PartCompiler),
+        (reduce.sum_columns, part.PartCompiler),
     ):
         assert compiled._compiler.pipeline_class is its
 

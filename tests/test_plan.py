@@ -5,9 +5,7 @@ import pytest
 from common import check_inference, check_step, random_state, sample
 
 import nbnorm
-from nbnorm._cpu import derivatives as derivatives_on_cpu
 from nbnorm._cpu import plan, threads
-from nbnorm._cpu import stages as stages_on_cpu
 
 
 @pytest.mark.parametrize(
@@ -103,8 +101,7 @@ def test_no_block_of_segments_changes_a_bit(shape, channels, fused, streaming, h
     plan.mapping.cache_clear()
     monkeypatch.setattr(plan, "streams", lambda nbytes: streaming)
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)  # several workers, where there are several threads
-    for stages in (stages_on_cpu, derivatives_on_cpu):
-        monkeypatch.setattr(stages, "fits_cache", lambda *given: fused)
+    monkeypatch.setattr(plan, "fits_cache", lambda *given: fused)
     blocks_of(1, monkeypatch)
     expected = results()
     blocks_of(channels, monkeypatch)

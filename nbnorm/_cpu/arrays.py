@@ -12,7 +12,7 @@ from numba.core import cgutils
 
 from nbnorm import _emitted
 from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._floats import DOUBLE, I64, MEMORY, OF_MAP, widen
+from nbnorm._floats import DOUBLE, I64, MEMORY, of_map, widen
 
 
 def address_of(ctx, builder, array_type, array, index, kind):
@@ -44,8 +44,8 @@ def matrix_of_map(typingctx, x, dy, slope, w, memory, at, rows, columns):
     """The same for coefficients of the map of these (coefficients.py), in memory of float64 numbers: of float32 ones it
     has twice as many rows.
     """
-    plain = dy is types.none or (slope is types.none and w is types.none)
-    return _matrix(from_dtype(OF_MAP[x.dtype.bitwidth // 8 if plain else 8]), memory, x, dy, slope, w)
+    backward, gated, counted = (one is not types.none for one in (dy, slope, w))
+    return _matrix(from_dtype(of_map(x.dtype.bitwidth // 8, backward, gated, counted)), memory, x, dy, slope, w)
 
 
 def _matrix(dtype, memory, *others):

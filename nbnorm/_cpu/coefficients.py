@@ -18,7 +18,7 @@ from nbnorm._formulas import SIGN_SCALE, SIGN_SHIFT
 
 SCALE, SHIFT, B, ORIGIN_OF_DDX, K, A, H = range(7)
 OF_ONE, OF_TWO = 5, 7  # rows that maps of x alone have, and of x and dy
-POWER, OFFSET, LOST = B, ORIGIN_OF_DDX, K  # when they are float32
+POWER, OFFSET_OF_X, LOST = B, ORIGIN_OF_DDX, K  # when they are float32
 POWER_OF_DY, OFFSET_OF_DY = K, H
 
 
@@ -32,7 +32,9 @@ def set_map(coef, c, k, scale, shift, varies):
 
 @once
 def set_single_map(coef, c, k, scale, shift, varies):
-    coef[POWER, c], coef[OFFSET, c], coef[SCALE, c], coef[LOST, c], coef[SHIFT, c] = single_map(k, scale, shift, varies)
+    coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c], coef[LOST, c], coef[SHIFT, c] = single_map(
+        k, scale, shift, varies
+    )
 
 
 @overload(set_map, jit_options=INLINED)
@@ -60,7 +62,7 @@ def set_gradient_map(coef, c, h, a, k, scale, shift):
 @once
 def set_single_gradient_map(coef, c, h, a, k, scale, shift):
     (
-        coef[POWER_OF_DY, c], coef[OFFSET_OF_DY, c], coef[A, c], coef[POWER, c], coef[OFFSET, c], coef[SCALE, c],
+        coef[POWER_OF_DY, c], coef[OFFSET_OF_DY, c], coef[A, c], coef[POWER, c], coef[OFFSET_OF_X, c], coef[SCALE, c],
         coef[SHIFT, c],
     ) = single_map_of_two(h, a, k, scale, shift)  # fmt: skip
 

@@ -8,7 +8,7 @@ rank finds the same bits.
 from __future__ import annotations
 
 from nbnorm._cpu.coefficients import set_gradient_map
-from nbnorm._cpu.finalize import count_of, parameter_gradients
+from nbnorm._cpu.finalize import count_of, set_parameter_gradients
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import function
 from nbnorm._formulas import (
@@ -92,7 +92,7 @@ def whole_gradients(sums, stats, own, dgamma, dbeta, count):
     for c in range(C):
         n, h = count_of(count, c, own), sums[DY_ORIGIN, c]
         sum_dy, sum_dy_xmu = moved_sums(sums[SUM, c], sums[PRODUCT, c], sums[OFFSET, c], h, 0.0, n)
-        parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, stats[INV_STD, c])
+        set_parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, stats[INV_STD, c])
 
 
 @Compiled

@@ -26,7 +26,7 @@ from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce, 
 from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.running import apply_frozen
 from nbnorm._cpu.shards import gradient_sums
-from nbnorm._cpu.stages import fits_cache, plain_count
+from nbnorm._cpu.stages import plain_count
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
 from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT
@@ -115,7 +115,8 @@ def double_backward(
     N, C, S = shape
     sums, count = np.empty((8, C)), plain_count(shape, w)
     workers = workers_for(8 * x.size)
-    if ddx is not None and w is None and S >= plan.SHORT and fits_cache(shape, x.itemsize, workers):
+    fused = plan.in_segments(S, True) and plan.fits_cache(N, C, S, x.itemsize, workers)
+    if ddx is not None and w is None and fused:
         cut = plan.segments(N, C, S, workers)
         scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers, 6 * C * cut.chunks)
         fused_double_segments(

@@ -59,7 +59,7 @@ def set_parameter(values, c, C, number):
 
 
 @routine
-def parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, inv_std):
+def set_parameter_gradients(dgamma, dbeta, c, C, sum_dy, sum_dy_xmu, inv_std):
     """Those of channel c, of a state that has the parameters."""
     set_parameter(dgamma, c, C, gamma_gradient(sum_dy_xmu, inv_std))
     set_parameter(dbeta, c, C, sum_dy)

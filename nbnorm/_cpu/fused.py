@@ -14,9 +14,11 @@ from nbnorm._cpu.finalize import finalize_channel, finalize_channels, read_param
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.maps import IN_CACHE, START, rows_run
 from nbnorm._cpu.origins import origins
-from nbnorm._cpu.reduce import ONE_ROW, add_chunks, channels_totals, chunk_sums, column_sums, room_of_worker
 from nbnorm._cpu.region import each_worker
+from nbnorm._cpu.rows import ONE_ROW
 from nbnorm._cpu.sums import add_sums
+from nbnorm._cpu.sums_of_columns import channels_totals, column_sums
+from nbnorm._cpu.sums_of_segments import add_chunks, chunk_sums, room_of_worker
 from nbnorm._cpu.tables import spread, spread_map
 from nbnorm._cpu.vector import LANES, routine, smaller, zeros
 from nbnorm._cpu.vector_memory import fence, store, until_line
@@ -35,16 +37,16 @@ def fuse_segments(
     coef = matrix_of_map(x, dy, slope, w, scratch, 3 * C, OF_ONE if dy is None else OF_TWO, C)
     parts, acc = matrix(scratch, at, C * chunks, 3), room_of_worker(scratch, at + 3 * C * chunks, worker, room)
     its, k, h, blocks = cursor(w), stats[ORIGIN], sums[DY_ORIGIN], (C + channels - 1) // channels
-    of_map, of_dy = if_backward(dy, its), if_backward(dy, slope)
+    of_map, slope_of_dy = if_backward(dy, its), if_backward(dy, slope)
     done, first, last = portion(taken, NONE_DONE, worker, workers, blocks)
     while first < last:
         begin, end = first * channels, smaller(C, last * channels)
         read_parameters(gamma, beta, begin, end, stats, sums)
         for c0 in range(begin, end, channels):
             c1 = smaller(end, c0 + channels)
-            origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
+            origins(x, dy, slope_of_dy, its, True, stats, sums, c0, c1, N, C, S)
             for t in range(chunks):
-                chunk_sums(x, dy, of_dy, its, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts)
+                chunk_sums(x, dy, slope_of_dy, its, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts)
             add_chunks(dy, w, parts, c0, c1, chunks, stats, sums)
             for c in range(c0, c1):
                 if dy is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
@@ -86,7 +88,7 @@ def fuse_columns(
     stride = C * S * tile
     rows, rest = N // tile, N % tile * C * S
     blocks = (C + channels - 1) // channels
-    its, of_dy = cursor(w), if_backward(dy, slope)
+    its, slope_of_dy = cursor(w), if_backward(dy, slope)
     of_rows = rows_of(its, tile)
     acc = scratch[edge + worker * room :]
     # What sums read of each column, and in the same place what the map reads: its own where that is float32.
@@ -101,7 +103,7 @@ def fuse_columns(
         c0, c1 = first * channels, smaller(C, (first + 1) * channels)
         cols = (c1 - c0) * S * tile
         reach = cols + LANES if cols == stride else cols  # rows_run goes on from the last column to the first
-        origins(x, dy, of_dy, its, True, stats, sums, c0, c1, N, C, S)
+        origins(x, dy, slope_of_dy, its, True, stats, sums, c0, c1, N, C, S)
         spread(k, stats[ORIGIN], c0 * S, reach, C, S)
         if dy is not None:
             spread(h, sums[DY_ORIGIN], c0 * S, reach, C, S)
@@ -114,11 +116,11 @@ def fuse_columns(
                 store(acc, j, zeros())
             i, of_block = r * stride + c0 * S, shifted(of_rows, r, 0, c0 * S)
             n = smaller(block, rows - r)
-            column_sums(x, dy, of_dy, of_block, i, n, stride, cols, k, h, of_scale, of_shift, acc, at, width)
+            column_sums(x, dy, slope_of_dy, of_block, i, n, stride, cols, k, h, of_scale, of_shift, acc, at, width)
             if rest > 0 and r + block >= rows:
                 i, of_rest = rows * stride, shifted(of_rows, rows, 0, 0)
                 column_sums(
-                    x, dy, of_dy, of_rest, i, ONE_ROW, stride, rest, k, h, of_scale, of_shift, acc, at, width
+                    x, dy, slope_of_dy, of_rest, i, ONE_ROW, stride, rest, k, h, of_scale, of_shift, acc, at, width
                 )  # fmt: skip
             if at > 0:
                 add_sums(x, dy, its, acc, at, width)

@@ -12,8 +12,8 @@ from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.origins import origin
-from nbnorm._cpu.reduce import add_chunks, chunk_sums, room_of_worker, total_of_chunks
 from nbnorm._cpu.region import each_worker
+from nbnorm._cpu.sums_of_segments import add_chunks, chunk_sums, room_of_worker, total_of_chunks
 from nbnorm._cpu.vector import routine, smaller
 from nbnorm._cpu.vector_memory import fence
 from nbnorm._cpu.walk import chunk

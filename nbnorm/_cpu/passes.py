@@ -16,7 +16,7 @@ from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.reduce import reduce_columns, reduce_segments
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
-from nbnorm._floats import OF_MAP
+from nbnorm._floats import of_map
 
 ABSENT = np.empty(0, np.float32)
 # Every value counts, and where x is not finite it has no part.
@@ -30,7 +30,7 @@ def reduce(
     """The sums of each channel, and of dy their origins."""
     N, C, S = shape
     workers = workers_for((1 if dy is None else 2) * x.size)
-    if S >= plan.SHORT or not in_rows(w, S):
+    if plan.in_segments(S, in_rows(w, S)):
         cut = plan.segments(N, C, S, workers)
         scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers)
         reduce_segments(x, dy, slope, w, centred, stats, sums, scratch, room, N, C, S, *cut, workers)
@@ -77,8 +77,8 @@ def empty_coefficients(
     x: Array, dy: Gradient | None, slope: float | None, w: Counted | None, stats: Array
 ) -> Array:  # fmt: skip
     """Room for the coefficients of a map; backwards with a slope those that tell the sign of y are there."""
-    plain = dy is None or (slope is None and w is None)
-    coef = np.empty((OF_ONE if dy is None else OF_TWO, stats.shape[1]), OF_MAP[x.itemsize if plain else 8])
+    kind = of_map(x.itemsize, dy is not None, slope is not None, w is not None)
+    coef = np.empty((OF_ONE if dy is None else OF_TWO, stats.shape[1]), kind)
     if dy is not None and slope is not None:
         signs_for_map(stats, ..., coef)
     return coef

@@ -77,6 +77,17 @@ def up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
+def in_segments(S: int, rows: bool) -> bool:
+    """Whether channels are summed by segments; `rows` says whether what counts lies so that columns would do."""
+    return S >= SHORT or not rows
+
+
+def fits_cache(N: int, C: int, S: int, itemsize: int, workers: int) -> bool:
+    """Whether channels of segments stay in cache between reduce and apply, with work for all."""
+    balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
+    return N * S * itemsize <= CHANNEL_BYTES and balanced
+
+
 @lru_cache(1024)
 def segments(N: int, C: int, S: int, workers: int, one_by_one: bool = False) -> Segments:
     """Workers choose the blocks, in which each channel is summed for itself; `one_by_one` says how they are mapped."""

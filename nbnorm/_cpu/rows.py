@@ -11,9 +11,22 @@ from nbnorm._cpu.origins import let_through
 from nbnorm._cpu.sums import add
 from nbnorm._cpu.vector import FEW, LANES, keep, minus, narrow, routine, vector
 from nbnorm._cpu.vector_mask import below
-from nbnorm._cpu.vector_memory import load_as, load_part, load_part_as
+from nbnorm._cpu.vector_memory import load_as, load_part, load_part_as, prefetch
 
 ALL = np.intp(LANES)  # not a literal, as in maps.py
+# Rows (or segments) per step, for one and for two arrays. As a constant trip count each row gets a load instruction
+# of its own and the CPU's prefetcher sees plain streams; docs/kernels.md has what other numbers gave.
+# Of this type, and not Python's, a routine that gets them is not compiled for each number: LLVM sees it all the same.
+ROWS_OF_ONE, ROWS_OF_TWO, ONE_ROW = np.intp(8), np.intp(4), np.intp(1)
+
+
+@routine
+def ask_for_rows(x, dy, i, rows, stride, k):
+    """For what a step from i on reads. A row alone the CPU sees coming, and would be held up."""
+    if rows > 1:
+        for r in range(rows):
+            prefetch(k, x, i + r * stride)
+            prefetch(k, dy, i + r * stride)
 
 
 @routine

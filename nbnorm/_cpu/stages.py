@@ -50,7 +50,7 @@ def training_forward(
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
-    """stats of x, but for gamma."""
+    """stats of x, but for inv_std and gamma."""
     _statistics(x, shape, stats, w, centred=True)
 
 
@@ -60,6 +60,7 @@ def _statistics(x: Array, shape: Shape, stats: Array, w: Counted | None, centred
     looks = 0 if w is None or w.weights is None else LOOKS
     while True:
         reduce(x, None, None, w, centred, shape, stats, sums)
+        # eps does not matter: inv_std and coef are not used.
         finalize(None, stats, sums, ABSENT, ABSENT, None, None, 1.0, plain_count(shape, w), coef)
         if not looks or not _have_moved(x, stats):
             break
@@ -115,13 +116,6 @@ def plain_count(shape: Shape, w: Counted | None) -> float | None:
     return float(shape[0] * shape[2]) if w is None else None
 
 
-def fits_cache(shape: Shape, itemsize: int, workers: int) -> bool:
-    """Whether channels of segments stay in cache between reduce and apply, with work for all."""
-    N, C, S = shape
-    balanced = workers == 1 or C % workers == 0 or 4 * workers <= C
-    return N * S * itemsize <= plan.CHANNEL_BYTES and balanced
-
-
 def _fused_or_split(
     x: Array, dy: Array | None, residual: Array | None, slope: float | None, w: Counted | None, y: Array, shape: Shape,
     stats: Array, gamma: Array | None, beta: Array | None, dgamma: Array | None, dbeta: Array | None, eps: float,
@@ -132,9 +126,9 @@ def _fused_or_split(
     workers = workers_for((2 * inputs + 1) * x.size)
     streaming = plan.streams((inputs + 1) * x.nbytes)
     count, of_channels = plain_count(shape, w), (3 + (OF_ONE if dy is None else OF_TWO)) * C
-    if S >= plan.SHORT or not in_rows(w, S):
+    if plan.in_segments(S, in_rows(w, S)):
         cut = plan.segments(N, C, S, workers, one_by_one=w is not None and dy is not None)
-        if fits_cache(shape, x.itemsize, workers):
+        if plan.fits_cache(N, C, S, x.itemsize, workers):
             scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers, of_channels)
             fused_segments(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, N, C, S,

@@ -9,32 +9,24 @@ Each function of one vector a sum stands twice: in plain Python, to be read, and
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, overload
 
 from nbnorm._cpu.arrays import address_of
-from nbnorm._cpu.intrinsic import intrinsic
-from nbnorm._cpu.vector import (
-    HALF,
-    INLINED,
-    LANES,
-    first,
-    fold,
-    function,
-    half,
-    lanes_from,
-    once,
-    smaller,
-    vector,
-    zeros,
-)
+from nbnorm._cpu.vector import INLINED, LANES, first, fold, function, once, routine, smaller, vector, zeros
 from nbnorm._cpu.vector_memory import columns_at_once, kind_of_columns, load_columns, load_part, masked, store
 from nbnorm._floats import DOUBLE, I32, I64, number
-from nbnorm._formulas import accumulate, accumulate_compensated, count_compensated, join_compensated
+from nbnorm._formulas import (
+    COUNT,
+    PRODUCT,
+    SUM,
+    accumulate,
+    accumulate_compensated,
+    count_compensated,
+    join_compensated,
+)
 
 
 def terms_of(x, dy, w):
@@ -224,6 +216,15 @@ def store_sums(memory, at, width, sums):
         store(memory, at + r * width, sums[r])
 
 
+@routine
+def keep_sums(dy, w, c, s, q, count, stats, sums):
+    """What was found of channel c; the count only where it is not known."""
+    sums[SUM, c], sums[PRODUCT, c] = s, q
+    if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if dy is None:
+            stats[COUNT, c] = count
+
+
 # ---- of many columns
 
 
@@ -246,37 +247,3 @@ def channel_totals(x, dy, w, acc, width, c, C, S, tile):
             sums = join(sums, load_sums_part(x, dy, w, acc, j, width, n))
             j += LANES
     return totals(sums)
-
-
-# ---- half of the lanes
-
-
-def _half(start):
-    def typer(typingctx, values):
-        several = isinstance(values, types.UniTuple)
-        result = types.UniTuple(half, len(values)) if several else half
-
-        def emit(ctx, builder, sig, args):
-            vectors = cgutils.unpack_tuple(builder, args[0]) if several else args
-            parts = [lanes_from(builder, one, start, HALF) for one in vectors]
-            return ctx.make_tuple(builder, result, parts) if several else parts[0]
-
-        return result(values), emit
-
-    return intrinsic(typer)
-
-
-low_half, high_half = _half(0), _half(HALF)  # of a vector, or of each in a tuple
-
-
-@intrinsic
-def whole(typingctx, low, high):
-    """The way back, for tuples."""
-    result = types.UniTuple(vector, len(low))
-
-    def emit(ctx, builder, sig, args):
-        picks = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
-        pairs = zip(*(cgutils.unpack_tuple(builder, one) for one in args), strict=True)
-        return ctx.make_tuple(builder, result, [builder.shuffle_vector(a, b, picks) for a, b in pairs])
-
-    return result(low, high), emit

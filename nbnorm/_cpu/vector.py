@@ -55,10 +55,6 @@ FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CP
 LARGE_REGISTERS = "+avx512f" in FEATURES.split(",")
 narrow = vector if LARGE_REGISTERS or config.DISABLE_JIT else Vector("Narrow", DOUBLE, FEW)
 narrow_single = single if narrow is vector else Vector("NarrowSingle", FLOAT, FEW)
-# Sums of segments have no tables, but two sums of 32 float64 would be 16 registers, all there are: so a run is read for
-# the lower half of the lanes, then again for the upper.
-HALF = LANES // 2
-half = Vector("Half", DOUBLE, HALF)
 
 
 def is_float32(kind):

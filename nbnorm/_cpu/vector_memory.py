@@ -30,7 +30,7 @@ from nbnorm._cpu.vector import (
     single,
     vector,
 )
-from nbnorm._floats import DOUBLE, FLOAT, HALF, I16, I32, I64, MEMORY, number, splat, widen
+from nbnorm._floats import DOUBLE, FLOAT, I16, I32, I64, MEMORY, number, splat, widen
 from nbnorm._floats import narrow as round_to
 
 I8 = ir.IntType(8)
@@ -68,14 +68,8 @@ def _load(array, result, *others):
 
 
 @intrinsic
-def load(typingctx, array, i):
-    """array[i : i + LANES]."""
-    return _load(array, vector)
-
-
-@intrinsic
 def load_as(typingctx, k, array, i):
-    """The same as what `lanes` makes of k: float32 where that is, and as many as that has."""
+    """array[i : i + n], as what `lanes` makes of k: float32 where that is, and as many as that has."""
     return _load(array, kind_of(k), k)
 
 
@@ -98,7 +92,7 @@ def load_columns(typingctx, w, array, i):
 
 
 def masked(builder, verb, kind, result, arguments):
-    element = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64", I16: "i16", I8: "i8"}[kind.element]
+    element = {FLOAT: "f32", DOUBLE: "f64", I16: "i16", I8: "i8"}[kind.element]
     name = f"llvm.masked.{verb}.v{kind.count}{element}.p0"
     function_type = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
@@ -269,7 +263,6 @@ if config.DISABLE_JIT:
         fence,
         is_single,
         lanes,
-        load,
         load_as,
         load_columns,
         load_part,

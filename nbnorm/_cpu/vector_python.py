@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nbnorm._counted import Both, Counted, Tangent, each
 from nbnorm._cpu.plan import LANES, LINE
 from nbnorm._emitted_python import activated, gated, is_tangent, leading, narrow, of_ddx, of_dy, widen  # noqa: F401
-from nbnorm._floats import OF_MAP
+from nbnorm._floats import of_map
 
 Vector = NDArray[np.float64] | NDArray[np.float32]
 
@@ -65,7 +65,7 @@ def matrix(memory: NDArray, at: int, rows: int, columns: int) -> NDArray:
 def matrix_of_map(
     x: NDArray, dy: Any, slope: float | None, w: Counted | None, memory: NDArray, at: int, rows: int, columns: int
 ) -> NDArray:
-    dtype = OF_MAP[x.itemsize if dy is None or (slope is None and w is None) else 8]
+    dtype = of_map(x.itemsize, dy is not None, slope is not None, w is not None)
     return matrix(memory[at:].view(dtype), 0, rows * 8 // dtype.itemsize, columns)
 
 
@@ -84,9 +84,9 @@ def set_double(array: NDArray, i: int, number: float) -> None:
 # ---- vector_memory.py
 
 
-def load(array: Any, i: int) -> Any:
+def _load(array: Any, i: int) -> Any:
     if isinstance(array, Tangent | Both):
-        return each(lambda one: load(one, i), array)
+        return each(lambda one: _load(one, i), array)
     return None if array is None else widen(_inside(array, i, LANES))
 
 
@@ -102,7 +102,7 @@ def is_single(k: Any) -> bool:
 
 
 def load_as(k: Any, array: Any, i: int) -> Any:
-    return _as(k, load(array, i))
+    return _as(k, _load(array, i))
 
 
 def load_part_as(k: Any, array: Any, i: int, n: int, width: int) -> Any:
@@ -114,7 +114,7 @@ def columns_at_once(w: Counted | None) -> int:
 
 
 def load_columns(w: Counted | None, array: Any, i: int) -> Any:
-    return load(array, i)
+    return _load(array, i)
 
 
 def _as(k: Any, v: Any) -> Any:

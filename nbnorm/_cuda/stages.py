@@ -94,7 +94,7 @@ def training_forward(
 
 
 def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = None) -> None:
-    """stats of x, but for gamma."""
+    """stats of x, but for inv_std and gamma."""
     cut = cut_of_statistics(shape, x.itemsize, w)
     pack, count = (in_memory(x.dtype), cut.lanes), float(shape[0] * shape[2]) if w is None else UNKNOWN
     parts = reduce(cut, pack, x, None, None, w, stats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
-    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["build", "gallery"]
@@ -33,7 +33,6 @@ templates_path = ["_templates"]
 
 # ---- pages
 
-myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -51,6 +50,13 @@ sphinx_gallery_conf = {
     "copyfile_regex": "",
 }
 
+
+def gallery_pages(app: Sphinx, name: str, source: list[str]) -> None:
+    """Links to programs, which lead somewhere in a clone too, become links to the pages that are made of them."""
+    programs = re.sub(r"\]\(((?:\.\./)*)gallery/(\w+)\.py\)", r"](\1auto_gallery/\2.rst)", source[0])
+    source[0] = re.sub(r"\]\(((?:\.\./)*)gallery\)", r"](\1auto_gallery/index.rst)", programs)
+
+
 # ---- reference: docstrings
 
 default_role = "py:obj"  # `batch_norm_training` in a docstring is a link
@@ -62,6 +68,7 @@ numpydoc_show_class_members = False  # the template of a class lists its methods
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", gallery_pages)
     app.connect("build-finished", asv_pages)
     # Without a network the links into other projects are missing, and nothing else.
     logging.getLogger("sphinx.sphinx.ext.intersphinx").addFilter(

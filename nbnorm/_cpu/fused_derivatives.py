@@ -37,7 +37,7 @@ def fuse_double(
     while first < last:
         c0, c1 = first * channels, smaller(C, (first + 1) * channels)
         for c in range(c0, c1):
-            h[c], o[c] = origin(dy, x, None, None, c, N, C, S), origin(ddx, x, None, None, c, N, C, S)
+            h[c], o[c] = origin(dy, x, None, None, None, c, N, C, S), origin(ddx, x, None, None, None, c, N, C, S)
         for t in range(chunks):
             chunk_sums(x, dy, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, h, stats, acc, parts_of_dy)
             chunk_sums(x, ddx, None, None, c0, c1, t, per, piece, chunks, N, C, S, k, o, stats, acc, parts_of_ddx)

@@ -38,71 +38,44 @@ def index(x, w, there, c, part, N, C, S):
 
 
 @routine
-def sample(array, x, w, there, stats, c, part, N, C, S):
-    """Of x, or of dy for each time it counts by the `stats` (Eq. 23)."""
+def sample(array, x, slope, w, there, stats, c, part, N, C, S):
+    """Of x, or of what is let through of dy, for each time it counts by the `stats` (Eq. 23)."""
     i = index(x, w, there, c, part, N, C, S)
-    if w is not None:
-        if stats is None:
-            return element(array, i)
-        if is_tangent(array):  # whose sum is weighted as that of x
-            return element(array, i)
-        return per_time(element(array, i), w, x, i, c, stats[COUNT, c] / (N * S), C, S)
-    return element(array, i)
+    value = element(array, i)
+    if slope is not None:
+        z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
+        value = gate(value, z, slope)
+    if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
+        if stats is not None:  # noqa: SIM102
+            if not is_tangent(array):  # whose sum is weighted as that of x
+                value = per_time(value, w, x, i, c, stats[COUNT, c] / (N * S), C, S)
+    return value
 
 
-@routine
-def origin(array, x, w, stats, c, N, C, S):
-    """k, or h, from nine values; 0 where none counts."""
+def _origin(array, x, slope, w, stats, c, N, C, S):
+    """k, or h, from nine values; 0 where none counts, or an activation lets nothing through, so that nothing comes
+    back."""
     there = 0
     if w is not None:
         there = anywhere(x, w, c, N, C, S)
     result = 0.0
     if there >= 0:
         result = ninther(
-            sample(array, x, w, there, stats, c, np.intp(0), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(1), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(2), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(3), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(4), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(5), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(6), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(7), N, C, S),
-            sample(array, x, w, there, stats, c, np.intp(8), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(0), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(1), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(2), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(3), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(4), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(5), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(6), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(7), N, C, S),
+            sample(array, x, slope, w, there, stats, c, np.intp(8), N, C, S),
         )
     return result
 
 
-@routine
-def gated_sample(dy, x, slope, w, there, stats, c, part, N, C, S):
-    """Of what is let through of dy."""
-    i = index(x, w, there, c, part, N, C, S)
-    z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
-    g = gate(element(dy, i), z, slope)
-    if w is not None:
-        g = per_time(g, w, x, i, c, stats[COUNT, c] / (N * S), C, S)
-    return g
-
-
-@function
-def gated_origin(dy, x, slope, w, stats, c, N, C, S):
-    """h where an activation lets dy through: 0 where it lets nothing, so that nothing comes back, or none counts."""
-    there = 0
-    if w is not None:
-        there = anywhere(x, w, c, N, C, S)
-    result = 0.0
-    if there >= 0:
-        result = ninther(
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(0), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(1), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(2), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(3), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(4), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(5), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(6), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(7), N, C, S),
-            gated_sample(dy, x, slope, w, there, stats, c, np.intp(8), N, C, S),
-        )
-    return result
+origin = routine(_origin)
+gated_origin = function(_origin)  # nine gates are too much code to be in each caller
 
 
 @routine
@@ -115,13 +88,10 @@ def origins(x, dy, slope, w, centred, stats, sums, first, last, N, C, S):
     for c in range(first, last):
         if dy is None:
             if centred:
-                stats[ORIGIN, np.uintp(c)] = origin(x, x, w, None, c, N, C, S)
+                stats[ORIGIN, np.uintp(c)] = origin(x, x, None, w, None, c, N, C, S)
         elif centred:
             if slope is None:
-                if w is None:
-                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, None, c, N, C, S)
-                else:
-                    sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, w, stats, c, N, C, S)
+                sums[DY_ORIGIN, np.uintp(c)] = origin(dy, x, None, w, stats, c, N, C, S)
             else:
                 sums[DY_ORIGIN, np.uintp(c)] = gated_origin(dy, x, slope, w, stats, c, N, C, S)
 

@@ -15,8 +15,8 @@ class BatchStats(NamedTuple):
 
     Attributes
     ----------
-    count : float64 array, shape ()
-        Number of values per channel.
+    count : float64 array, shape () or shape of the channel axes
+        Number of values per channel: of each, and as often as they count, with `where`, `weights` or ``nan="omit"``.
     mean : float64 array, shape of the channel axes
     m2 : float64 array, shape of the channel axes
         Sum of (x - mean)**2, in the units of x squared.

@@ -65,12 +65,6 @@ def next_place(m, size):
 
 
 @formula
-def gate(g, z, slope):
-    """Eq. 35 for numbers: g where z is positive, else slope*g, and 0 for slope 0 whatever g is."""
-    return g if z > 0.0 else 0.0 if slope == 0.0 else slope * g
-
-
-@formula
 def median(a, b, c):
     return max(min(a, b), min(max(a, b), c))
 

@@ -95,7 +95,7 @@ def batch_norm_training(
         When shapes do not fit, `out` cannot take the result, a weight is negative or not finite, or a channel has fewer
         than 2 values; of those that count as `where`, `weights` and `nan` say it needs some, and more than one where
         a moving average takes their variance. When `ghost` or `renorm` meets ``use_running=True``, or `ghost` a `sync`.
-        A call that raises has changed nothing.
+        A call that raises has changed nothing, but for `ghost` where memory runs out in between.
     RuntimeError
         When another rank of `sync` has raised an error.
 

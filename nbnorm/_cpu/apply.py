@@ -37,13 +37,13 @@ def apply_segments(x, dy, other, slope, w, y, stats, coef, N, C, S, streaming, w
 
 
 @Kernel
-def running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, streaming, workers, share_out):
-    """With the running statistics, which fill stats too, unless None. `both` ((4 + OF_ONE) * C) has what
+def running_segments(x, residual, slope, y, scratch, gamma, beta, eps, stats, N, C, S, streaming, workers, share_out):
+    """With the running statistics, which fill stats too, unless None. `scratch` ((4 + OF_ONE) * C) has what
     `finalize_running` needs, and behind it room for coefficients.
     """
-    coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
-    finalize_running(both, gamma, beta, eps, stats, coef)
-    each_worker(map_segments, workers, share_out, x, None, residual, slope, None, y, both, coef, N, C, S, streaming)
+    origins, coef = scratch, matrix_of_map(x, None, None, None, scratch, 4 * C, OF_ONE, C)  # means, which come first
+    finalize_running(scratch, gamma, beta, eps, stats, coef)
+    each_worker(map_segments, workers, share_out, x, None, residual, slope, None, y, origins, coef, N, C, S, streaming)
 
 
 # ---- columns
@@ -142,12 +142,12 @@ def apply_columns(x, dy, other, slope, w, y, stats, coef, tables, N, C, S, K, st
 
 @Kernel
 def running_columns(
-    x, residual, slope, y, both, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers, share_out
+    x, residual, slope, y, scratch, gamma, beta, eps, stats, width, N, C, S, K, streaming, workers, share_out
 ):  # fmt: skip
-    """The same for columns; behind those values of `both` are the tables, of this width."""
-    coef = matrix_of_map(x, None, None, None, both, 4 * C, OF_ONE, C)
-    tables = matrix_of_map(x, None, None, None, both, (4 + OF_ONE) * C, workers, OF_ONE * width + LANES)
-    finalize_running(both, gamma, beta, eps, stats, coef)
+    """The same for columns; behind those values of `scratch` are the tables, of this width."""
+    origins, coef = scratch, matrix_of_map(x, None, None, None, scratch, 4 * C, OF_ONE, C)  # means, which come first
+    tables = matrix_of_map(x, None, None, None, scratch, (4 + OF_ONE) * C, workers, OF_ONE * width + LANES)
+    finalize_running(scratch, gamma, beta, eps, stats, coef)
     each_worker(
-        map_columns, workers, share_out, x, None, residual, slope, None, y, both, coef, tables, N, C, S, K, streaming
+        map_columns, workers, share_out, x, None, residual, slope, None, y, origins, coef, tables, N, C, S, K, streaming
     )

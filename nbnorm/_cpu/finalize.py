@@ -181,19 +181,19 @@ def finalize_scale(scale, coef):
 
 
 @once
-def finalize_running(both, gamma, beta, eps, stats, coef):
+def finalize_running(scratch, gamma, beta, eps, stats, coef):
     """The running statistics in the place of a batch's: k is the mean, d is 0; stats, unless None, get var for m2.
 
-    both (4 * C): means and variances, and room for gamma and beta.
+    scratch (4 * C): means and variances, and room for gamma and beta.
     """
     first, C = np.intp(0), coef.shape[1]
-    var, g, b = both[C:], both[2 * C :], both[3 * C :]
+    mean, var, g, b = scratch, scratch[C:], scratch[2 * C :], scratch[3 * C :]
     read_parameter(gamma, 1.0, first, C, C, g)
     read_parameter(beta, 0.0, first, C, C, b)
     for c in range(np.uintp(C)):
         inv_std = inverse_std(var[c], eps)
         if stats is not None:
-            stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = both[c], 0.0, var[c]
+            stats[ORIGIN, c], stats[DEVIATION, c], stats[M2, c] = mean[c], 0.0, var[c]
             stats[INV_STD, c], stats[GAMMA, c] = inv_std, g[c]
         scale, shift = normalizing_map(0.0, inv_std, g[c], b[c])
-        set_map(coef, c, both[c], scale, shift, True)
+        set_map(coef, c, mean[c], scale, shift, True)

@@ -25,6 +25,7 @@ from nbnorm._formulas import (
     PRODUCT,
     SUM,
     covariance,
+    gamma_gradient,
     moved_product,
     moved_sums,
     normalized_mean,
@@ -112,4 +113,4 @@ def frozen_dgamma(sums, stats, dgamma):
     """The gradient of gamma with statistics that do not depend on x: the origins are 0."""
     C = sums.shape[1]
     for c in range(C):
-        set_parameter(dgamma, c, C, stats[INV_STD, c] * sums[CROSS, c])
+        set_parameter(dgamma, c, C, gamma_gradient(sums[CROSS, c], stats[INV_STD, c]))

@@ -19,7 +19,6 @@ from nbnorm._formulas import (
     SIGN_SHIFT,
     TRIES,
     affine,
-    gate,
     ninther,
     sample_index,
     sample_place,
@@ -44,7 +43,7 @@ def sample(array, x, slope, w, there, stats, c, part, N, C, S):
     value = element(array, i)
     if slope is not None:
         z = affine(element(x, i) - stats[ORIGIN, c], stats[SIGN_SCALE, c], stats[SIGN_SHIFT, c])
-        value = gate(value, z, slope)
+        value = gated(value, z, slope)
     if w is not None:  # noqa: SIM102  the compiler prunes what stands under a test of None and nothing else
         if stats is not None:  # noqa: SIM102
             if not is_tangent(array):  # whose sum is weighted as that of x

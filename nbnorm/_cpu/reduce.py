@@ -113,7 +113,7 @@ def sum_columns(
 def reduce_columns(
     x, dy, slope, w, centred, stats, sums, scratch, N, C, S, tile, block, blocks, terms, width, workers, share_out
 ):  # fmt: skip
-    """sums (3, C), and when dy is None stats[ORIGIN], and stats[COUNT] unless w is.
+    """sums (3, C), and when dy is None stats[ORIGIN], if `centred`, and stats[COUNT] unless w is.
 
     scratch has, 7 numbers later at most, where a line begins, sums and counts (blocks, terms, width) and tables
     (workers, 2, or with a slope 4, PANEL + LANES).

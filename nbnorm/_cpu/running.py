@@ -54,16 +54,16 @@ def running_forward(
     tensors = 2 if residual is None else 3
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     # Statistics, parameters, coefficients, and tables of columns.
-    both = np.empty((4 + OF_ONE) * C + workers * (OF_ONE * cut.width + plan.LANES))
+    scratch = np.empty((4 + OF_ONE) * C + workers * (OF_ONE * cut.width + plan.LANES))
     with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
-        both[: 2 * C] = running.both
+        scratch[: 2 * C] = running.both
     if cut.K:
         running_columns(
-            x, residual, slope, y, both, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.streaming,
+            x, residual, slope, y, scratch, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.streaming,
             workers,
         )  # fmt: skip
     else:
-        running_segments(x, residual, slope, y, both, gamma, beta, eps, stats, N, C, S, cut.streaming, workers)
+        running_segments(x, residual, slope, y, scratch, gamma, beta, eps, stats, N, C, S, cut.streaming, workers)
 
 
 def running_backward(

@@ -10,7 +10,7 @@ from numba import float64
 
 from nbnorm._cuda.counted import anywhere, counted_origin, index, per_time
 from nbnorm._cuda.vector import element, element_to_compare, gated, is_tangent, leading, routine
-from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, gate, median, ninther, sample_index
+from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, median, ninther, sample_index
 
 
 @routine
@@ -49,7 +49,7 @@ def gated_sample(dy, x, slope, w, there, stats, c, part, N, C, S):
     """Of what is let through of dy."""
     i = index(x, w, there, c, part, N, C, S)
     z = affine(element(x, i) - stats[ORIGIN * C + c], stats[SIGN_SCALE * C + c], stats[SIGN_SHIFT * C + c])
-    g = gate(element(dy, i), z, slope)
+    g = gated(element(dy, i), z, slope)
     if w is not None:
         g = per_time(g, w, x, i, c, average_of(dy, w, c, N, C, S, stats), C, S)
     return g

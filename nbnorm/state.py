@@ -66,7 +66,8 @@ class BatchNormState:
     Warns
     -----
     UserWarning
-        When momentum is 0.9 or more and less than 1: as a weight of the old statistics it would be usual.
+        When momentum is 0.9 or more and less than 1, here or assigned: as a weight of the old statistics it would be
+        usual.
 
     Notes
     -----
@@ -115,14 +116,14 @@ class BatchNormState:
         self._dtype = _options.parameter_dtype(dtype)
         self._device = _device.resolve(device)
         self.eps = eps
-        self.momentum = momentum
-        _options.warn_of_momentum(self._momentum)
+        self._momentum = _options.momentum(momentum)
         shape, xp = self.shape, self._xp
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
             self._beta = xp.zeros(shape, self._dtype) if use_beta else None
             self._running = Running.fresh(shape, xp, 1.0 if unbiased else 0.0) if track_running else None
         self.skip_nonfinite = skip_nonfinite
+        _options.warn_of_momentum(self._momentum)  # where nothing is wrong that an error would be about
 
     @classmethod
     def like(cls, library: str, num_features: int | tuple[int, ...], **changes: Any) -> BatchNormState:
@@ -226,7 +227,9 @@ class BatchNormState:
 
     @momentum.setter
     def momentum(self, value: float | None) -> None:
-        self._momentum = _options.momentum(value)
+        value = _options.momentum(value)
+        _options.warn_of_momentum(value)
+        self._momentum = value
 
     gamma, beta = parameter("gamma"), parameter("beta")
     running_mean, running_var = statistic("running_mean"), statistic("running_var")
@@ -409,11 +412,12 @@ class BatchNormState:
         >>> nbnorm.BatchNormState.from_state_dict(arrays, "bn.").gamma is None
         True
         """
-        _options.warn_of_momentum(momentum)
+        momentum = _options.momentum(momentum)
         found = _state_dict.content(state_dict, prefix, num_features, eps=eps, momentum=momentum, unbiased=unbiased)
         state = _content.made(cls, found, num_samples)
         if momentum is None and state._running is not None:
             state._running.demand_count()
+        _options.warn_of_momentum(momentum)
         return state
 
     def save(self, path: files.Path) -> None:

@@ -353,11 +353,18 @@ def test_a_layer_of_a_state_and_of_a_file(rng, tmp_path):
             nbnorm.BatchNorm.from_state(wrong)
 
 
+def assigned(momentum):
+    state = nbnorm.BatchNormState(3)
+    state.momentum = momentum
+    return state
+
+
 FOREIGN_MOMENTUM = {
     "layer": lambda momentum: nbnorm.BatchNorm(3, momentum=momentum).state,
     "state": lambda momentum: nbnorm.BatchNormState(3, momentum=momentum),
     "like": lambda momentum: nbnorm.BatchNormState.like("keras", 3, momentum=momentum),
     "dictionary": lambda momentum: nbnorm.BatchNormState.from_state_dict({"weight": [1.0]}, momentum=momentum),
+    "assigned": assigned,
 }
 
 

@@ -160,6 +160,22 @@ def test_what_is_no_state_is_refused(given, stored, text, prefix):
     refuse(given, lambda: BatchNormState.from_state_dict(stored, prefix), ValueError, text)
 
 
+@pytest.mark.parametrize("value", ["0.1", 1.5, [0.1], np.nan], ids=repr)
+def test_a_momentum_that_is_none_is_refused_by_its_name(given, value):
+    refuse(
+        given,
+        lambda: BatchNormState.from_state_dict(GOOD, momentum=value),
+        ValueError,
+        f"momentum is {value!r}",
+        "0 to 1",
+    )
+
+
+def test_nothing_is_warned_of_where_there_is_no_state(given):
+    """A warning is an error in this suite."""
+    refuse(given, lambda: BatchNormState.from_state_dict(GOOD, "bn.", momentum=0.99), ValueError, "no arrays under")
+
+
 def test_a_prefix_is_a_str(given):
     refuse(
         given, lambda: BatchNormState.from_state_dict(GOOD, 3), TypeError, "prefix is a int; expected what the names"

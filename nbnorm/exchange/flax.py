@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _options
 from nbnorm.exchange._arrays import arrays_of, state_of
 from nbnorm.state import BatchNormState
 
@@ -44,6 +44,11 @@ def from_flax(
         When a name is missing or unknown, shapes differ, a variance is negative, or eps or momentum is out of
         range.
 
+    Warns
+    -----
+    UserWarning
+        When momentum is 0.1 or less, and more than 0: as a weight of the new batch it would be usual.
+
     Notes
     -----
     In linen a layer has its place in both collections: ``variables["params"]["BatchNorm_0"]`` and
@@ -73,7 +78,9 @@ def from_flax(
                 f"{name} has {', '.join(sorted(map(str, found)))[:80] or 'nothing'}; expected {' and '.join(known)} "
                 "of one layer"
             )
-    return state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum, several_axes=True)
+    state = state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum, several_axes=True)
+    _options.warn_of_their_momentum(momentum)
+    return state
 
 
 def to_flax(state: BatchNormState) -> tuple[dict[str, NDArray], dict[str, NDArray]]:

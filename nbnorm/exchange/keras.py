@@ -45,6 +45,11 @@ def from_keras(
         When there are more or fewer arrays than `scale` and `center` say, shapes differ, a variance is negative,
         or eps or momentum is out of range.
 
+    Warns
+    -----
+    UserWarning
+        When momentum is 0.1 or less, and more than 0: as a weight of the new batch it would be usual.
+
     References
     ----------
     https://keras.io/api/layers/normalization_layers/batch_normalization/
@@ -69,7 +74,9 @@ def from_keras(
             f"weights has {len(weights)} arrays; with scale={scale}, center={center} expected "
             f"{len(present)}: {', '.join(present)}"
         )
-    return state_of("weights", dict(zip(present, weights)), _NAMES, eps, momentum)
+    state = state_of("weights", dict(zip(present, weights)), _NAMES, eps, momentum)
+    _options.warn_of_their_momentum(momentum)
+    return state
 
 
 def to_keras(state: BatchNormState) -> list[NDArray]:

@@ -135,7 +135,7 @@ def warn_of_their_momentum(value: float) -> None:
     """Where it says one to `nbnorm.exchange` that nbnorm itself would mean for the new batch."""
     if 0 < value <= 0.1:
         _warn(
-            f"momentum={value:g} is the weight of the old statistics, as Keras and Flax say it: the running ones keep next "
+            f"momentum={value:g} is the weight of the old statistics, as in Keras and Flax: the running ones keep next "
             f"to nothing of them. nbnorm's momentum={value:g} is momentum={1 - value:g} here"
         )
 

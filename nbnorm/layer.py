@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import EllipsisType
 from typing import Any, Literal
 
 import numpy as np
@@ -179,8 +180,9 @@ class BatchNorm:
     @classmethod
     def load(
         cls, path: files.Path, prefix: str = "", *, axis: Axis = 1, activation: Activation = None,
-        ghost: int | None = None, renorm: Renorm | None = None, num_features: int | tuple[int, ...] | None = None,
-        num_samples: int | NDArray | None = None,
+        ghost: int | None = None, renorm: Renorm | None = None, eps: float | EllipsisType = ...,
+        momentum: float | EllipsisType | None = ..., unbiased: bool | EllipsisType = ...,
+        num_features: int | tuple[int, ...] | None = None, num_samples: int | NDArray | None = None,
     ) -> BatchNorm:  # fmt: skip
         """A layer with the state of a file, in training mode.
 
@@ -190,7 +192,10 @@ class BatchNorm:
         --------
         See `save`.
         """
-        state = BatchNormState.load(path, prefix, num_features=num_features, num_samples=num_samples)
+        state = BatchNormState.load(
+            path, prefix, eps=eps, momentum=momentum, unbiased=unbiased, num_features=num_features,
+            num_samples=num_samples,
+        )  # fmt: skip
         return cls.from_state(state, axis=axis, activation=activation, ghost=ghost, renorm=renorm)
 
     def save(self, path: files.Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -458,6 +459,9 @@ class BatchNormState:
         path: files.Path,
         prefix: str = "",
         *,
+        eps: float | EllipsisType = ...,
+        momentum: float | EllipsisType | None = ...,
+        unbiased: bool | EllipsisType = ...,
         num_features: int | tuple[int, ...] | None = None,
         num_samples: int | NDArray | None = None,
     ) -> BatchNormState:
@@ -468,8 +472,10 @@ class BatchNormState:
         path : str or os.PathLike
             Ends in ".npz" or ".safetensors".
         prefix : str
-            What the names of the layer begin with, such as "layer1.0.bn1."; .safetensors only. Such a file says
-            nothing of eps and momentum: they are the constructor's, assign others.
+            What the names of the layer begin with, such as "layer1.0.bn1."; .safetensors only.
+        eps, momentum, unbiased : optional
+            Of a file that `save` did not write, which says nothing of them: those of the constructor, unless they are
+            given. A file of `save` has its own.
         num_features, num_samples
             As in `from_state_dict`, for a file that `save` did not write.
 
@@ -478,7 +484,8 @@ class BatchNormState:
         StateFileError
             When the file is damaged, hostile or of another kind, or has no such layer.
         TypeError, ValueError
-            When the name ends otherwise, or another argument is wrong.
+            When the name ends otherwise, or another argument is wrong or one that the file has; when momentum is None
+            and nobody says how many values there were.
         OSError
             When the file is not there or cannot be read.
 
@@ -493,14 +500,26 @@ class BatchNormState:
         _state_dict.check_prefix(prefix)
         if num_features is not None:
             num_features = _options.num_features(num_features)
+        if unbiased is not ...:
+            _options.flag("unbiased", unbiased)
         with files.refusing(path, prefix):
             arrays, arguments = files.read(path, prefix, num_features)
             if arguments is None:
-                state = cls.from_state_dict(arrays, num_features=num_features)
+                state = cls.from_state_dict(
+                    arrays, num_features=num_features, unbiased=unbiased is ... or bool(unbiased)
+                )
             else:
                 state = _content.made(cls, _content.of(arguments, arrays), None)
+        if arguments is not None:
+            files.refuse_beside(eps=eps, momentum=momentum, unbiased=unbiased)
         if num_samples is not None:
             state.num_samples = num_samples
+        if eps is not ...:
+            state.eps = eps
+        if momentum is not ...:
+            state.momentum = momentum
+            if momentum is None and state._running is not None:
+                state._running.demand_count()
         return state
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -176,6 +176,22 @@ def test_nothing_is_warned_of_where_there_is_no_state(given):
     refuse(given, lambda: BatchNormState.from_state_dict(GOOD, "bn.", momentum=0.99), ValueError, "no arrays under")
 
 
+@pytest.mark.parametrize(
+    ("prefix", "text"),
+    [
+        ("", "state_dict has names of a network; give prefix=, such as prefix='layer1.0.bn1.'"),
+        ("layer1.", "give prefix=, such as prefix='layer1.0.bn1.'"),
+        ("layer1.0.bn1", "state_dict has names that begin with a dot; end prefix with a dot: prefix='layer1.0.bn1.'"),
+        ("layer1.0.bn", "give prefix=, such as prefix='layer1.0.bn1.'"),
+        ("fc.", "unknown names, kernel; expected weight"),
+    ],
+)
+def test_a_prefix_that_is_wanting_is_named(given, prefix, text):
+    stored = {f"layer1.0.bn{i}.{name}": array for i in (2, 1) for name, array in GOOD.items()}
+    stored |= {"layer1.0.conv.weight": np.ones((3, 3)), "fc.kernel": np.ones(3)}
+    refuse(given, lambda: BatchNormState.from_state_dict(stored, prefix), ValueError, text)
+
+
 def test_a_prefix_is_a_str(given):
     refuse(
         given, lambda: BatchNormState.from_state_dict(GOOD, 3), TypeError, "prefix is a int; expected what the names"

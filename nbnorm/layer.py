@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from types import EllipsisType
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -106,6 +106,7 @@ class BatchNorm:
     _bytes: list[tuple[str, bytes]] | None = None  # with `debug` those of the arrays that must not change
     _results: tuple[Reuse, Reuse] | None = None  # y and dx of training mode
 
+    @_names.closed
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -123,7 +124,10 @@ class BatchNorm:
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _names.unexpected(BatchNorm.__init__, unknown, _names.OF_CONSTRUCTORS)
         self._set(axis, activation, ghost, renorm)
         self.state = BatchNormState(
             num_features,
@@ -224,10 +228,11 @@ class BatchNorm:
         """
         return self.state.state_dict()
 
+    @_names.closed
     def __call__(
         self, x: NDArray, *, where: NDArray | None = None, weights: NDArray | None = None,
         nan: Literal["propagate", "omit"] = "propagate", residual: NDArray | None = None, sync: Sync | None = None,
-        out: NDArray | None = None,
+        out: NDArray | None = None, **unknown: Never,
     ) -> NDArray:  # fmt: skip
         """Normalize x, and keep it for `backward`.
 
@@ -248,6 +253,8 @@ class BatchNorm:
         TypeError, ValueError, RuntimeError
             As `batch_norm_training` and `batch_norm_inference`. The layer is then as it was.
         """
+        if unknown:
+            raise _names.unexpected(BatchNorm.__call__, unknown, _names.OF_CALL)
         last: Saved | tuple[NDArray, Axis, Activation] | None
         counting = where is not None or weights is not None or nan != "propagate"
         if self.training or sync is not None or counting or residual is not None:

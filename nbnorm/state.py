@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -96,6 +96,7 @@ class BatchNormState:
     array([2., 2., 2.], dtype=float32)
     """
 
+    @_names.closed
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -109,7 +110,10 @@ class BatchNormState:
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _names.unexpected(BatchNormState.__init__, unknown, _names.OF_CONSTRUCTORS)
         flags = {"use_gamma": use_gamma, "use_beta": use_beta, "track_running": track_running, "unbiased": unbiased}
         for name, value in flags.items():
             _options.flag(name, value)
@@ -524,6 +528,7 @@ class BatchNormState:
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNormState, name, _names.OF_STATE)
+        _names.refuse_fixed(self, name, _names.FIXED_OF_STATE)
         object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The layer does what the functions do."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -225,10 +226,15 @@ WRONG_NAMES = {
     "gamma": "state.gamma", "weight": "state.gamma", "bias": "state.beta", "running_mean": "state.running_mean",
     "moving_variance": "state.running_var", "momentum": "state.momentum", "eps": "state.eps", "epsilon": "state.eps",
     "trainning": "training", "trainable": "frozen", "num_features": "state.num_features", "foo": "'foo'",
+    "forward": "bn(x)", "parameters": "state.gamma and state.beta", "reset_running_stats": "state.reset_running",
+    "reset_running": "state.reset_running", "affine": "state.gamma and state.beta",
+    "track_running_stats": "state.running_mean",
 }  # fmt: skip
 WRONG_NAMES_OF_STATE = {
     "weight": "gamma", "bias": "beta", "moving_mean": "running_mean", "epsilon": "eps", "momentun": "momentum",
-    "num_batches_tracked": "num_batches", "foo": "'foo'",
+    "num_batches_tracked": "num_batches", "foo": "'foo'", "forward": "batch_norm_training(x, state)",
+    "parameters": "gamma and beta", "reset_running_stats": "reset_running", "affine": "gamma and beta",
+    "track_running_stats": "running_mean",
 }  # fmt: skip
 
 
@@ -248,6 +254,64 @@ def test_an_unknown_attribute_names_the_right_one(one, name, right):
         getattr(one, name)
     known = _names.OF_LAYER if isinstance(one, nbnorm.BatchNorm) else _names.OF_STATE  # of others Python knows nothing
     assert (right if name in known else repr(name)) in str(caught.value)
+
+
+X, KERAS, FLAX = np.ones((4, 3)), [np.ones(3)] * 4, ({}, {"mean": np.ones(3), "var": np.ones(3)})
+TAKEN = {  # what is called, and the foreign keywords with what the error says of them
+    "layer": (lambda **a: nbnorm.BatchNorm(3, **a), nbnorm.BatchNorm, {
+        "epsilon": "eps=", "affine": "use_gamma= and use_beta=", "track_running_stats": "track_running=",
+        "scale": "use_gamma=", "center": "use_beta=", "use_scale": "use_gamma=", "use_bias": "use_beta=",
+        "bias": "use_beta=", "decay": "momentum=1 - decay", "training": "eval()", "trainable": "frozen",
+        "use_running_average": "eval()", "data_format": "axis=-1", "num_channels": "num_features",
+        "momentun": "there is momentum", "foo": "'foo'",
+    }),
+    "state": (lambda **a: nbnorm.BatchNormState(3, **a), nbnorm.BatchNormState, {
+        "epsilon": "eps=", "affine": "use_gamma= and use_beta=", "center": "use_beta=", "f" * 300: "fff",
+    }),
+    "like": (lambda **a: nbnorm.BatchNormState.like("keras", 3, **a), None, {"epsilon": "eps="}),
+    "call": (lambda **a: nbnorm.BatchNorm(3)(X, **a), nbnorm.BatchNorm.__call__, {
+        "training": "bn.train() and bn.eval()", "mask": "where=", "use_running_average": "eval()",
+        "use_running": "frozen", "wheree": "there is where",
+    }),
+    "Keras": (lambda **a: nbnorm.exchange.from_keras(KERAS, **a), nbnorm.exchange.from_keras, {"epsilon": "eps="}),
+    "Flax": (lambda **a: nbnorm.exchange.from_flax(*FLAX, **a), nbnorm.exchange.from_flax, {"epsilon": "eps="}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "right"),
+    [(call, *pair) for call, _, names in TAKEN.values() for pair in names.items()],
+    ids=[f"{what} {name:.20}" for what, (_, _, names) in TAKEN.items() for name in names],
+)
+def test_an_unknown_keyword_names_the_right_one(call, name, right):
+    with pytest.raises(TypeError, match=r"got an unexpected keyword argument") as caught:
+        call(**{name: 1})
+    assert right in str(caught.value)
+    assert len(str(caught.value)) < 200
+    call()
+
+
+def test_a_call_with_an_unknown_keyword_leaves_the_layer_as_it_was(rng):
+    bn, x = nbnorm.BatchNorm(3), rng.normal(size=(8, 3))
+    bn(x)
+    before = snapshot(bn.state)
+    with pytest.raises(TypeError, match="training"):
+        bn(x + 1, training=False)
+    assert snapshot(bn.state) == before
+    assert same_bits(bn.backward(x), nbnorm.BatchNorm.backward(layer_after(x), x))
+
+
+def layer_after(x):
+    bn = nbnorm.BatchNorm(3)
+    bn(x)
+    return bn
+
+
+@pytest.mark.parametrize("shown", [shown for _, shown, _ in TAKEN.values() if shown is not None])
+def test_signatures_show_what_is_taken(shown):
+    parameters = inspect.signature(shown).parameters
+    assert {"eps", "residual"} & parameters.keys()
+    assert {one.kind for one in parameters.values()} <= {inspect._POSITIONAL_OR_KEYWORD, inspect._KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("one", [nbnorm.BatchNorm(3), nbnorm.BatchNormState(3)], ids=lambda one: type(one).__name__)

@@ -206,7 +206,7 @@ class BatchNormState:
         device = _device.resolve(device)
         if device == self._device:
             return self
-        moved = BatchNormState.__new__(BatchNormState)
+        moved = type(self).__new__(type(self))
         moved.__setstate__({**self.__getstate__(), "_device": device})
         return moved
 

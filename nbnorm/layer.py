@@ -52,8 +52,8 @@ class BatchNorm:
     frozen : bool
         Use and keep the running statistics in training mode too, for fine-tuning. At first False.
     debug : bool
-        Notice what must not change between a call and its `backward`: a call then makes a copy of x, in evaluation mode
-        of what the state has too, and `backward` compares every byte. At first False.
+        Notice what must not change between a call and its `backward` (see Notes): a call then makes a copy of all that,
+        and `backward` compares every byte. At first False.
     dgamma, dbeta : array, shape num_features, or None
         Gradients of the parameters, from the last `backward`.
     dresidual : array, shape (N, C, ...), or None
@@ -67,9 +67,11 @@ class BatchNorm:
     Notes
     -----
     In every mode a call keeps its x for `backward`, and the last call's only. x must not change before: no ReLU in
-    place on it, no next batch in the same array. Nor must the state after a call in evaluation mode, which keeps no
-    more than x: `backward` takes gamma, beta, eps and the running statistics as they are then. After a call with both a
-    residual and an activation y must not change either. `debug` notices all of this.
+    place on it, no next batch in the same array; nor `where` and `weights`, if the call had them, nor y after a call
+    with both a residual and an activation. A call in evaluation mode without `where`, `weights`, `nan`, `residual` and
+    `sync` keeps no more than x: the state must not change either, since `backward` takes gamma, beta, eps and the
+    running statistics as they are then. Every other call keeps the statistics and gamma that it has used, and the state
+    may change. `debug` notices all of this.
     In training mode it also keeps its last y and dx, from 32 MiB on and in NumPy, and writes the next ones there when
     nothing else refers to them, no view and no buffer: memory that is new to a process costs as much as a call. `eval`
     lets go of them. So NumPy cannot `resize` such a y, nor write ``bn(x) + skip`` over it, as `residual` does.
@@ -145,10 +147,9 @@ class BatchNorm:
     def _set(self, axis: Axis, activation: Activation, ghost: int | None, renorm: Renorm | None) -> None:
         """What is the layer's and not the state's."""
         self.axis = axis
-        self.activation = activation
-        self.ghost = ghost
-        if renorm is not None:  # else a subclass may have one
-            self.renorm = renorm
+        for name, value in (("activation", activation), ("ghost", ghost), ("renorm", renorm)):
+            if value is not None:  # else a subclass may have one
+                setattr(self, name, value)
 
     @classmethod
     def from_state(
@@ -291,8 +292,8 @@ class BatchNorm:
         Returns
         -------
         dx : array, shape (N, C, ...)
-            With running statistics these are constants: where the layer is `frozen` as they were in the call, in
-            evaluation mode as they are now.
+            With running statistics these are constants: as they are now after a call in evaluation mode that had no
+            `where`, `weights`, `nan`, `residual` and `sync`, as they were in the call after every other one.
 
         Raises
         ------

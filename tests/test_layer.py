@@ -88,6 +88,50 @@ def test_in_evaluation_mode_for_every_layout(axis, length, rng):
     assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
 
+KEPT = {  # what makes a call in evaluation mode keep what it has used of the state
+    "residual": lambda x: {"residual": np.ones_like(x)},
+    "where": lambda x: {"where": np.ones(x.shape, bool)},
+    "weights": lambda x: {"weights": np.ones(x.shape)},
+    "nan": lambda x: {"nan": "omit"},
+    "sync": lambda x: {"sync": lambda packed: packed[None]},
+}
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("options", [lambda x: {}, *KEPT.values()], ids=["none", *KEPT])
+def test_which_statistics_the_gradient_in_evaluation_mode_is_of(options, debug, rng):
+    """A plain call keeps x alone, for speed; every other one the statistics and gamma that it has used."""
+    x, dy = sample(rng, (20, 5, 4)), sample(rng, (20, 5, 4))
+    bn = nbnorm.BatchNorm.from_state(random_state(rng, 5)).eval()
+    then = copy.deepcopy(bn.state)
+    bn.debug, options = debug, options(x)
+    bn(x, **options)
+    bn.state.running_mean, bn.state.running_var = rng.normal(size=5), rng.uniform(1, 2, 5)
+    bn.state.gamma, bn.state.eps = rng.normal(size=5), 0.5
+    if debug and not options:
+        with pytest.raises(RuntimeError, match=r"^state\.gamma has changed since the call"):
+            bn.backward(dy)
+        return
+    state = then if options else bn.state
+    dx = bn.backward(dy)
+    exact = reference.frozen_backward(dy, x, state.running_mean, state.running_var, state.gamma, state.eps)
+    assert_stat_close(bn.dgamma, exact.dgamma)
+    assert_stat_close(bn.dbeta, exact.dbeta)
+    _, saved = nbnorm.batch_norm_training(x, state, use_running=True, update_running=False)
+    assert same_bits(dx, nbnorm.batch_norm_backward(dy, saved).dx)
+
+
+@pytest.mark.parametrize("name", ["x", "where", "weights"])
+def test_debug_notices_in_evaluation_mode_what_such_a_call_keeps(name, rng):
+    bn, x = nbnorm.BatchNorm.from_state(random_state(rng, 5)).eval(), sample(rng, (20, 5))
+    given = {"where": np.ones(x.shape, bool), "weights": np.ones(x.shape)}
+    bn.debug = True
+    bn(x, **given)
+    {"x": x, **given}[name][3, 2] = 0
+    with pytest.raises(RuntimeError, match=f"^{name} has changed since the call"):
+        bn.backward(x)
+
+
 def test_an_empty_batch_in_evaluation_mode():
     bn = nbnorm.BatchNorm(2).eval()
     bn(np.ones((0, 2)))
@@ -362,6 +406,25 @@ def test_subclasses_have_attributes_of_their_own_and_none_that_misleads():
         assert copy.deepcopy(one).label == "bn1"
         with pytest.raises(AttributeError, match="gamma"):
             one.weight = 1
+
+
+def test_what_a_subclass_has_of_its_own_stands(rng, tmp_path):
+    class Layer(nbnorm.BatchNorm):
+        activation, ghost, renorm = "relu", 2, nbnorm.Renorm(3, 5)
+
+    x = rng.normal(size=(8, 3))
+    own = {"activation": "relu", "ghost": 2, "renorm": nbnorm.Renorm(3, 5)}
+    expected, _ = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), **own)
+    nbnorm.BatchNormState(3).save(tmp_path / "state.npz")
+    for bn in (Layer(3), Layer.from_state(nbnorm.BatchNormState(3)), Layer.load(tmp_path / "state.npz")):
+        assert {name: getattr(bn, name) for name in own} == own
+        assert same_bits(bn(x), expected)
+    said = {"activation": ("leaky_relu", 0.5), "ghost": 4, "renorm": nbnorm.Renorm(2, 1)}
+    bn = Layer(3, **said)
+    assert same_bits(bn(x), nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), **said)[0])
+    for name in own:
+        setattr(bn, name, None)
+    assert same_bits(bn(x), nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3))[0])
 
 
 def test_what_a_subclass_says_of_attributes_stands():

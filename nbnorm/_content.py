@@ -88,7 +88,7 @@ def shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
 def made(kind: Callable[..., _State], content: Content, num_samples: int | NDArray | None) -> _State:
     """The state; `num_samples` overrules what the content says of it."""
     state: Any = kind(**content.arguments | {"momentum": None})
-    state.momentum = content.arguments["momentum"]  # which was another state's: no warning
+    state._momentum = content.arguments["momentum"]  # which was another state's: no warning
     for name, array in content.arrays.items():
         setattr(state, name, array)
     if state._running is not None:

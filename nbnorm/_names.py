@@ -1,11 +1,13 @@
-"""Attributes that do not exist: no assignment makes one, and the error names what was meant."""
+"""Attributes and keywords that do not exist: no assignment makes one, and the error names what was meant."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 _Kind = TypeVar("_Kind", bound=type)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _ARRAYS = {  # other libraries' names
     "gamma": ("weight", "scale", "kernel"),
@@ -16,12 +18,53 @@ _ARRAYS = {  # other libraries' names
     "num_batches": ("num_batches_tracked",),
     "num_features": ("num_channels",),
 }
-OF_STATE = {foreign: f"its name is {name}" for name, names in _ARRAYS.items() for foreign in names}
+OF_STATE = {
+    **{foreign: f"its name is {name}" for name, names in _ARRAYS.items() for foreign in names},
+    "forward": "use batch_norm_training(x, state)",
+    "parameters": "they are gamma and beta",
+    "affine": "gamma and beta are None where there are none",
+    "track_running_stats": "running_mean is None where there is none",
+    "reset_running_stats": "its name is reset_running",
+}
 OF_LAYER = {
     **{foreign: f"it is state.{name}" for name, names in _ARRAYS.items() for foreign in (name, *names)},
-    **{name: f"it is state.{name}" for name in ("momentum", "num_samples", "dtype", "device")},
+    **{name: f"it is state.{name}" for name in ("momentum", "num_samples", "dtype", "device", "reset_running")},
+    "forward": "call the layer itself, bn(x)",
+    "parameters": "they are state.gamma and state.beta",
+    "affine": "state.gamma and state.beta are None where there are none",
+    "track_running_stats": "state.running_mean is None where there is none",
+    "reset_running_stats": "it is state.reset_running",
     "trainable": "frozen=True keeps the running statistics",
     "load_state_dict": "use BatchNorm.from_state(BatchNormState.from_state_dict(...))",
+}
+FIXED_OF_STATE = {  # attributes that can only be read
+    "device": "state.to(device) gives a copy there",
+    "dtype": "make it with dtype=",
+    "num_features": "make it with num_features=",
+    "shape": "make it with num_features=",
+    "unbiased": "running_var is of the variances that it has seen; make it with unbiased=",
+    "num_skipped": "reset_running() makes it 0",
+}
+_SWITCHES = "bn.train() and bn.eval() say whether a call uses the batch"
+OF_EXCHANGE = {"epsilon": "it is eps= here"}  # keywords, of functions and of constructors
+OF_CONSTRUCTORS = {
+    **OF_EXCHANGE,
+    "decay": "it is momentum=1 - decay here, the weight of the new batch",
+    "affine": "it is use_gamma= and use_beta= here",
+    "track_running_stats": "it is track_running= here",
+    **dict.fromkeys(("scale", "use_scale"), "it is use_gamma= here"),
+    **dict.fromkeys(("center", "use_bias", "bias"), "it is use_beta= here"),
+    "num_channels": "it is num_features here",
+    "data_format": "channels last are axis=-1 of a layer or a call",
+    **dict.fromkeys(("training", "use_running_average"), _SWITCHES),
+    "trainable": "bn.frozen = True keeps the running statistics",
+}
+OF_CALL = {
+    "training": _SWITCHES,
+    "mask": "it is where= here, True where a value counts",
+    **dict.fromkeys(
+        ("use_running_average", "use_running"), "bn.eval() uses the running statistics, bn.frozen = True too"
+    ),
 }
 
 
@@ -67,12 +110,48 @@ def refuse_new(instance: object, kind: type, name: str, known: Mapping[str, str]
         raise missing(kind, name, known)
 
 
+def refuse_fixed(instance: object, name: str, fixed: Mapping[str, str]) -> None:
+    """Raise, where the attribute is one of these and has no setter; that of a subclass may have one.
+
+    Raises
+    ------
+    AttributeError
+    """
+    if name in fixed and getattr(getattr(type(instance), name), "fset", name) is None:
+        raise AttributeError(f"{name} of a state cannot be set; {fixed[name]}")
+
+
 def missing(kind: type, name: str, known: Mapping[str, str]) -> AttributeError:
     """The error for an attribute that there is not."""
-    way_out = known.get(name)
-    if way_out is None and not name.startswith("_"):
-        from difflib import get_close_matches
+    own = [own for own in (*dir(kind), *kind.__annotations__) if not (own.startswith("_") or own in known)]
+    return AttributeError(f"a {kind.__name__} has no attribute {name!r:.40}{_way_out(name, known, own)}")
 
-        own = [own for own in (*dir(kind), *kind.__annotations__) if not (own.startswith("_") or own in known)]
-        way_out = next((f"there is {match}" for match in get_close_matches(name, own, 1)), None)
-    return AttributeError(f"a {kind.__name__} has no attribute {name!r:.40}" + (f"; {way_out}" if way_out else ""))
+
+def closed(function: _Function) -> _Function:
+    """A function whose ``**unknown: Never`` is there for `unexpected` alone: its signature is shown without.
+
+    So an error can say what was meant, and neither type checkers nor calls that are right notice: a wrapper would cost
+    a call of the layer more.
+    """
+    shown = inspect.signature(function)
+    taken = [one for one in shown.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    setattr(function, "__signature__", shown.replace(parameters=taken))  # noqa: B010  mypy knows no such attribute
+    return function
+
+
+def unexpected(function: Callable[..., Any], unknown: Mapping[str, object], known: Mapping[str, str]) -> TypeError:
+    """The error for keywords that there are not: Python's, and what is meant."""
+    name, own = next(iter(unknown)), list(inspect.signature(function).parameters)
+    got = f"{function.__qualname__}() got an unexpected keyword argument {name!r:.40}"
+    return TypeError(got + _way_out(name, known, own))
+
+
+def _way_out(name: str, known: Mapping[str, str], own: list[str]) -> str:
+    """What was meant, if that can be said."""
+    if name in known:
+        return f"; {known[name]}"
+    if name.startswith("_"):
+        return ""
+    from difflib import get_close_matches
+
+    return next((f"; there is {match}" for match in get_close_matches(name, own, 1)), "")

@@ -124,17 +124,28 @@ def momentum(value: float | None) -> float | None:
 
 def warn_of_momentum(value: float | None) -> None:
     """Where the user's own code says a weight that other libraries would mean for the old statistics."""
-    if value is None or not 0.9 <= value < 1:
-        return
+    if value is not None and 0.9 <= value < 1:
+        _warn(
+            f"momentum={value:g} is the weight of the new batch: the running statistics keep next to nothing of older "
+            f"ones. Keras, Flax and ONNX mean momentum={1 - value:.2g} here"
+        )
+
+
+def warn_of_their_momentum(value: float) -> None:
+    """Where it says one to `nbnorm.exchange` that nbnorm itself would mean for the new batch."""
+    if 0 < value <= 0.1:
+        _warn(
+            f"momentum={value:g} is the weight of the old statistics, as in Keras and Flax: the running ones keep next "
+            f"to nothing of them. nbnorm's momentum={value:g} is momentum={1 - value:g} here"
+        )
+
+
+def _warn(text: str) -> None:
+    """Of the line outside of this package that has called into it."""
     frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+    while frame.f_back is not None and (frame.f_globals.get("__package__") or "").split(".")[0] == __package__:
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(
-        f"momentum={value:g} is the weight of the new batch: the running statistics keep next to nothing of older "
-        f"ones. Keras, Flax and ONNX mean momentum={1 - value:.2g} here",
-        UserWarning,
-        stacklevel=depth,
-    )
+    warnings.warn(text, UserWarning, stacklevel=depth)
 
 
 def parameter_dtype(value: DTypeLike) -> np.dtype:

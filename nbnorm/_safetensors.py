@@ -42,7 +42,8 @@ def opened(path: str, prefix: str) -> Iterator[tuple[str | None, Specs, Callable
 
         def read(name: str) -> NDArray:
             if specs[name][0] == "bfloat16":
-                import ml_dtypes  # noqa: F401  without it the package's error would be hard to read
+                with _needed.package("bfloat16", "pip install ml_dtypes"):  # the other package's error is hard to read
+                    import ml_dtypes  # noqa: F401
             return file.get_tensor(prefix + name)
 
         yield None if prefix else (file.metadata() or {}).get(_ABOUT), specs, read

@@ -49,7 +49,7 @@ def content(
     under = f"under {prefix!r:.30}"
     unknown = found.keys() - {*NAMES.values(), *COUNTERS, SKIPPED_BATCHES}
     if unknown:
-        raise ValueError(f"state_dict has {unknown_names(unknown)} {under}")
+        raise ValueError(f"state_dict has {unknown_names(unknown, prefix)}")
     device = max(map(_device.of, found.values()), default="cpu")  # a GPU, if one is among them
     values = {key: _device.host(v) if _device.of(v) != "cpu" else v for key, v in found.items()}
     arrays = {name: to_numpy(key, values[key]) for name, key in NAMES.items() if key in values}
@@ -98,12 +98,17 @@ def _features(
     return shape[0]
 
 
-def unknown_names(names: Set[str]) -> str:
-    """What to do about names that are not ours."""
+def unknown_names(names: Set[str], prefix: str) -> str:
+    """What to do about names under the prefix that are not ours."""
     if ABOUT in names:
         return f"{ABOUT}: it is a file of BatchNormState.save, which BatchNormState.load reads; expected arrays alone"
+    if any(name.startswith(".") for name in names):
+        return f"names that begin with a dot; end prefix with a dot: prefix={prefix + '.'!r:.50}"
+    layers = [prefix + name.removesuffix("running_mean") for name in names if name.endswith(".running_mean")]
+    if layers:
+        return f"names of a network; give prefix=, such as prefix={min(layers)!r:.50}"
     if names <= _NAMES_ELSEWHERE.keys():
         renamed = ", ".join(f"{name} to {_NAMES_ELSEWHERE[name]}" for name in sorted(names))
-        return f"names of another library (nbnorm.exchange): rename {renamed:.90},"
+        return f"names of another library (nbnorm.exchange): rename {renamed:.90}, under {prefix!r:.30}"
     expected = ", ".join((*NAMES.values(), COUNTERS[0]))
-    return f"unknown names, {', '.join(sorted(names))[:50]}; expected {expected}"
+    return f"unknown names, {', '.join(sorted(names))[:50]}; expected {expected} under {prefix!r:.30}"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _device, _npz, _options, _safetensors
+from nbnorm import _arguments, _device, _npz, _options, _safetensors
 from nbnorm._content import COUNTERS, NAMES, SKIPPED_BATCHES, shape_of
 from nbnorm._foreign import counts_of_values
 from nbnorm._npz import Specs
@@ -78,7 +78,7 @@ def read(
     with _format(path).opened(os.fspath(path), prefix) as (about, specs, array):
         arguments = None if about is None else _arguments_of(about)
         if arguments is None:
-            _check_layer(specs, num_features)
+            _check_layer(specs, prefix, num_features)
         else:
             _check_own(specs, arguments)
         arrays = {name: array(name) for name in specs}
@@ -111,6 +111,21 @@ def refusing(path: Path, prefix: str) -> Iterator[None]:
         shown = os.fspath(path)
         shown = shown if len(shown) <= 90 else "..." + shown[-87:]
         raise StateFileError(f"{shown}: {cause!s:.100}") from cause
+
+
+def refuse_beside(**said: Any) -> None:
+    """None of these arguments is said (is not `...`) of a file that `save` wrote, which says it itself.
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, value in said.items():
+        if value is not ...:
+            raise ValueError(
+                f"{name} is {_arguments.short(value)}, but the file is one of save, which has its own; leave it out "
+                "(state.eps and state.momentum can be assigned)"
+            )
 
 
 def _format(path: Path) -> ModuleType:
@@ -156,12 +171,12 @@ def _check_own(specs: Specs, arguments: dict[str, Any]) -> None:
             raise ValueError(f"has {name} of {_shown(spec)}; expected {_shown(expected[name])}")
 
 
-def _check_layer(specs: Specs, num_features: int | tuple[int, ...] | None) -> None:
+def _check_layer(specs: Specs, prefix: str, num_features: int | tuple[int, ...] | None) -> None:
     """The arrays of one batch normalization of PyTorch: other layers have other names or shapes."""
     counters = (*COUNTERS, SKIPPED_BATCHES)
     unknown = specs.keys() - {*_NAMES, SKIPPED_BATCHES}
     if unknown:
-        raise ValueError(f"has {unknown_names(unknown)} under the prefix")
+        raise ValueError(f"has {unknown_names(unknown, prefix)}")
     shapes = {shape for name, (_, shape) in specs.items() if name not in counters}
     if len(shapes) != 1:
         raise ValueError(f"has {'arrays of several shapes' if shapes else 'no arrays'} under the prefix")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes.util
 import importlib
+import json
 import os
 import platform
 import tempfile
@@ -14,6 +15,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from nbnorm import __version__, _device
 
 DISTRIBUTION = "numba-batchnorm"  # what it is called where packages are installed from
 PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes")
+INTEGRATIONS = ("scikit-learn", "xarray", "dask", "distributed", "mpi4py", "safetensors", "onnx")
 GPU_PACKAGES = ("numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "cupy")
 LAYERS = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
 SHAPE = (16, 3, 8, 9)  # of the self-test; one dtype and one order, since compilation is what takes time
@@ -57,7 +61,10 @@ def report() -> Iterator[tuple[str, str]]:
     settings: Any = numba.config
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "nbnorm", f"{__version__} in {Path(__file__).parent}"
-    yield "installed as", f"{DISTRIBUTION} {_version(DISTRIBUTION) or '(not installed: runs from its folder)'}"
+    installed = f"{DISTRIBUTION} {_version(DISTRIBUTION) or '(not installed: runs from its folder)'}"
+    if (place := _installed_in()) and place.resolve() != Path(__file__).resolve().parent:
+        installed += f" in {place}: NOT THIS ONE, which is first on sys.path and has a kernel cache of its own"
+    yield "installed as", installed
     if other := _version("nbnorm"):
         yield "CONFUSION", f"nbnorm {other} is installed too, another project: uninstall both, then install this one"
     for name in PACKAGES:
@@ -75,8 +82,8 @@ def report() -> Iterator[tuple[str, str]]:
             "kernel cache",
             f"{cache} ({'writable' if _writable(Path(cache)) else 'NOT WRITABLE: set NUMBA_CACHE_DIR'})",
         )
-    found = [f"{name} {version}" for name in GPU_PACKAGES if (version := _version(name))]
-    yield "GPU packages", ", ".join(found) or "none"
+    yield "integrations", _those_installed(INTEGRATIONS)
+    yield "GPU packages", _those_installed(GPU_PACKAGES)
     if problem := _device.compiler_problem():
         yield "CUDA", f"NOT USABLE: {problem}"
     yield "CUDA driver", ctypes.util.find_library("cuda") or "none"
@@ -113,6 +120,22 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _those_installed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} {version}" for name in names if (version := _version(name))) or "none"
+
+
+def _installed_in() -> Path | None:
+    """Where the package is that was installed, which a folder before it on sys.path hides; None without one."""
+    try:
+        found = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
+    about = json.loads(found.read_text("direct_url.json") or "{}")
+    if about.get("dir_info", {}).get("editable"):
+        return Path(url2pathname(urlsplit(about["url"]).path), "nbnorm")
+    return Path(str(found.locate_file("nbnorm")))
 
 
 def _layer(module: str) -> str:

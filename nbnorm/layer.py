@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from types import EllipsisType
+from typing import Any, Literal, Never
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -51,8 +52,8 @@ class BatchNorm:
     frozen : bool
         Use and keep the running statistics in training mode too, for fine-tuning. At first False.
     debug : bool
-        Notice what must not change between a call and its `backward`: a call then makes a copy of x, in evaluation mode
-        of what the state has too, and `backward` compares every byte. At first False.
+        Notice what must not change between a call and its `backward` (see Notes): a call then makes a copy of all that,
+        and `backward` compares every byte. At first False.
     dgamma, dbeta : array, shape num_features, or None
         Gradients of the parameters, from the last `backward`.
     dresidual : array, shape (N, C, ...), or None
@@ -66,9 +67,11 @@ class BatchNorm:
     Notes
     -----
     In every mode a call keeps its x for `backward`, and the last call's only. x must not change before: no ReLU in
-    place on it, no next batch in the same array. Nor must the state after a call in evaluation mode, which keeps no
-    more than x: `backward` takes gamma, beta, eps and the running statistics as they are then. After a call with both a
-    residual and an activation y must not change either. `debug` notices all of this.
+    place on it, no next batch in the same array; nor `where` and `weights`, if the call had them, nor y after a call
+    with both a residual and an activation. A call in evaluation mode without `where`, `weights`, `nan`, `residual` and
+    `sync` keeps no more than x: the state must not change either, since `backward` takes gamma, beta, eps and the
+    running statistics as they are then. Every other call keeps the statistics and gamma that it has used, and the state
+    may change. `debug` notices all of this.
     In training mode it also keeps its last y and dx, from 32 MiB on and in NumPy, and writes the next ones there when
     nothing else refers to them, no view and no buffer: memory that is new to a process costs as much as a call. `eval`
     lets go of them. So NumPy cannot `resize` such a y, nor write ``bn(x) + skip`` over it, as `residual` does.
@@ -105,6 +108,7 @@ class BatchNorm:
     _bytes: list[tuple[str, bytes]] | None = None  # with `debug` those of the arrays that must not change
     _results: tuple[Reuse, Reuse] | None = None  # y and dx of training mode
 
+    @_names.closed
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -122,7 +126,10 @@ class BatchNorm:
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _names.unexpected(BatchNorm.__init__, unknown, _names.OF_CONSTRUCTORS)
         self._set(axis, activation, ghost, renorm)
         self.state = BatchNormState(
             num_features,
@@ -140,10 +147,9 @@ class BatchNorm:
     def _set(self, axis: Axis, activation: Activation, ghost: int | None, renorm: Renorm | None) -> None:
         """What is the layer's and not the state's."""
         self.axis = axis
-        self.activation = activation
-        self.ghost = ghost
-        if renorm is not None:  # else a subclass may have one
-            self.renorm = renorm
+        for name, value in (("activation", activation), ("ghost", ghost), ("renorm", renorm)):
+            if value is not None:  # else a subclass may have one
+                setattr(self, name, value)
 
     @classmethod
     def from_state(
@@ -179,8 +185,9 @@ class BatchNorm:
     @classmethod
     def load(
         cls, path: files.Path, prefix: str = "", *, axis: Axis = 1, activation: Activation = None,
-        ghost: int | None = None, renorm: Renorm | None = None, num_features: int | tuple[int, ...] | None = None,
-        num_samples: int | NDArray | None = None,
+        ghost: int | None = None, renorm: Renorm | None = None, eps: float | EllipsisType = ...,
+        momentum: float | EllipsisType | None = ..., unbiased: bool | EllipsisType = ...,
+        num_features: int | tuple[int, ...] | None = None, num_samples: int | NDArray | None = None,
     ) -> BatchNorm:  # fmt: skip
         """A layer with the state of a file, in training mode.
 
@@ -190,7 +197,10 @@ class BatchNorm:
         --------
         See `save`.
         """
-        state = BatchNormState.load(path, prefix, num_features=num_features, num_samples=num_samples)
+        state = BatchNormState.load(
+            path, prefix, eps=eps, momentum=momentum, unbiased=unbiased, num_features=num_features,
+            num_samples=num_samples,
+        )  # fmt: skip
         return cls.from_state(state, axis=axis, activation=activation, ghost=ghost, renorm=renorm)
 
     def save(self, path: files.Path) -> None:
@@ -219,10 +229,11 @@ class BatchNorm:
         """
         return self.state.state_dict()
 
+    @_names.closed
     def __call__(
         self, x: NDArray, *, where: NDArray | None = None, weights: NDArray | None = None,
         nan: Literal["propagate", "omit"] = "propagate", residual: NDArray | None = None, sync: Sync | None = None,
-        out: NDArray | None = None,
+        out: NDArray | None = None, **unknown: Never,
     ) -> NDArray:  # fmt: skip
         """Normalize x, and keep it for `backward`.
 
@@ -243,6 +254,8 @@ class BatchNorm:
         TypeError, ValueError, RuntimeError
             As `batch_norm_training` and `batch_norm_inference`. The layer is then as it was.
         """
+        if unknown:
+            raise _names.unexpected(BatchNorm.__call__, unknown, _names.OF_CALL)
         last: Saved | tuple[NDArray, Axis, Activation] | None
         counting = where is not None or weights is not None or nan != "propagate"
         if self.training or sync is not None or counting or residual is not None:
@@ -279,8 +292,8 @@ class BatchNorm:
         Returns
         -------
         dx : array, shape (N, C, ...)
-            With running statistics these are constants: where the layer is `frozen` as they were in the call, in
-            evaluation mode as they are now.
+            With running statistics these are constants: as they are now after a call in evaluation mode that had no
+            `where`, `weights`, `nan`, `residual` and `sync`, as they were in the call after every other one.
 
         Raises
         ------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import EllipsisType
+from typing import Any, Never
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -66,7 +67,8 @@ class BatchNormState:
     Warns
     -----
     UserWarning
-        When momentum is 0.9 or more and less than 1: as a weight of the old statistics it would be usual.
+        When momentum is 0.9 or more and less than 1, here or assigned: as a weight of the old statistics it would be
+        usual.
 
     Notes
     -----
@@ -94,6 +96,7 @@ class BatchNormState:
     array([2., 2., 2.], dtype=float32)
     """
 
+    @_names.closed
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -107,7 +110,10 @@ class BatchNormState:
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _names.unexpected(BatchNormState.__init__, unknown, _names.OF_CONSTRUCTORS)
         flags = {"use_gamma": use_gamma, "use_beta": use_beta, "track_running": track_running, "unbiased": unbiased}
         for name, value in flags.items():
             _options.flag(name, value)
@@ -115,14 +121,14 @@ class BatchNormState:
         self._dtype = _options.parameter_dtype(dtype)
         self._device = _device.resolve(device)
         self.eps = eps
-        self.momentum = momentum
-        _options.warn_of_momentum(self._momentum)
+        self._momentum = _options.momentum(momentum)
         shape, xp = self.shape, self._xp
         with _device.current(self._device):
             self._gamma = xp.ones(shape, self._dtype) if use_gamma else None
             self._beta = xp.zeros(shape, self._dtype) if use_beta else None
             self._running = Running.fresh(shape, xp, 1.0 if unbiased else 0.0) if track_running else None
         self.skip_nonfinite = skip_nonfinite
+        _options.warn_of_momentum(self._momentum)  # where nothing is wrong that an error would be about
 
     @classmethod
     def like(cls, library: str, num_features: int | tuple[int, ...], **changes: Any) -> BatchNormState:
@@ -200,7 +206,7 @@ class BatchNormState:
         device = _device.resolve(device)
         if device == self._device:
             return self
-        moved = BatchNormState.__new__(BatchNormState)
+        moved = type(self).__new__(type(self))
         moved.__setstate__({**self.__getstate__(), "_device": device})
         return moved
 
@@ -226,7 +232,9 @@ class BatchNormState:
 
     @momentum.setter
     def momentum(self, value: float | None) -> None:
-        self._momentum = _options.momentum(value)
+        value = _options.momentum(value)
+        _options.warn_of_momentum(value)
+        self._momentum = value
 
     gamma, beta = parameter("gamma"), parameter("beta")
     running_mean, running_var = statistic("running_mean"), statistic("running_var")
@@ -409,11 +417,12 @@ class BatchNormState:
         >>> nbnorm.BatchNormState.from_state_dict(arrays, "bn.").gamma is None
         True
         """
-        _options.warn_of_momentum(momentum)
+        momentum = _options.momentum(momentum)
         found = _state_dict.content(state_dict, prefix, num_features, eps=eps, momentum=momentum, unbiased=unbiased)
         state = _content.made(cls, found, num_samples)
         if momentum is None and state._running is not None:
             state._running.demand_count()
+        _options.warn_of_momentum(momentum)
         return state
 
     def save(self, path: files.Path) -> None:
@@ -454,6 +463,9 @@ class BatchNormState:
         path: files.Path,
         prefix: str = "",
         *,
+        eps: float | EllipsisType = ...,
+        momentum: float | EllipsisType | None = ...,
+        unbiased: bool | EllipsisType = ...,
         num_features: int | tuple[int, ...] | None = None,
         num_samples: int | NDArray | None = None,
     ) -> BatchNormState:
@@ -464,8 +476,10 @@ class BatchNormState:
         path : str or os.PathLike
             Ends in ".npz" or ".safetensors".
         prefix : str
-            What the names of the layer begin with, such as "layer1.0.bn1."; .safetensors only. Such a file says
-            nothing of eps and momentum: they are the constructor's, assign others.
+            What the names of the layer begin with, such as "layer1.0.bn1."; .safetensors only.
+        eps, momentum, unbiased : optional
+            Of a file that `save` did not write, which says nothing of them: those of the constructor, unless they are
+            given. A file of `save` has its own.
         num_features, num_samples
             As in `from_state_dict`, for a file that `save` did not write.
 
@@ -474,7 +488,8 @@ class BatchNormState:
         StateFileError
             When the file is damaged, hostile or of another kind, or has no such layer.
         TypeError, ValueError
-            When the name ends otherwise, or another argument is wrong.
+            When the name ends otherwise, or another argument is wrong or one that the file has; when momentum is None
+            and nobody says how many values there were.
         OSError
             When the file is not there or cannot be read.
 
@@ -489,18 +504,31 @@ class BatchNormState:
         _state_dict.check_prefix(prefix)
         if num_features is not None:
             num_features = _options.num_features(num_features)
+        if unbiased is not ...:
+            _options.flag("unbiased", unbiased)
         with files.refusing(path, prefix):
             arrays, arguments = files.read(path, prefix, num_features)
             if arguments is None:
-                state = cls.from_state_dict(arrays, num_features=num_features)
+                state = cls.from_state_dict(
+                    arrays, num_features=num_features, unbiased=unbiased is ... or bool(unbiased)
+                )
             else:
                 state = _content.made(cls, _content.of(arguments, arrays), None)
+        if arguments is not None:
+            files.refuse_beside(eps=eps, momentum=momentum, unbiased=unbiased)
         if num_samples is not None:
             state.num_samples = num_samples
+        if eps is not ...:
+            state.eps = eps
+        if momentum is not ...:
+            state.momentum = momentum
+            if momentum is None and state._running is not None:
+                state._running.demand_count()
         return state
 
     def __setattr__(self, name: str, value: Any) -> None:
         _names.refuse_new(self, BatchNormState, name, _names.OF_STATE)
+        _names.refuse_fixed(self, name, _names.FIXED_OF_STATE)
         object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:

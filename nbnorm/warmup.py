@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,14 +31,12 @@ def run(args: argparse.Namespace) -> int:
     """Call the usual kernels once; 2 when a dtype is unknown."""
     unknown = set(args.dtypes) - set(DTYPES)
     if unknown:
-        print(f"unknown dtype {', '.join(sorted(unknown))}; expected some of {', '.join(DTYPES)}")
-        return 2
+        return _wrong(f"unknown dtype {', '.join(sorted(unknown))}; expected some of {', '.join(DTYPES)}")
     if "bfloat16" in args.dtypes:
         try:
             import ml_dtypes  # noqa: F401  NumPy knows it then
         except ImportError as error:
-            print(f"{error}; bfloat16 needs: pip install ml_dtypes")
-            return 2
+            return _wrong(f"{error}; bfloat16 needs: pip install ml_dtypes")
     start = time.perf_counter()
     import nbnorm
 
@@ -56,6 +55,12 @@ def run(args: argparse.Namespace) -> int:
             print()
     print(f"{time.perf_counter() - start:.1f} s in all; another run takes what loading them takes")
     return 0
+
+
+def _wrong(text: str) -> int:
+    """The exit code of a command that cannot do what it is asked for."""
+    print(text, file=sys.stderr)
+    return 2
 
 
 @contextmanager

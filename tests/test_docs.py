@@ -20,7 +20,7 @@ TASKS = {  # of a stranger, and what the page that answers it must have in it
     "channels last": "axis=-1",
     "freeze and fine-tune": "bn.frozen = True",
     "the training loop with the layer": "bn.state.gamma -= rate * bn.dgamma",
-    "one batch norm of a PyTorch network's file": '.load("resnet.safetensors", "layer1.0.bn1.")',
+    "one batch norm of a PyTorch network's file": '.load("resnet.safetensors", "layer1.0.bn1."',
     "what momentum means": "weight of the **new** batch",
     "statistics of a file larger than memory": "np.memmap",
     "two processes with MPI": "mpiexec -n 2",

@@ -90,7 +90,32 @@ def test_numbers_of_their_own(rng):
     onnx = exchange.from_onnx(node(0.9, 1e-3), dict(zip("sbmv", arrays(rng), strict=True)))
     assert (keras.eps, keras.momentum, flax.eps, flax.momentum) == (1e-4, 0.25, 2e-5, 0.1)
     assert (onnx.eps, onnx.momentum) == (float(np.float32(1e-3)), pytest.approx(1 - float(np.float32(0.9)), abs=1e-15))
-    assert [exchange.from_keras(arrays(rng), momentum=m).momentum for m in (0, 1, 0.999, 0.05)] == [1, 0, 0.001, 0.95]
+    assert [exchange.from_keras(arrays(rng), momentum=m).momentum for m in (0, 1, 0.999, 0.11)] == [1, 0, 0.001, 0.89]
+
+
+FOREIGN = {
+    "Keras": lambda four, momentum: exchange.from_keras(four, momentum=momentum),
+    "Flax": lambda four, momentum: exchange.from_flax(*dictionaries(four), momentum=momentum),
+}
+
+
+@pytest.mark.parametrize("momentum", [1e-3, 0.01, 0.1])
+@pytest.mark.parametrize("made", FOREIGN.values(), ids=FOREIGN)
+def test_the_momentum_of_nbnorm_is_questioned_there(made, momentum, rng):
+    four = arrays(rng)
+    with pytest.warns(
+        UserWarning, match=rf"momentum={momentum:g} is the weight of the old .*={1 - momentum:g} here"
+    ) as seen:
+        state = made(four, momentum)
+    assert (len(seen), seen[0].filename) == (1, __file__)
+    assert len(str(seen[0].message)) < 200
+    assert state.momentum == pytest.approx(1 - momentum, abs=1e-15)
+
+
+def test_the_momentum_of_a_node_is_not(rng):
+    """A network says it, not who reads it."""
+    state = exchange.from_onnx(node(0.01), dict(zip("sbmv", arrays(rng), strict=True)))
+    assert state.momentum == pytest.approx(0.99)
 
 
 @pytest.mark.parametrize("kind", [np.float16, pytest.param(bfloat16, marks=needs_bfloat16)])

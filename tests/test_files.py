@@ -17,7 +17,7 @@ from hostile import build, members
 from hostile import described as described_file
 from tolerance import dtype_of
 
-from nbnorm import BatchNormState, StateFileError, batch_norm_training
+from nbnorm import BatchNorm, BatchNormState, StateFileError, batch_norm_training
 
 FORMATS = [".npz", ".safetensors"]
 OPTIONS = [
@@ -114,9 +114,16 @@ def test_a_layer_of_a_network_is_read_by_its_prefix(dtype, tmp_path, rng):
 
 CHANGES = {
     "no such layer": ({}, "bn2.", "no arrays"),
-    "the whole network": ({}, "", "bn10.weight"),
+    "the whole network": ({}, "", "has names of a network; give prefix=, such as prefix='layer1.bn1.'"),
+    "a part of it": ({}, "layer1.", "give prefix=, such as prefix='layer1.bn1.'"),
+    "a long name": (
+        {f"{'x' * 200}.{name}": np.ones(3) for name in ("running_mean", "running_var")},
+        "layer1.bn1.",
+        "give prefix=",
+    ),
+    "no batch normalization": ({}, "bn", "10.weight"),
     "another layer": ({}, "conv", "1.weight"),
-    "the dot forgotten": ({}, "layer1.bn1", ".bias"),
+    "the dot forgotten": ({}, "layer1.bn1", "end prefix with a dot: prefix='layer1.bn1.'"),
     "unknown name": ({"running_std": np.ones(3)}, "layer1.bn1.", "running_std"),
     "shapes": ({"bias": np.ones(4)}, "layer1.bn1.", "several shapes"),
     "integers": ({"bias": np.ones(3, np.int32)}, "layer1.bn1.", "int32"),
@@ -333,6 +340,53 @@ def test_a_layer_of_another_library_and_exact_pooling(tmp_path, rng):
     arrays = {name: np.ones((1, 3)) for name in ("running_mean", "running_var")}
     safetensors.numpy.save_file(arrays, path)
     assert BatchNormState.load(path, num_features=(1, 3)).num_features == (1, 3)
+
+
+def test_what_a_network_does_not_store_can_be_said(given, tmp_path, rng):
+    path = tmp_path / "network.safetensors"
+    safetensors.numpy.save_file(network(rng), path)
+    x, said = sample(rng, (6, 3)), {"eps": 1e-3, "momentum": 0.25, "unbiased": False}
+    for state in (
+        BatchNormState.load(path, "layer1.bn1.", **said),
+        BatchNorm.load(path, "layer1.bn1.", axis=-1, **said).state,
+    ):
+        expected = BatchNormState.from_state_dict(safetensors.numpy.load_file(path), "layer1.bn1.", **said)
+        assert (described(state), snapshot(state)) == (described(expected), snapshot(expected))
+        assert (state.eps, state.momentum, state.unbiased) == (1e-3, 0.25, False)
+        assert same_bits(batch_norm_training(x, state)[0], batch_norm_training(x, expected)[0])
+        assert snapshot(state) == snapshot(expected)
+    state = BatchNormState.load(path, "layer1.bn1.", momentum=None, num_samples=70)
+    batch_norm_training(x, state)
+    assert (state.momentum, state.num_samples) == (None, 76)
+    with pytest.warns(UserWarning, match="mean momentum=0.01 here") as caught:
+        assert BatchNormState.load(path, "layer1.bn1.", momentum=0.99).momentum == 0.99
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    for kind, text, given_as in (
+        (ValueError, "eps is -1", {"eps": -1}),
+        (ValueError, "eps is None", {"eps": None}),
+        (ValueError, "momentum is '0.1'", {"momentum": "0.1"}),
+        (ValueError, "num_samples= to from_state_dict or load", {"momentum": None}),
+        (TypeError, "unbiased is 'no'; expected True or False", {"unbiased": "no"}),
+    ):
+        refuse_no_file(given, lambda a=given_as: BatchNormState.load(path, "layer1.bn1.", **a), kind, text)
+
+
+def test_an_own_file_says_it_itself(given, path):
+    BatchNormState(3, eps=1e-3).save(path)
+    for name, value in (("eps", 1e-3), ("momentum", None), ("unbiased", False)):
+        for load in BatchNormState.load, BatchNorm.load:
+            text = f"{name} is {value}, but the file is one of save, which has its own"
+            refuse_no_file(given, lambda a={name: value}, load=load: load(path, **a), ValueError, text)
+    assert BatchNormState.load(path).eps == 1e-3
+
+
+def test_bfloat16_names_the_package_that_it_needs(tmp_path, rng, monkeypatch):
+    path = tmp_path / "network.safetensors"
+    safetensors.numpy.save_file(network(rng, "bfloat16"), path)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError) as caught:
+        BatchNormState.load(path, "layer1.bn1.")
+    assert "pip install ml_dtypes" in caught.value.__notes__[0]
 
 
 def test_statistics_without_a_count_come_back_without_one(given, path):

@@ -1,6 +1,7 @@
 """The layer does what the functions do."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -85,6 +86,50 @@ def test_in_evaluation_mode_for_every_layout(axis, length, rng):
     bn(x)
     found = bn.backward(dy), bn.dgamma, bn.dbeta
     assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
+KEPT = {  # what makes a call in evaluation mode keep what it has used of the state
+    "residual": lambda x: {"residual": np.ones_like(x)},
+    "where": lambda x: {"where": np.ones(x.shape, bool)},
+    "weights": lambda x: {"weights": np.ones(x.shape)},
+    "nan": lambda x: {"nan": "omit"},
+    "sync": lambda x: {"sync": lambda packed: packed[None]},
+}
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("options", [lambda x: {}, *KEPT.values()], ids=["none", *KEPT])
+def test_which_statistics_the_gradient_in_evaluation_mode_is_of(options, debug, rng):
+    """A plain call keeps x alone, for speed; every other one the statistics and gamma that it has used."""
+    x, dy = sample(rng, (20, 5, 4)), sample(rng, (20, 5, 4))
+    bn = nbnorm.BatchNorm.from_state(random_state(rng, 5)).eval()
+    then = copy.deepcopy(bn.state)
+    bn.debug, options = debug, options(x)
+    bn(x, **options)
+    bn.state.running_mean, bn.state.running_var = rng.normal(size=5), rng.uniform(1, 2, 5)
+    bn.state.gamma, bn.state.eps = rng.normal(size=5), 0.5
+    if debug and not options:
+        with pytest.raises(RuntimeError, match=r"^state\.gamma has changed since the call"):
+            bn.backward(dy)
+        return
+    state = then if options else bn.state
+    dx = bn.backward(dy)
+    exact = reference.frozen_backward(dy, x, state.running_mean, state.running_var, state.gamma, state.eps)
+    assert_stat_close(bn.dgamma, exact.dgamma)
+    assert_stat_close(bn.dbeta, exact.dbeta)
+    _, saved = nbnorm.batch_norm_training(x, state, use_running=True, update_running=False)
+    assert same_bits(dx, nbnorm.batch_norm_backward(dy, saved).dx)
+
+
+@pytest.mark.parametrize("name", ["x", "where", "weights"])
+def test_debug_notices_in_evaluation_mode_what_such_a_call_keeps(name, rng):
+    bn, x = nbnorm.BatchNorm.from_state(random_state(rng, 5)).eval(), sample(rng, (20, 5))
+    given = {"where": np.ones(x.shape, bool), "weights": np.ones(x.shape)}
+    bn.debug = True
+    bn(x, **given)
+    {"x": x, **given}[name][3, 2] = 0
+    with pytest.raises(RuntimeError, match=f"^{name} has changed since the call"):
+        bn.backward(x)
 
 
 def test_an_empty_batch_in_evaluation_mode():
@@ -225,10 +270,15 @@ WRONG_NAMES = {
     "gamma": "state.gamma", "weight": "state.gamma", "bias": "state.beta", "running_mean": "state.running_mean",
     "moving_variance": "state.running_var", "momentum": "state.momentum", "eps": "state.eps", "epsilon": "state.eps",
     "trainning": "training", "trainable": "frozen", "num_features": "state.num_features", "foo": "'foo'",
+    "forward": "bn(x)", "parameters": "state.gamma and state.beta", "reset_running_stats": "state.reset_running",
+    "reset_running": "state.reset_running", "affine": "state.gamma and state.beta",
+    "track_running_stats": "state.running_mean",
 }  # fmt: skip
 WRONG_NAMES_OF_STATE = {
     "weight": "gamma", "bias": "beta", "moving_mean": "running_mean", "epsilon": "eps", "momentun": "momentum",
-    "num_batches_tracked": "num_batches", "foo": "'foo'",
+    "num_batches_tracked": "num_batches", "foo": "'foo'", "forward": "batch_norm_training(x, state)",
+    "parameters": "gamma and beta", "reset_running_stats": "reset_running", "affine": "gamma and beta",
+    "track_running_stats": "running_mean",
 }  # fmt: skip
 
 
@@ -248,6 +298,64 @@ def test_an_unknown_attribute_names_the_right_one(one, name, right):
         getattr(one, name)
     known = _names.OF_LAYER if isinstance(one, nbnorm.BatchNorm) else _names.OF_STATE  # of others Python knows nothing
     assert (right if name in known else repr(name)) in str(caught.value)
+
+
+X, KERAS, FLAX = np.ones((4, 3)), [np.ones(3)] * 4, ({}, {"mean": np.ones(3), "var": np.ones(3)})
+TAKEN = {  # what is called, and the foreign keywords with what the error says of them
+    "layer": (lambda **a: nbnorm.BatchNorm(3, **a), nbnorm.BatchNorm, {
+        "epsilon": "eps=", "affine": "use_gamma= and use_beta=", "track_running_stats": "track_running=",
+        "scale": "use_gamma=", "center": "use_beta=", "use_scale": "use_gamma=", "use_bias": "use_beta=",
+        "bias": "use_beta=", "decay": "momentum=1 - decay", "training": "eval()", "trainable": "frozen",
+        "use_running_average": "eval()", "data_format": "axis=-1", "num_channels": "num_features",
+        "momentun": "there is momentum", "foo": "'foo'",
+    }),
+    "state": (lambda **a: nbnorm.BatchNormState(3, **a), nbnorm.BatchNormState, {
+        "epsilon": "eps=", "affine": "use_gamma= and use_beta=", "center": "use_beta=", "f" * 300: "fff",
+    }),
+    "like": (lambda **a: nbnorm.BatchNormState.like("keras", 3, **a), None, {"epsilon": "eps="}),
+    "call": (lambda **a: nbnorm.BatchNorm(3)(X, **a), nbnorm.BatchNorm.__call__, {
+        "training": "bn.train() and bn.eval()", "mask": "where=", "use_running_average": "eval()",
+        "use_running": "frozen", "wheree": "there is where",
+    }),
+    "Keras": (lambda **a: nbnorm.exchange.from_keras(KERAS, **a), nbnorm.exchange.from_keras, {"epsilon": "eps="}),
+    "Flax": (lambda **a: nbnorm.exchange.from_flax(*FLAX, **a), nbnorm.exchange.from_flax, {"epsilon": "eps="}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "right"),
+    [(call, *pair) for call, _, names in TAKEN.values() for pair in names.items()],
+    ids=[f"{what} {name:.20}" for what, (_, _, names) in TAKEN.items() for name in names],
+)
+def test_an_unknown_keyword_names_the_right_one(call, name, right):
+    with pytest.raises(TypeError, match=r"got an unexpected keyword argument") as caught:
+        call(**{name: 1})
+    assert right in str(caught.value)
+    assert len(str(caught.value)) < 200
+    call()
+
+
+def test_a_call_with_an_unknown_keyword_leaves_the_layer_as_it_was(rng):
+    bn, x = nbnorm.BatchNorm(3), rng.normal(size=(8, 3))
+    bn(x)
+    before = snapshot(bn.state)
+    with pytest.raises(TypeError, match="training"):
+        bn(x + 1, training=False)
+    assert snapshot(bn.state) == before
+    assert same_bits(bn.backward(x), nbnorm.BatchNorm.backward(layer_after(x), x))
+
+
+def layer_after(x):
+    bn = nbnorm.BatchNorm(3)
+    bn(x)
+    return bn
+
+
+@pytest.mark.parametrize("shown", [shown for _, shown, _ in TAKEN.values() if shown is not None])
+def test_signatures_show_what_is_taken(shown):
+    parameters = inspect.signature(shown).parameters
+    assert {"eps", "residual"} & parameters.keys()
+    assert {one.kind for one in parameters.values()} <= {inspect._POSITIONAL_OR_KEYWORD, inspect._KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("one", [nbnorm.BatchNorm(3), nbnorm.BatchNormState(3)], ids=lambda one: type(one).__name__)
@@ -298,6 +406,25 @@ def test_subclasses_have_attributes_of_their_own_and_none_that_misleads():
         assert copy.deepcopy(one).label == "bn1"
         with pytest.raises(AttributeError, match="gamma"):
             one.weight = 1
+
+
+def test_what_a_subclass_has_of_its_own_stands(rng, tmp_path):
+    class Layer(nbnorm.BatchNorm):
+        activation, ghost, renorm = "relu", 2, nbnorm.Renorm(3, 5)
+
+    x = rng.normal(size=(8, 3))
+    own = {"activation": "relu", "ghost": 2, "renorm": nbnorm.Renorm(3, 5)}
+    expected, _ = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), **own)
+    nbnorm.BatchNormState(3).save(tmp_path / "state.npz")
+    for bn in (Layer(3), Layer.from_state(nbnorm.BatchNormState(3)), Layer.load(tmp_path / "state.npz")):
+        assert {name: getattr(bn, name) for name in own} == own
+        assert same_bits(bn(x), expected)
+    said = {"activation": ("leaky_relu", 0.5), "ghost": 4, "renorm": nbnorm.Renorm(2, 1)}
+    bn = Layer(3, **said)
+    assert same_bits(bn(x), nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3), **said)[0])
+    for name in own:
+        setattr(bn, name, None)
+    assert same_bits(bn(x), nbnorm.batch_norm_training(x, nbnorm.BatchNormState(3))[0])
 
 
 def test_what_a_subclass_says_of_attributes_stands():
@@ -353,11 +480,18 @@ def test_a_layer_of_a_state_and_of_a_file(rng, tmp_path):
             nbnorm.BatchNorm.from_state(wrong)
 
 
+def assigned(momentum):
+    state = nbnorm.BatchNormState(3)
+    state.momentum = momentum
+    return state
+
+
 FOREIGN_MOMENTUM = {
     "layer": lambda momentum: nbnorm.BatchNorm(3, momentum=momentum).state,
     "state": lambda momentum: nbnorm.BatchNormState(3, momentum=momentum),
     "like": lambda momentum: nbnorm.BatchNormState.like("keras", 3, momentum=momentum),
     "dictionary": lambda momentum: nbnorm.BatchNormState.from_state_dict({"weight": [1.0]}, momentum=momentum),
+    "assigned": assigned,
 }
 
 

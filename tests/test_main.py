@@ -1,9 +1,11 @@
 """python -m nbnorm: what each verb prints and returns."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +29,38 @@ def test_info_reports_the_installation_and_passes_its_self_test(capsys):
 def test_info_says_that_another_project_of_the_same_name_is_installed(monkeypatch):
     monkeypatch.setattr(info, "_version", {"nbnorm": "0.6.2"}.get)
     assert "nbnorm 0.6.2 is installed too, another project" in dict(info.report())["CONFUSION"]
+
+
+def test_info_names_the_packages_that_parts_of_nbnorm_need(monkeypatch):
+    monkeypatch.setattr(info, "_version", {"onnx": "1.20", "xarray": "2025.1", "cupy": "14.0"}.get)
+    lines = dict(info.report())
+    assert (lines["integrations"], lines["GPU packages"]) == ("xarray 2025.1, onnx 1.20", "cupy 14.0")
+    monkeypatch.setattr(info, "_version", {}.get)
+    lines = dict(info.report())
+    assert (lines["integrations"], lines["GPU packages"]) == ("none", "none")
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_info_says_that_it_is_not_the_installed_one_that_runs(monkeypatch, tmp_path, editable):
+    """Where a clone is first on sys.path, it has a version and a kernel cache of its own."""
+    here = Path(nbnorm.__file__).parents[1]
+    for place in (tmp_path / "a b", here):
+        about = json.dumps({"dir_info": {"editable": True}, "url": place.as_uri()}) if editable else None
+        installed = SimpleNamespace(read_text={"direct_url.json": about}.get, locate_file=place.joinpath, version="1")
+        monkeypatch.setattr(info, "metadata", SimpleNamespace(distribution=lambda name, found=installed: found))
+        monkeypatch.setattr(info, "_version", {}.get)
+        note = dict(info.report())["installed as"]
+        assert (f" in {place / 'nbnorm'}: NOT THIS ONE" in note, "NOT" in note) == (place != here, place != here)
+
+
+def test_info_of_a_folder_that_is_not_installed(monkeypatch):
+    def missing(name, error=info.metadata.PackageNotFoundError):
+        raise error(name)
+
+    without = SimpleNamespace(distribution=missing, PackageNotFoundError=info.metadata.PackageNotFoundError)
+    monkeypatch.setattr(info, "metadata", without)
+    monkeypatch.setattr(info, "_version", {}.get)
+    assert dict(info.report())["installed as"] == "numba-batchnorm (not installed: runs from its folder)"
 
 
 def test_info_loads_the_threading_layers_before_it_calls_them_ready(monkeypatch):
@@ -65,7 +99,8 @@ def test_the_self_tests_formula_is_the_definition():
 
 def test_warmup_names_an_unknown_dtype(capsys):
     assert main(["warmup", "float8"]) == 2
-    assert "unknown dtype float8" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert (said.out, "unknown dtype float8" in said.err) == ("", True)
 
 
 def test_warmup_compiles_and_says_what_each_kernel_took(capsys):
@@ -81,7 +116,8 @@ def test_warmup_knows_bfloat16_or_what_it_needs(capsys, monkeypatch):
     assert "bfloat16 tables" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     assert main(["warmup", "bfloat16"]) == 2
-    assert "pip install ml_dtypes" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert (said.out, "pip install ml_dtypes" in said.err) == ("", True)
 
 
 def test_without_a_verb_there_is_help(capsys):

@@ -68,6 +68,45 @@ def test_assignment_copies_into_the_array(name):
     assert getattr(state, name).tolist() == [8, 10, 12]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "way_out"),
+    [
+        ("device", "cuda", "state.to(device) gives a copy there"), ("dtype", "float64", "make it with dtype="),
+        ("num_features", 4, "make it with num_features="), ("shape", (4,), "make it with num_features="),
+        ("unbiased", False, "make it with unbiased="), ("num_skipped", 0, "reset_running() makes it 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_set_says_what_can_be_done(given, name, value, way_out):
+    before = getattr(given.state, name)
+    refuse(
+        given, lambda: setattr(given.state, name, value), AttributeError, f"{name} of a state cannot be set", way_out
+    )
+    assert getattr(given.state, name) == before
+
+    class State(BatchNormState):  # which may have it otherwise
+        said = None
+
+        @property
+        def device(self):
+            return self.said or super().device
+
+        @device.setter
+        def device(self, value):
+            self.said = value
+
+    state = State(3)
+    state.device = "here"
+    assert state.device == "here"
+
+
+def test_the_skipped_batches_can_be_forgotten():
+    state = BatchNormState(2, skip_nonfinite=True)
+    batch_norm_training(np.full((4, 2), np.nan), state)
+    assert state.num_skipped == 1
+    state.reset_running()
+    assert state.num_skipped == 0
+
+
 def test_parameters_can_be_updated_in_place():
     state = BatchNormState(2)
     gamma = state.gamma
@@ -204,7 +243,7 @@ def test_copies_are_equal_and_independent(duplicate, options, rng):
     batch_norm_training(x, twin)
     twin.reset_running()
     twin.beta += 1
-    twin.eps, twin.momentum = 0.5, 0.9
+    twin.eps, twin.momentum = 0.5, 0.8
     assert snapshot(state) == before
     assert (state.eps, state.momentum) == (1e-3, options.get("momentum", 0.1))
     y = batch_norm_training(x, duplicate(state))[0]

@@ -160,6 +160,38 @@ def test_what_is_no_state_is_refused(given, stored, text, prefix):
     refuse(given, lambda: BatchNormState.from_state_dict(stored, prefix), ValueError, text)
 
 
+@pytest.mark.parametrize("value", ["0.1", 1.5, [0.1], np.nan], ids=repr)
+def test_a_momentum_that_is_none_is_refused_by_its_name(given, value):
+    refuse(
+        given,
+        lambda: BatchNormState.from_state_dict(GOOD, momentum=value),
+        ValueError,
+        f"momentum is {value!r}",
+        "0 to 1",
+    )
+
+
+def test_nothing_is_warned_of_where_there_is_no_state(given):
+    """A warning is an error in this suite."""
+    refuse(given, lambda: BatchNormState.from_state_dict(GOOD, "bn.", momentum=0.99), ValueError, "no arrays under")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text"),
+    [
+        ("", "state_dict has names of a network; give prefix=, such as prefix='layer1.0.bn1.'"),
+        ("layer1.", "give prefix=, such as prefix='layer1.0.bn1.'"),
+        ("layer1.0.bn1", "state_dict has names that begin with a dot; end prefix with a dot: prefix='layer1.0.bn1.'"),
+        ("layer1.0.bn", "give prefix=, such as prefix='layer1.0.bn1.'"),
+        ("fc.", "unknown names, kernel; expected weight"),
+    ],
+)
+def test_a_prefix_that_is_wanting_is_named(given, prefix, text):
+    stored = {f"layer1.0.bn{i}.{name}": array for i in (2, 1) for name, array in GOOD.items()}
+    stored |= {"layer1.0.conv.weight": np.ones((3, 3)), "fc.kernel": np.ones(3)}
+    refuse(given, lambda: BatchNormState.from_state_dict(stored, prefix), ValueError, text)
+
+
 def test_a_prefix_is_a_str(given):
     refuse(
         given, lambda: BatchNormState.from_state_dict(GOOD, 3), TypeError, "prefix is a int; expected what the names"

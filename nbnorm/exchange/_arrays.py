@@ -40,7 +40,7 @@ def state_of(
         use_beta="beta" in ours,
         dtype="float32" if all(np.can_cast(array.dtype, np.float32) for array in ours.values()) else "float64",
     )
-    state.momentum = _weight_of_the_new(momentum)  # 0.95 is meant: no warning
+    state._momentum = _weight_of_the_new(momentum)  # 0.95 is meant: no warning
     for own, array in ours.items():
         setattr(state, own, array)
     return state

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Never
 
 from numpy.typing import NDArray
 
-from nbnorm import _arguments
+from nbnorm import _arguments, _names, _options
 from nbnorm.exchange._arrays import arrays_of, state_of
 from nbnorm.state import BatchNormState
 
 _NAMES = ("scale", "bias", "mean", "var")
 
 
+@_names.closed
 def from_flax(
-    params: Mapping[str, Any], batch_stats: Mapping[str, Any], *, eps: float = 1e-5, momentum: float = 0.99
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    *,
+    eps: float = 1e-5,
+    momentum: float = 0.99,
+    **unknown: Never,
 ) -> BatchNormState:
     """A state from the variables of a `flax.linen.BatchNorm` or `flax.nnx.BatchNorm`.
 
@@ -44,6 +50,11 @@ def from_flax(
         When a name is missing or unknown, shapes differ, a variance is negative, or eps or momentum is out of
         range.
 
+    Warns
+    -----
+    UserWarning
+        When momentum is 0.1 or less, and more than 0: as a weight of the new batch it would be usual.
+
     Notes
     -----
     In linen a layer has its place in both collections: ``variables["params"]["BatchNorm_0"]`` and
@@ -65,15 +76,19 @@ def from_flax(
     >>> exchange.from_flax({"scale": np.ones(3, np.float32)}, batch_stats).beta is None
     True
     """
+    if unknown:
+        raise _names.unexpected(from_flax, unknown, _names.OF_EXCHANGE)
     for name, found, known in (("params", params, _NAMES[:2]), ("batch_stats", batch_stats, _NAMES[2:])):
         _arguments.instance(name, found, Mapping, f"a mapping with {' and '.join(known)} of one layer")
-        unknown, missing = found.keys() - set(known), set(known) - found.keys()
-        if unknown or (missing and name == "batch_stats"):
+        surplus, missing = found.keys() - set(known), set(known) - found.keys()
+        if surplus or (missing and name == "batch_stats"):
             raise ValueError(
                 f"{name} has {', '.join(sorted(map(str, found)))[:80] or 'nothing'}; expected {' and '.join(known)} "
                 "of one layer"
             )
-    return state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum, several_axes=True)
+    state = state_of("batch_stats", {**params, **batch_stats}, _NAMES, eps, momentum, several_axes=True)
+    _options.warn_of_their_momentum(momentum)
+    return state
 
 
 def to_flax(state: BatchNormState) -> tuple[dict[str, NDArray], dict[str, NDArray]]:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbnorm import _arguments, _options
+from nbnorm import _arguments, _names, _options
 from nbnorm.exchange._arrays import arrays_of_one_axis, state_of
 from nbnorm.state import BatchNormState
 
 _NAMES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
+@_names.closed
 def from_keras(
-    weights: Sequence[Any], *, scale: bool = True, center: bool = True, eps: float = 1e-3, momentum: float = 0.99
+    weights: Sequence[Any],
+    *,
+    scale: bool = True,
+    center: bool = True,
+    eps: float = 1e-3,
+    momentum: float = 0.99,
+    **unknown: Never,
 ) -> BatchNormState:
     """A state from the weights of a `keras.layers.BatchNormalization`.
 
@@ -45,6 +52,11 @@ def from_keras(
         When there are more or fewer arrays than `scale` and `center` say, shapes differ, a variance is negative,
         or eps or momentum is out of range.
 
+    Warns
+    -----
+    UserWarning
+        When momentum is 0.1 or less, and more than 0: as a weight of the new batch it would be usual.
+
     References
     ----------
     https://keras.io/api/layers/normalization_layers/batch_normalization/
@@ -60,6 +72,8 @@ def from_keras(
     >>> state.running_var
     array([3., 4.])
     """
+    if unknown:
+        raise _names.unexpected(from_keras, unknown, _names.OF_EXCHANGE)
     _arguments.instance("weights", weights, (Sequence, np.ndarray), "the arrays of layer.get_weights()")
     _options.flag("scale", scale)
     _options.flag("center", center)
@@ -69,7 +83,9 @@ def from_keras(
             f"weights has {len(weights)} arrays; with scale={scale}, center={center} expected "
             f"{len(present)}: {', '.join(present)}"
         )
-    return state_of("weights", dict(zip(present, weights)), _NAMES, eps, momentum)
+    state = state_of("weights", dict(zip(present, weights)), _NAMES, eps, momentum)
+    _options.warn_of_their_momentum(momentum)
+    return state
 
 
 def to_keras(state: BatchNormState) -> list[NDArray]:

@@ -35,6 +35,16 @@ def test_a_state_goes_to_the_gpu_and_back(cupy, rng):
     assert snapshot(back) == snapshot(state)
 
 
+def test_a_subclass_stays_one_on_the_way(cupy, rng):
+    class State(nbnorm.BatchNormState):
+        label = "bn1"
+
+    state = State(3)
+    state.beta, state.label = rng.normal(size=3), "bn2"
+    for there in (state.to("cuda"), state.to("cuda").to("cpu")):
+        assert (type(there), there.label, bits(there)) == (State, "bn2", snapshot(state))
+
+
 def test_a_fresh_state(cupy):
     state = nbnorm.BatchNormState(2, device="cuda:0", dtype="float64")
     assert (state.gamma.get().tolist(), state.beta.get().tolist()) == ([1, 1], [0, 0])

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from nbnorm.double_backward import DoubleGradients, batch_norm_double_backward
     from nbnorm.files import StateFileError
     from nbnorm.folding import fold
-    from nbnorm.functional import batch_norm_inference, batch_norm_training
     from nbnorm.gradients import Gradients, ResidualGradients, batch_norm_backward
+    from nbnorm.inference import batch_norm_inference
     from nbnorm.jvp import batch_norm_jvp
     from nbnorm.layer import BatchNorm
     from nbnorm.renorm import Renorm
     from nbnorm.saved import Saved
     from nbnorm.state import BatchNormState
     from nbnorm.stats import batch_stats, merge_stats
+    from nbnorm.training import batch_norm_training
 
 __version__ = "0.2.0"
 
@@ -47,9 +48,9 @@ _HOME = {
     "StateFileError": "files",
     "batch_norm_backward": "gradients",
     "batch_norm_double_backward": "double_backward",
-    "batch_norm_inference": "functional",
+    "batch_norm_inference": "inference",
     "batch_norm_jvp": "jvp",
-    "batch_norm_training": "functional",
+    "batch_norm_training": "training",
     "batch_stats": "stats",
     "fold": "folding",
     "get_num_threads": "_cpu.threads",

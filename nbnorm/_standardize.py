@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nbnorm import _device
 from nbnorm._formulas import two_sum
 from nbnorm._moments import Moments, moments
-from nbnorm.functional import batch_norm_inference
+from nbnorm.inference import batch_norm_inference
 from nbnorm.state import BatchNormState
 
 EPSILON = 2.0**-52

@@ -13,12 +13,13 @@ from nbnorm import _arguments, _device, _names, _options, files
 from nbnorm._dispatch import kernels_for
 from nbnorm._layout import Axis
 from nbnorm._reuse import Reuse, is_large
-from nbnorm.functional import batch_norm_inference, batch_norm_training, saved_of_inference
 from nbnorm.gradients import batch_norm_backward
+from nbnorm.inference import batch_norm_inference, saved_of_inference
 from nbnorm.parallel import Sync
 from nbnorm.renorm import Renorm
 from nbnorm.saved import Activation, Saved
 from nbnorm.state import BatchNormState
+from nbnorm.training import batch_norm_training
 
 
 @_names.pointing(_names.OF_LAYER)

@@ -57,7 +57,8 @@ LAYERS = [  # a module may import the layers before its own, and modules of its 
     {"nbnorm._dispatch"},
     {"nbnorm.state", "nbnorm._update", "nbnorm._which"},
     {
-        "nbnorm.functional",
+        "nbnorm.training",
+        "nbnorm.inference",
         "nbnorm._inputs",
         "nbnorm._ghost",
         "nbnorm.gradients",
@@ -145,7 +146,7 @@ def test_nothing_imports_what_needs_a_package():
     "path", [p for p in SOURCES if p.parent.name in ("_cpu", "_cuda") and p.stem != "memory"], ids=module_name
 )
 def test_kernels_know_nothing_of_the_state(path):
-    assert not {"nbnorm.state", "nbnorm.functional", "nbnorm._layout"} & set(imports(path))
+    assert not {"nbnorm.state", "nbnorm.training", "nbnorm.inference", "nbnorm._layout"} & set(imports(path))
 
 
 @pytest.mark.parametrize("backend", ["_cpu", "_cuda"])

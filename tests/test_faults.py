@@ -15,7 +15,7 @@ from common import random_state, sample, snapshot
 from test_processes import run
 
 import nbnorm
-from nbnorm import functional
+from nbnorm import training
 from nbnorm._running import Running
 
 ALLOCATIONS = {"zeros", "empty", "ones", "empty_like", "array", "ascontiguousarray", "ndarray.astype", "ndarray.copy"}
@@ -120,7 +120,7 @@ def test_a_failure_anywhere_leaves_all_or_nothing(given, rng, call, make_out, sh
 def test_a_failure_between_ghost_batches_leaves_whole_steps(given, monkeypatch):
     of_first = copy.deepcopy(given.state)
     nbnorm.batch_norm_training(given.x[:4], of_first)
-    counted, left = functional.counted, [1]
+    counted, left = training.counted, [1]
 
     def once(*arguments):
         if not left:
@@ -128,7 +128,7 @@ def test_a_failure_between_ghost_batches_leaves_whole_steps(given, monkeypatch):
         left.pop()
         return counted(*arguments)
 
-    monkeypatch.setattr(functional, "counted", once)
+    monkeypatch.setattr(training, "counted", once)
     with pytest.raises(MemoryError):
         nbnorm.batch_norm_training(given.x, given.state, ghost=4)
     assert snapshot(given.state) == snapshot(of_first)

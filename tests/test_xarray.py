@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -337,6 +339,32 @@ def test_no_chunk_waits_in_memory():
     x = dask.array.map_blocks(read, chunks=((10,) * 40, (4,)), dtype=np.float64, meta=np.empty((0, 0)))
     nx.standardize(xr.DataArray(x, dims=("time", "lat")), "time").data.store(Nowhere(), lock=False)
     assert most[0] <= 10
+
+
+CHUNKED = """
+import sys, dask.array, xarray as xr, nbnorm.xarray
+da = xr.DataArray([[1.0, 5], [3, 5], [8, 8]], dims=("time", "place")).chunk(time=2)
+{}
+print(nbnorm.xarray.standardize(da, "time").round(2).values.tolist())
+"""
+MISSING = {
+    "distributed": 'sys.modules["distributed"] = None',
+    "a module that Dask does not promise": "del dask._task_spec.convert_legacy_graph",
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_of_dask_may_be_missing(missing):
+    """distributed may; without Dask's own module, which may move, there is an error with advice."""
+    command = [sys.executable, "-c", CHUNKED.format(MISSING[missing])]
+    done = subprocess.run(command, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True)
+    if missing == "distributed":
+        assert done.stdout == "[[-1.02, -0.71], [-0.34, -0.71], [1.36, 1.41]]\n", done.stderr
+    else:
+        *_, error, advice = done.stderr.splitlines()
+        assert error.startswith("ImportError: cannot import name 'convert_legacy_graph'")
+        assert advice.startswith("nbnorm on Dask arrays needs")
+        assert advice.endswith('pip install "dask[array]>=2025.1,<2026.9"')
 
 
 def test_big_endian_files(rng):

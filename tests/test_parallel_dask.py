@@ -114,6 +114,21 @@ def test_statistics_of_values_that_count(threads, chunks, counting, rng):
     assert_stat_close(state.running_mean, mean)
 
 
+@pytest.mark.parametrize("name", ["where", "weights"])
+def test_a_task_gets_its_part_of_what_is_in_memory(threads, name, rng):
+    """Not the whole array, which a cluster would have to send to each worker."""
+    x, counts = sample(rng, (1000, 6, 40)), rng.random((1000, 1, 40)) < 0.5
+    lazy = nd.batch_stats(da.from_array(x, chunks=(50, 6, 40)), **{name: counts if name == "where" else counts + 0.0})
+    sizes = [
+        getattr(node, "value", node).shape
+        for node in dict(lazy.mean.__dask_graph__()).values()
+        if getattr(getattr(node, "value", node), "shape", (0, 0))[1:] == (1, 40)
+    ]
+    assert sizes == [(50, 1, 40)] * 20
+    (stats,) = dask.compute(lazy)
+    assert_stat_close(stats.mean, reference.weighted_stats(x, reference.counts(x, counts, None, False))[1])
+
+
 @pytest.mark.parametrize(("counting", "error", "text"), [
     ({"where": np.ones((7, 1), bool)}, ValueError, "where has shape (7, 1)"),
     ({"where": da.ones((8, 1))}, TypeError, "where has dtype float64"),

@@ -62,18 +62,16 @@ def cut_like(x: da.Array, name: str, array: Any) -> da.Array | None:
     """A mask or weights, of all axes of x and in its chunks, but for the axes along which they are constant."""
     if array is None:
         return None
-    if isinstance(array, da.Array):
+    if lazy := isinstance(array, da.Array):
         refuse_unknown_sizes(name, array)
-        check = _arguments.mask if name == "where" else _arguments.kind_of_weights
-        check(array, x)
     else:
         kernels_for(name, array)  # refuses what is no array
-        check = _arguments.mask if name == "where" else _arguments.weights
-        check(array, x)
-        array = da.from_array(array, chunks=-1)
+    of_weights = _arguments.kind_of_weights if lazy else _arguments.weights
+    check = _arguments.mask if name == "where" else of_weights
+    check(array, x)
     array = array[(None,) * (x.ndim - array.ndim)]
     chunks = tuple((1,) if n == 1 else own for n, own in zip(array.shape, x.chunks, strict=True))
-    return array.rechunk(chunks)
+    return array.rechunk(chunks) if lazy else da.from_array(array, chunks=chunks)  # so that no task gets all of it
 
 
 def of_channels(array: NDArray | None, x: da.Array, axes: Axes) -> da.Array | None:

@@ -29,11 +29,11 @@ def check(da: xr.DataArray) -> None:
 
 def plain(da: xr.DataArray) -> Any:
     """The array; of pandas' dtypes, whose NA becomes NaN, and of integers one of NumPy's floats."""
-    is_numpys = isinstance(da.dtype, np.dtype)
+    is_numpys, data = isinstance(da.dtype, np.dtype), da.data  # once: what is on a disk is read for it
     if is_numpys and da.dtype.kind not in "iu":
-        return da.data
-    with _device.current(_device.of(da.data)):
-        return da.data.astype(np.float64 if is_numpys or da.dtype.kind != "f" else f"f{da.dtype.itemsize}")
+        return data
+    with _device.current(_device.of(data)):
+        return data.astype(np.float64 if is_numpys or da.dtype.kind != "f" else f"f{da.dtype.itemsize}")
 
 
 def checked_weights(da: xr.DataArray | xr.Dataset, weights: xr.DataArray | None) -> xr.DataArray | None:
@@ -45,12 +45,14 @@ def checked_weights(da: xr.DataArray | xr.Dataset, weights: xr.DataArray | None)
     if weights.dtype.kind == "b":
         raise TypeError("weights has dtype bool; expected numbers (da.where(weights) makes the other values missing)")
     _arguments.real("weights", weights.dtype)
-    if not isinstance(weights.dtype, np.dtype):
-        weights = weights.copy(data=plain(weights))
-    if is_lazy(weights):
+    if lazy := is_lazy(weights):
         _refuse_unknown_sizes("weights.data", weights.data)
     check_coordinates("weights", [weights], da)
-    return weights
+    if lazy:
+        return weights
+    # Each variable takes a copy, and copies do not share what they have read from a disk: it is read here.
+    data = weights.data if isinstance(weights.dtype, np.dtype) else plain(weights)
+    return weights.copy(deep=False, data=data)
 
 
 def weights_of(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataArray | None) -> xr.DataArray | None:

@@ -19,6 +19,8 @@ try:
     import dask
     import dask.array
     import xarray as xr
+    from xarray.backends.common import BackendArray
+    from xarray.core import indexing
 
     import nbnorm.xarray as nx
 except ImportError as error:
@@ -320,6 +322,50 @@ def test_each_chunk_is_read_twice_and_not_kept():
         assert sorted(reads[:12]) == sorted(reads[12:]) == [(i, 0) for i in range(12)]
         assert len(reads) == 24
         assert abs(y.mean()) < 1e-6
+
+
+class OnDisk(BackendArray):
+    """Counts how often it is read."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype, self.reads = values, values.shape, values.dtype, 0
+
+    def __getitem__(self, key):
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key):
+        self.reads += 1
+        return self.values[key]
+
+    def variable(self, *dims):
+        """As `xarray.open_dataset` makes it with cache=False."""
+        return xr.Variable(dims, indexing.LazilyIndexedArray(self))
+
+
+@pytest.mark.parametrize("kind", ["float64", "int16", ">f4"])
+def test_what_is_on_a_disk_is_read_once(kind, rng):
+    values = (10 * rng.normal(size=(6, 4))).astype(kind)
+    in_memory = xr.DataArray(values, dims=("time", "lat"))
+    for call in (
+        lambda da: nx.batch_stats(da, "time").mean,
+        lambda da: nx.standardize(da, "time"),
+        lambda da: nx.standardize(da.to_dataset(name="t"), "time").t,
+        lambda da: nx.standardize(da, "time", stats=nx.batch_stats(in_memory, "time")),
+    ):
+        there = OnDisk(values)
+        assert same_bits(call(xr.DataArray(there.variable("time", "lat"))).values, call(in_memory).values)
+        assert there.reads == 1
+
+
+@every_array
+def test_weights_on_a_disk_are_read_once_for_all_variables(chunks, rng):
+    there = OnDisk(rng.random(20))
+    ds = xr.Dataset({name: temperatures(rng, chunks) for name in ("t", "u", "v")})
+    expected = nx.standardize(ds, "time", weights=xr.DataArray(there.values, dims="time"))
+    found = nx.standardize(ds, "time", weights=xr.DataArray(there.variable("time")))
+    for name in ds:
+        assert same_bits(found[name].values, expected[name].values)
+    assert there.reads == 1
 
 
 def test_no_chunk_waits_in_memory():

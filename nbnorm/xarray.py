@@ -15,7 +15,7 @@ from nbnorm import _device, _needed
 from nbnorm._arguments import is_real
 from nbnorm._batch_stats import BatchStats
 from nbnorm._moments import Moments
-from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of, var_of
+from nbnorm._standardize import affine, dense, mean_and_rest, present_moments, scale_of, var_of
 
 with _needed.package("nbnorm.xarray", 'pip install "xarray>=2025.1"'):
     import xarray as xr
@@ -63,7 +63,8 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
 
     Notes
     -----
-    One read, of each chunk where da is in chunks. Where no value is there the count is 0 and the mean NaN; with weights
+    The values are gone through once, where one is NaN and there are no weights twice; a chunk, or what is on a disk, is
+    read once. Where no value is there the count is 0 and the mean NaN; with weights
     the count is their sum. The mean is rounded to one float64, which `standardize` without `stats` does not do.
 
     Examples
@@ -254,9 +255,16 @@ def _mapped(
     da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats | None, weights: xr.DataArray | None, chunk: Any
 ) -> xr.DataArray:  # fmt: skip
     x, axes = _values(da, names)
+    lazy, own = is_lazy(da), da.dtype.kind in "iu"  # integers have been converted: nobody else has x
+    if not lazy:
+        x, copied = dense(x)
+        own = own or copied
     found = _moments(da, x, axes, weights) if stats is None else _given(da, names, stats, x, axes)
-    y = _lazy(x, axes, found, chunk, wait=stats is None) if is_lazy(da) else chunk(x, *found, axes=axes)
-    result = da.copy(data=y.reshape(da.shape))
+    if lazy:
+        y = _lazy(x, axes, found, chunk, wait=stats is None)
+    else:
+        y = chunk(x, *found, axes=axes, out=x if own else None)
+    result = da.copy(deep=False, data=y.reshape(da.shape))
     result.encoding = {}
     return result
 
@@ -297,18 +305,20 @@ def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool)
 
 
 def _forward(
-    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...]
+    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...],
+    out: NDArray | None = None,
 ) -> NDArray:  # fmt: skip
     mean, rest = mean_and_rest(Moments(count, origin, deviation, m2))
     scale = scale_of(mean, var_of(count, m2, 0))
     with _device.current(_device.of(scale)):
         factor = 1 / scale
         rest = -rest * factor
-    return affine(x, axes, mean, factor, rest)
+    return affine(x, axes, mean, factor, rest, out)
 
 
 def _backward(
-    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...]
+    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...],
+    out: NDArray | None = None,
 ) -> NDArray:  # fmt: skip
     mean, _ = mean_and_rest(Moments(count, origin, deviation, m2))
-    return affine(x, axes, None, scale_of(mean, var_of(count, m2, 0)), mean)
+    return affine(x, axes, None, scale_of(mean, var_of(count, m2, 0)), mean, out)

@@ -320,6 +320,20 @@ def test_what_had_to_be_converted_is_written_over(kind, rng):
     assert peak < 1.2 * y.nbytes
 
 
+@pytest.mark.parametrize("axis", [1, (0, 2)], ids=str)
+def test_what_has_gaps_is_copied_once(axis, rng, monkeypatch):
+    """Where there is a NaN the copy serves the second pass too; channels that lie apart need one as gaps do."""
+    x = rng.normal(3, 2, (20, 30, 40)).astype(np.float32)
+    x[x > 6] = np.nan
+    expected, copies, contiguous = StandardScaler(axis=axis).fit(x.copy()), [], np.ascontiguousarray
+    given = np.repeat(x, 2, -1)[..., ::2]
+    monkeypatch.setattr(np, "ascontiguousarray", lambda array: copies.append(array.size) or contiguous(array))
+    found = StandardScaler(axis=axis).fit(given)
+    assert copies.count(x.size) == 1
+    assert same_bits(found.mean_, expected.mean_)
+    assert same_bits(found.var_, expected.var_)
+
+
 def test_what_another_library_has_is_not_written_over(rng):
     """NumPy reads its memory without a copy, and its dtype is none of NumPy's."""
 

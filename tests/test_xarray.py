@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -411,6 +412,36 @@ def test_what_of_dask_may_be_missing(missing):
         assert error.startswith("ImportError: cannot import name 'convert_legacy_graph'")
         assert advice.startswith("nbnorm on Dask arrays needs")
         assert advice.endswith('pip install "dask[array]>=2025.1,<2026.9"')
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("dim", ["time", ("time", "lon"), DIMS], ids=str)
+@pytest.mark.parametrize("kind", ["int16", ">f4", "gaps", "gaps and NaN", "backwards"])
+def test_what_had_to_be_copied_is_written_over(kind, dim, rng):
+    """Nobody else has the copy: a second array of that size would be for nothing."""
+    values = 100 * rng.normal(3, 2, (300, 20, 30))
+    if kind == "gaps and NaN":
+        values[values > 500] = np.nan
+    native = values.astype({"int16": "int16", ">f4": "float32"}.get(kind, "float64"))
+    given = {
+        "int16": native, ">f4": native.astype(">f4"), "backwards": native[::-1].copy()[::-1],
+    }.get(kind, np.repeat(native, 2, -1)[..., ::2])  # fmt: skip
+    da, plain = xr.DataArray(given, dims=DIMS), xr.DataArray(native, dims=DIMS)
+    stats, before = nx.batch_stats(plain, dim), given.tobytes()
+    for call in (
+        lambda da: nx.standardize(da, dim),
+        lambda da: nx.standardize(da, dim, stats=stats),
+        lambda da: nx.unstandardize(da, dim, stats=stats),
+    ):
+        expected = call(plain.astype(float) if kind == "int16" else plain)
+        tracemalloc.start()
+        y = call(da)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert same_bits(y.values, expected.values)
+        assert y.values.flags.c_contiguous
+        assert given.tobytes() == before
+        assert peak < 1.3 * y.nbytes
 
 
 def test_big_endian_files(rng):

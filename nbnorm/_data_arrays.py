@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from nbnorm import _arguments, _device
 from nbnorm._arguments import short
 
+MOST_AXES = 64  # of an array of NumPy; that of the channels is one more, where all have been reduced
+
 
 def shown(da: xr.DataArray | xr.Dataset) -> str:
     """Its name in an error."""
@@ -19,10 +21,15 @@ def shown(da: xr.DataArray | xr.Dataset) -> str:
     return "da" if name is None else f"da ({short(name)})"
 
 
-def check(da: xr.DataArray) -> None:
-    """Real numbers, in chunks of known sizes if in any."""
+def check(da: xr.DataArray, names: tuple[Hashable, ...]) -> None:
+    """Real numbers, in chunks of known sizes if in any, with room for a channel axis."""
     if not _arguments.is_real(da.dtype):
         raise TypeError(f"{shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
+    if da.ndim == MOST_AXES and set(da.dims) <= set(names):
+        raise ValueError(
+            f"{shown(da)} has {da.ndim} dimensions, all of them to be reduced; expected at most {MOST_AXES - 1},"
+            " such as da.squeeze()"
+        )
     if is_lazy(da):
         _refuse_unknown_sizes("da.data", da.data)
 

@@ -42,7 +42,8 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     da : DataArray or Dataset
         Of real numbers. NaN is a missing value, and so is the NA of pandas' nullable dtypes.
     dim : str or iterable of str
-        The dimensions to reduce, such as "time" or ("time", "lat", "lon"); each other one is a channel dimension.
+        The dimensions to reduce, such as "time" or ("time", "lat", "lon"), or ``...`` for all; each other one is a
+        channel dimension.
     weights : DataArray, optional
         How often values count: finite numbers, not negative, such as ``np.cos(np.deg2rad(da.lat)).clip(0)``. With some
         of the dimensions of da and its coordinates, and on its device; lazy only where da is. Where a variable of a
@@ -95,7 +96,7 @@ def standardize(
     da : DataArray or Dataset
         As in `batch_stats`.
     dim : str or iterable of str
-        The dimensions to reduce. A variable of a Dataset is reduced over those of them that it has.
+        As in `batch_stats`. A variable of a Dataset is reduced over those of them that it has.
     stats : BatchStats, optional
         Those to use, of `batch_stats`, such as a training period's; da's own unless given. Lazy only where da is.
     weights : DataArray, optional
@@ -197,6 +198,8 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
     if not isinstance(da, xr.DataArray | xr.Dataset):
         raise TypeError(f"da is a {type(da).__module__}.{type(da).__qualname__}; expected a DataArray or a Dataset")
     names = (dim,) if isinstance(dim, str) or not isinstance(dim, Iterable) else tuple(dim)
+    if dim is ...:  # xarray's word for all
+        names = tuple(da.dims)
     for name in names:
         try:
             hash(name)
@@ -211,7 +214,7 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
 def _check_each(da: Data, names: tuple[Hashable, ...]) -> None:
     """What is to be standardized, before anything is computed of it or of weights."""
     for one in [da] if isinstance(da, xr.DataArray) else [da[name] for name in _standardized(da, names)]:
-        check(one)
+        check(one, names)
 
 
 def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]:

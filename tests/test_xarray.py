@@ -297,6 +297,29 @@ def test_a_dataset(chunks, rng):
     near(back.profile, ds.profile.astype(float))
 
 
+@every_array
+def test_an_ellipsis_is_all_dimensions(chunks, rng):
+    da = temperatures(rng, chunks)
+    ds = xr.Dataset({"t": da, "profile": ("lat", [1.0, 2, 3, 9])})
+    stats = nx.batch_stats(da, ...)
+    assert stats.mean.dims == ()
+    near(stats.mean, da.mean(...))
+    found, expected = nx.standardize(ds, ...), nx.standardize(ds, DIMS)
+    for name in ds:
+        assert same_bits(found[name].values, expected[name].values)
+        near(found[name], (ds[name] - ds[name].mean(...)) / ds[name].std(...))
+    near(nx.unstandardize(nx.standardize(da, ..., stats=stats), ..., stats=stats), da)
+
+
+def test_coordinates_are_passed_on_as_xarray_does(rng):
+    da = temperatures(rng)
+    y, sums = nx.standardize(da, "time"), da + 1
+    for one in y, sums:
+        assert np.shares_memory(one.height.values, da.height.values)
+    y.attrs["units"], y.coords["height"] = "1", ("lat", [0.0] * 4)
+    assert (da.attrs, da.height.values.tolist()) == ({"units": "K"}, [1, 2, 3, 4])
+
+
 def test_statistics_of_another_period(rng):
     da = temperatures(rng, gaps=False)
     stats = nx.batch_stats(da.isel(time=slice(10)), ("time", "lon"))
@@ -465,6 +488,17 @@ def sparse():
         (lambda da, stats: nx.standardize(da.values, "time"), TypeError, "da is a numpy.ndarray; expected a DataArray"),
         (lambda da, stats: nx.standardize(da, "level"), ValueError, "dim is 'level'; expected some of the dimensions"),
         (lambda da, stats: nx.batch_stats(da, []), ValueError, "dim is []"),
+        (lambda da, stats: nx.batch_stats(da[0, 0, 0], ...), ValueError, "dim is Ellipsis; expected some of"),
+        (
+            lambda da, stats: nx.standardize(xr.DataArray(np.zeros((1,) * 64), name="temperature_two_metres"), ...),
+            ValueError,
+            "da ('temperature_two_metres') has 64 dimensions, all of them to be reduced; expected at most 63",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(xr.DataArray(np.zeros((1,) * 64)).chunk(), ...),
+            ValueError,
+            "da has 64 dimensions, all of them to be reduced; expected at most 63, such as da.squeeze()",
+        ),
         (lambda da, stats: nx.batch_stats(da, da), TypeError, "dim has a DataArray; expected names of dimensions"),
         (lambda da, stats: nx.batch_stats(da, [("time", [1])]), TypeError, "dim has a tuple; expected names of"),
         (lambda da, stats: nx.batch_stats(da > 0, "time", weights=of_latitude(da)[1:]), TypeError, "has dtype bool"),

@@ -68,13 +68,17 @@ def attribute(name: str, value: Any, option: str) -> NDArray:
     return array
 
 
-def for_all(name: str, array: NDArray | None, shape: tuple[int, ...]) -> NDArray | None:
-    """Numbers of the channels, which have this shape; one may be that of all."""
-    if array is None or array.shape == shape:
+def for_all(name: str, array: NDArray | None, channels: NDArray) -> NDArray | None:
+    """Numbers of these channels; one may be that of all."""
+    if array is None:
+        return None
+    place, shape = _device.of(channels), channels.shape
+    _arguments.same_device(name, array, _device.of(array), place, "the scaler", "an array there")
+    if array.shape == shape:
         return array
     if array.size != 1:
         raise ValueError(f"{name} has shape {array.shape!s:.60}; expected {shape!s:.60}, a number for each channel")
-    return _device.library(_device.of(array)).broadcast_to(array.reshape(()), shape)
+    return _device.library(place).broadcast_to(array.reshape(()), shape)
 
 
 def channels_as(channels: NDArray, X: NDArray, axes: tuple[int, ...]) -> None:

@@ -382,11 +382,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             channels = seen.m2
         else:
             channels = (each or given)[0]
-        mean, scale = (
-            _sklearn_arguments.for_all(name, array, channels.shape)
-            for name, array in (("mean_", mean), ("scale_", scale))
-        )
-        return mean, scale, channels
+        mean = _sklearn_arguments.for_all("mean_", mean, channels)
+        return mean, _sklearn_arguments.for_all("scale_", scale, channels), channels
 
     def _names_checked(self, X: Any) -> None:
         """A DataFrame has the columns of `fit`; scikit-learn's errors and warnings."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nbnorm import _device, _needed
 from nbnorm._arguments import is_real
 from nbnorm._batch_stats import BatchStats
+from nbnorm._dispatch import kernels_for
 from nbnorm._moments import Moments
 from nbnorm._standardize import affine, dense, mean_and_rest, present_moments, scale_of, var_of
 
@@ -225,6 +226,8 @@ def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
     """The array, with a channel axis in any case, and its channel axes."""
     x = plain(da)
+    if not is_lazy(da):
+        kernels_for("da.data", x)  # refuses arrays of other libraries, such as those with units
     axes = tuple(i for i, name in enumerate(da.dims) if name not in names)
     return (x, axes) if axes else (x[..., None], (x.ndim,))
 

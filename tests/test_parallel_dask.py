@@ -341,6 +341,9 @@ def test_lazy_statistics_are_not_computed_to_be_merged():
 def test_what_does_not_fit_is_refused_with_the_graph(rng):
     x, state = da.zeros((10, 3), dtype=np.float32), random_state(rng, 3)
     chosen = x[x[:, 0] > 0]
+    for call in nd.batch_norm_inference, nd.batch_norm_training:
+        with pytest.raises(TypeError, match=r"state is a NoneType; expected a nbnorm\.BatchNormState"):
+            call(x, None)
     for options, text in (
         ({"weights": -np.ones((10, 1))}, "weights has values such as -1"),
         ({"weights": chosen}, "weights has chunks of unknown size; call weights.compute_chunk_sizes"),

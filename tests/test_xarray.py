@@ -476,6 +476,18 @@ def test_big_endian_files(rng):
         assert same_bits(y.values, expected)
 
 
+class WithUnits:
+    """As arrays with units are, to xarray."""
+
+    shape, ndim, dtype = (2, 3), 2, np.dtype(float)
+
+    def __array_function__(self, *arguments):
+        return NotImplemented
+
+    def __array_ufunc__(self, *arguments, **options):
+        return NotImplemented
+
+
 def sparse():
     import pandas
 
@@ -528,6 +540,11 @@ def sparse():
             ),
             ValueError,
             "weights has dimension 'member_of_the_ensemble_of_models_and..., which neither da ('temperature_two",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(xr.DataArray(WithUnits(), dims=("time", "lat")), "time"),
+            TypeError,
+            "da.data is a test_xarray.WithUnits; expected a numpy.ndarray: pass np.asarray(da.data)",
         ),
         (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "da ('t2m') has dtype bool; expected int"),
         (

@@ -29,18 +29,23 @@ def refuse_unknown_sizes(name: str, x: Any) -> None:
         raise ValueError(f"{name} has chunks of unknown size; call {name}.compute_chunk_sizes() first")
 
 
-def checked(x: Any, axis: Axis, state: BatchNormState | None = None) -> Axes:
+def checked(x: Any, axis: Axis) -> Axes:
     """The channel axes, non-negative."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x is a {type(x).__module__}.{type(x).__qualname__}; expected a dask.array.Array")
     _arguments.dtype("x", x.dtype)
     axes = _arguments.channels(x.shape, axis)
     refuse_unknown_sizes("x", x)
-    if state is not None:
-        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-        _arguments.features(x.shape, axis, axes, state.num_features)
-        if state.device != "cpu":
-            raise TypeError(f'the state is on {state.device}; a graph takes one on the CPU: state.to("cpu")')
+    return axes
+
+
+def checked_beside(state: Any, x: Any, axis: Axis) -> Axes:
+    """The same of an x that fits a state."""
+    axes = checked(x, axis)
+    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+    _arguments.features(x.shape, axis, axes, state.num_features)
+    if state.device != "cpu":
+        raise TypeError(f'the state is on {state.device}; a graph takes one on the CPU: state.to("cpu")')
     return axes
 
 

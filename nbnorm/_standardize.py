@@ -53,7 +53,7 @@ def dense(x: NDArray) -> tuple[NDArray, bool]:
     if not native.transpose(order).flags.c_contiguous:
         with kernels.on_device_of(x):
             native = native.copy(order="K")
-    return native, not kernels.may_overlap(native, x)
+    return native, native is not x and not kernels.may_overlap(native, x)  # of a subclass it may be a view
 
 
 def is_finite(found: Moments) -> bool:

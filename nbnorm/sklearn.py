@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from nbnorm import _arguments, _device, _needed, _outputs
 from nbnorm._layout import Axis
 from nbnorm._moments import Moments, merged, of_running
-from nbnorm._standardize import EPSILON, affine, is_finite, mean_and_rest, present_moments, scale_of, var_of
+from nbnorm._standardize import EPSILON, affine, dense, is_finite, mean_and_rest, present_moments, scale_of, var_of
 from nbnorm.state import BatchNormState
 
 with _needed.package("nbnorm.sklearn", 'pip install "scikit-learn>=1.6"'):
@@ -402,6 +402,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         in_place = (converted or not copy) and getattr(X.flags, "writeable", True)
         if in_place and _outputs.overlaps_itself(X):
             raise ValueError("X has values that may share memory, which copy=False would write over; pass copy=True")
+        if not in_place:
+            X, in_place = dense(X)  # a copy, which nobody else has
         return affine(X, axes, before, factor, after, X if in_place else None)
 
 

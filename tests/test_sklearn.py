@@ -349,10 +349,11 @@ def test_what_is_no_table_of_columns_becomes_no_frame(rng):
     assert isinstance(scaler.transform(rng.normal(3, 2, (6, 2, 4))), np.ndarray)
 
 
-@pytest.mark.parametrize("kind", ["int32", ">f4"])
-def test_what_had_to_be_converted_is_written_over(kind, rng):
+@pytest.mark.parametrize("kind", ["int32", ">f4", "gaps", "backwards"])
+def test_what_had_to_be_copied_is_written_over(kind, rng):
     """Nobody else has it: a second array of that size would be for nothing."""
-    x = (rng.normal(3, 2, (60_000, 5)) * 100).astype(kind)
+    x = rng.normal(3, 2, (60_000, 5)) * 100
+    x = {"gaps": np.repeat(x, 2, 0)[::2], "backwards": x[::-1]}[kind] if kind.isalpha() else x.astype(kind)
     scaler, before = StandardScaler().fit(x), x.copy()
     expected = scaler.transform(x.astype(scaler.transform(x[:1]).dtype))
     tracemalloc.start()
@@ -511,5 +512,7 @@ def test_without_a_fit():
 
 
 def test_no_channels_beside_weights():
-    scaler = StandardScaler().fit(np.zeros((5, 4, 0)), sample_weight=np.ones(5))
+    x = np.zeros((5, 4, 0))
+    scaler = StandardScaler().fit(x, sample_weight=np.ones(5))
     assert scaler.mean_.shape == (0,)
+    assert scaler.transform(x) is not x

@@ -65,9 +65,9 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
 
     Notes
     -----
-    The values are gone through once, where one is NaN and there are no weights twice; a chunk, or what is on a disk, is
-    read once. Where no value is there the count is 0 and the mean NaN; with weights
-    the count is their sum. The mean is rounded to one float64, which `standardize` without `stats` does not do.
+    One pass over the values, two where one is NaN and there are no weights; a chunk, or what is on a disk, is read
+    once. Where no value is there the count is 0 and the mean NaN; with weights the count is their sum. The mean is
+    rounded to one float64, which `standardize` without `stats` does not do.
 
     Examples
     --------

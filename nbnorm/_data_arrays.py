@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from nbnorm import _arguments, _device
 from nbnorm._arguments import short
 
+MOST_AXES = 64  # of an array of NumPy; that of the channels is one more, where all have been reduced
+
 
 def shown(da: xr.DataArray | xr.Dataset) -> str:
     """Its name in an error."""
@@ -19,21 +21,26 @@ def shown(da: xr.DataArray | xr.Dataset) -> str:
     return "da" if name is None else f"da ({short(name)})"
 
 
-def check(da: xr.DataArray) -> None:
-    """Real numbers, in chunks of known sizes if in any."""
+def check(da: xr.DataArray, names: tuple[Hashable, ...]) -> None:
+    """Real numbers, in chunks of known sizes if in any, with room for a channel axis."""
     if not _arguments.is_real(da.dtype):
         raise TypeError(f"{shown(da)} has dtype {da.dtype!s:.60}; expected integers or floats of at most 64 bits")
+    if da.ndim == MOST_AXES and set(da.dims) <= set(names):
+        raise ValueError(
+            f"{shown(da)} has {da.ndim} dimensions, all of them to be reduced; expected at most {MOST_AXES - 1},"
+            " such as da.squeeze()"
+        )
     if is_lazy(da):
         _refuse_unknown_sizes("da.data", da.data)
 
 
 def plain(da: xr.DataArray) -> Any:
     """The array; of pandas' dtypes, whose NA becomes NaN, and of integers one of NumPy's floats."""
-    is_numpys = isinstance(da.dtype, np.dtype)
+    is_numpys, data = isinstance(da.dtype, np.dtype), da.data  # once: what is on a disk is read for it
     if is_numpys and da.dtype.kind not in "iu":
-        return da.data
-    with _device.current(_device.of(da.data)):
-        return da.data.astype(np.float64 if is_numpys or da.dtype.kind != "f" else f"f{da.dtype.itemsize}")
+        return data
+    with _device.current(_device.of(data)):
+        return data.astype(np.float64 if is_numpys or da.dtype.kind != "f" else f"f{da.dtype.itemsize}")
 
 
 def checked_weights(da: xr.DataArray | xr.Dataset, weights: xr.DataArray | None) -> xr.DataArray | None:
@@ -45,12 +52,14 @@ def checked_weights(da: xr.DataArray | xr.Dataset, weights: xr.DataArray | None)
     if weights.dtype.kind == "b":
         raise TypeError("weights has dtype bool; expected numbers (da.where(weights) makes the other values missing)")
     _arguments.real("weights", weights.dtype)
-    if not isinstance(weights.dtype, np.dtype):
-        weights = weights.copy(data=plain(weights))
-    if is_lazy(weights):
+    if lazy := is_lazy(weights):
         _refuse_unknown_sizes("weights.data", weights.data)
     check_coordinates("weights", [weights], da)
-    return weights
+    if lazy:
+        return weights
+    # Each variable takes a copy, and copies do not share what they have read from a disk: it is read here.
+    data = weights.data if isinstance(weights.dtype, np.dtype) else plain(weights)
+    return weights.copy(deep=False, data=data)
 
 
 def weights_of(da: xr.DataArray, names: tuple[Hashable, ...], weights: xr.DataArray | None) -> xr.DataArray | None:

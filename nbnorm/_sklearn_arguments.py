@@ -35,10 +35,50 @@ def values(X: Any, scaler: Any) -> NDArray:
         kernels_for("X", X)  # refuses masked arrays, whose mask would be ignored
     if _device.of(X) != "cpu":
         return X.astype(np.float64) if X.dtype.kind in "biu" else X
+    refuse_lazy("X", X, "partial_fit of each block, nbnorm.xarray, or X.compute()")
+    native = X.dtype.newbyteorder("=") if isinstance(X, np.ndarray) and not X.dtype.isnative else None
+    if native in _arguments.NATIVE:
+        X = X.astype(native)  # of other bytes scikit-learn does not see that it is one of these kinds
     kinds: list[Any] = [np.float64, np.float32, np.float16]
     if getattr(getattr(X, "dtype", None), "name", None) == "bfloat16":
         kinds.append(X.dtype)
     return check_array(X, dtype=kinds, allow_nd=True, ensure_all_finite=False, estimator=scaler, input_name="X")
+
+
+def refuse_lazy(name: str, array: Any, way_out: str) -> None:
+    """NumPy would compute an array or a table of Dask, or one of xarray that has it inside."""
+    if getattr(array, "__dask_graph__", None) is not None and array.__dask_graph__() is not None:
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        raise TypeError(f"{name} is lazy, a {kind:.80}; expected {way_out}")
+
+
+def attribute(name: str, value: Any, option: str) -> NDArray:
+    """As an array of real numbers."""
+    if value is None:
+        raise ValueError(f"{name} is None; expected a number for each channel, which fit() finds with {option}=True")
+    if _device.of(value) != "cpu":
+        return value
+    try:
+        array = np.asarray(value)
+        known = _arguments.is_real(array.dtype, math.inf)
+    except ValueError:  # lists of different lengths
+        known = False
+    if not known:
+        raise ValueError(f"{name} is {_arguments.short(value)}; expected a real number for each channel")
+    return array
+
+
+def for_all(name: str, array: NDArray | None, channels: NDArray) -> NDArray | None:
+    """Numbers of these channels; one may be that of all."""
+    if array is None:
+        return None
+    place, shape = _device.of(channels), channels.shape
+    _arguments.same_device(name, array, _device.of(array), place, "the scaler", "an array there")
+    if array.shape == shape:
+        return array
+    if array.size != 1:
+        raise ValueError(f"{name} has shape {array.shape!s:.60}; expected {shape!s:.60}, a number for each channel")
+    return _device.library(place).broadcast_to(array.reshape(()), shape)
 
 
 def channels_as(channels: NDArray, X: NDArray, axes: tuple[int, ...]) -> None:
@@ -61,6 +101,7 @@ def weights(sample_weight: Any, X: NDArray, axes: tuple[int, ...]) -> NDArray | 
         raise ValueError("sample_weight is along axis 0 of X, which is a channel axis here; expected None")
     if isinstance(sample_weight, numbers.Real):
         sample_weight = np.full(len(X), sample_weight, np.float64)
+    refuse_lazy("sample_weight", sample_weight, "sample_weight.compute()")
     if _device.of(sample_weight) == "cpu":
         sample_weight = check_array(
             sample_weight, dtype=[np.float64, np.float32], ensure_2d=False, input_name="sample_weight"

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _device
+from nbnorm._dispatch import kernels_for
 from nbnorm._formulas import two_sum
+from nbnorm._layout import layout_of
 from nbnorm._moments import Moments, moments
 from nbnorm.inference import batch_norm_inference
 from nbnorm.state import BatchNormState
@@ -24,10 +26,34 @@ def present_moments(
 ) -> Moments:
     """Of the values that are not NaN: without a mask, which costs a third, where there is none."""
     if where is None and weights is None:
+        x = _as_read(x, axes)
         found = moments(x, axes)
         if is_finite(found):
             return found
     return moments(x, axes, where, weights, "omit")
+
+
+def _as_read(x: NDArray, axes: tuple[int, ...]) -> NDArray:
+    """As kernels read it: itself, or the copy that a pass would make, which serves a second one too."""
+    kernels = kernels_for("x", x)
+    x = kernels.values("x", x)
+    layout = layout_of(x, axes)
+    if layout.holds(x) or not x.size:
+        return x
+    with kernels.on_device_of(x):
+        ordered = kernels.xp.ascontiguousarray(x.transpose(layout.order))
+    return ordered.transpose(sorted(range(x.ndim), key=layout.order.__getitem__))
+
+
+def dense(x: NDArray) -> tuple[NDArray, bool]:
+    """In native byte order and without gaps: itself, or a copy in its order in memory; and whether it is a copy."""
+    kernels = kernels_for("x", x)
+    native = kernels.values("x", x)
+    order = sorted(range(x.ndim), key=lambda i: -abs(native.strides[i]))
+    if not native.transpose(order).flags.c_contiguous:
+        with kernels.on_device_of(x):
+            native = native.copy(order="K")
+    return native, native is not x and not kernels.may_overlap(native, x)  # of a subclass it may be a view
 
 
 def is_finite(found: Moments) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from nbnorm import _arguments, _device, _needed, _outputs
 from nbnorm._layout import Axis
 from nbnorm._moments import Moments, merged, of_running
-from nbnorm._standardize import EPSILON, affine, is_finite, mean_and_rest, present_moments, scale_of, var_of
+from nbnorm._standardize import EPSILON, affine, dense, is_finite, mean_and_rest, present_moments, scale_of, var_of
 from nbnorm.state import BatchNormState
 
 with _needed.package("nbnorm.sklearn", 'pip install "scikit-learn>=1.6"'):
@@ -74,7 +74,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     - A channel is constant when its standard deviation is at most 2**-52 times its mean. scikit-learn takes for
       constant what it could not tell from a rounding of its own sums, which is more the more rows there are.
     - Infinity is an error in `fit`. In `transform` it stays infinity; scikit-learn reads X once more to refuse it.
-    - A negative weight is an error. Sparse matrices are not taken.
+    - A negative weight is an error. Sparse matrices are not taken, and nothing lazy is computed: what Dask has is an
+      error that names the ways.
     - `set_output` makes DataFrames of tables whose channels are their columns. After `fit` on anything else results are
       arrays, and there is no `set_output` and no `get_feature_names_out`: call it before. A scaler of tables that is
       given images then is pandas' error.
@@ -130,9 +131,9 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
-            When X has an infinite value or fewer than two dimensions, a weight is negative or not finite, there are
-            weights where axis 0 is a channel axis, or a parameter is out of range.
+        TypeError, ValueError
+            When X or the weights are lazy, X has an infinite value or fewer than two dimensions, a weight is negative
+            or not finite, there are weights where axis 0 is a channel axis, or a parameter is out of range.
 
         Notes
         -----
@@ -155,7 +156,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             As `fit`, and when X has other channels than before; the statistics are then what they were.
 
         Notes
@@ -183,7 +184,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            When X has other channels than in `fit`, `copy` is no flag, or False for an X whose values share memory.
+            When X is lazy or has other channels than in `fit`, `copy` is no flag, or False for an X whose values share
+            memory; when `mean_` or `scale_` was assigned and is neither a number for each channel nor one for all.
 
         Notes
         -----
@@ -191,13 +193,16 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._names_checked(X)
-        with _device.current(_device.of(self._channels())):
-            factor = 1 / self.scale_ if self.with_std else None
-            rest = getattr(self, "_mean_rest", None) if self.with_mean else None
+        mean, scale, channels = self._numbers()
+        with _device.current(_device.of(channels)):
+            factor = None if scale is None else 1 / scale
+            rest = None if mean is None else getattr(self, "_mean_rest", None)
+            if rest is not None and rest.shape != mean.shape:
+                rest = None
             if rest is not None:
                 # Of no use beside a mean_ that somebody has assigned; beside the own one at most half a unit of it.
-                rest = -rest * (abs(rest) <= EPSILON / 2 * abs(self.mean_)) * (1 if factor is None else factor)
-        return self._mapped(X, copy, self.mean_ if self.with_mean else None, factor, rest)
+                rest = -rest * (abs(rest) <= EPSILON / 2 * abs(mean)) * (1 if factor is None else factor)
+        return self._mapped(X, copy, channels, mean, factor, rest)
 
     def inverse_transform(self, X: ArrayLike, copy: bool | None = None) -> Any:
         """``X*scale_ + mean_``: what `transform` made X of.
@@ -217,12 +222,12 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            When X has other channels than in `fit`, `copy` is no flag, or False for an X whose values share memory.
+            When X is lazy or has other channels than in `fit`, `copy` is no flag, or False for an X whose values share
+            memory; when `mean_` or `scale_` was assigned and is neither a number for each channel nor one for all.
         """
         check_is_fitted(self)
-        return self._mapped(
-            X, copy, None, self.scale_ if self.with_std else None, self.mean_ if self.with_mean else None
-        )
+        mean, scale, channels = self._numbers()
+        return self._mapped(X, copy, channels, None, scale, mean)
 
     def to_state(self, *, eps: float = 1e-12) -> BatchNormState:
         """A state with these statistics as its running ones, for `nbnorm.batch_norm_inference` and further training.
@@ -339,7 +344,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         values = _sklearn_arguments.values(X, self)
         axes = _arguments.channels(values.shape, self.axis, "X")
         if before is not None:
-            _sklearn_arguments.channels_as(self._channels(), values, axes)
+            _sklearn_arguments.channels_as(before.m2, values, axes)
         stats = _statistics(values, axes, _sklearn_arguments.weights(sample_weight, values, axes))
         columns = values.ndim == 2 and axes == (1,)
         if before is not None:
@@ -367,20 +372,28 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 self.n_samples_seen_ = int(each.flat[0]) if whole else float(each.flat[0])
         return self
 
-    def _channels(self) -> Any:
-        """An array of the channels; that of the attributes, which somebody may have assigned."""
-        found = [array for array in (self.mean_, self.scale_) if array is not None]
-        return found[0] if found else self._stats.m2
+    def _numbers(self) -> tuple[Any, Any, Any]:
+        """`mean_` and `scale_`, which somebody may have assigned, None if not asked for; and an array of channels."""
+        mean = _sklearn_arguments.attribute("mean_", self.mean_, "with_mean") if self.with_mean else None
+        scale = _sklearn_arguments.attribute("scale_", self.scale_, "with_std") if self.with_std else None
+        given, seen = [array for array in (mean, scale) if array is not None], getattr(self, "_stats", None)
+        each = [array for array in given if array.size != 1]
+        if seen is not None and (not each or any(array.shape == seen.m2.shape for array in each)):
+            channels = seen.m2
+        else:
+            channels = (each or given)[0]
+        mean = _sklearn_arguments.for_all("mean_", mean, channels)
+        return mean, _sklearn_arguments.for_all("scale_", scale, channels), channels
 
     def _names_checked(self, X: Any) -> None:
         """A DataFrame has the columns of `fit`; scikit-learn's errors and warnings."""
         validate_data(self, X, reset=False, skip_check_array=True, ensure_2d=False)
 
-    def _mapped(self, X: Any, copy: bool | None, before: Any, factor: Any, after: Any) -> Any:
+    def _mapped(self, X: Any, copy: bool | None, channels: Any, before: Any, factor: Any, after: Any) -> Any:
         """(X - before)*factor + after; None is 0 or 1."""
         given, X = X, _sklearn_arguments.values(X, self)
         axes = _arguments.channels(X.shape, self.axis, "X")
-        _sklearn_arguments.channels_as(self._channels(), X, axes)
+        _sklearn_arguments.channels_as(channels, X, axes)
         if copy is None:
             copy = self.copy
         _sklearn_arguments.flag("copy", copy)
@@ -389,6 +402,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         in_place = (converted or not copy) and getattr(X.flags, "writeable", True)
         if in_place and _outputs.overlaps_itself(X):
             raise ValueError("X has values that may share memory, which copy=False would write over; pass copy=True")
+        if not in_place:
+            X, in_place = dense(X)  # a copy, which nobody else has
         return affine(X, axes, before, factor, after, X if in_place else None)
 
 

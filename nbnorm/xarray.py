@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from nbnorm import _device, _needed
 from nbnorm._arguments import is_real
 from nbnorm._batch_stats import BatchStats
+from nbnorm._dispatch import kernels_for
 from nbnorm._moments import Moments
-from nbnorm._standardize import affine, mean_and_rest, present_moments, scale_of, var_of
+from nbnorm._standardize import affine, dense, mean_and_rest, present_moments, scale_of, var_of
 
 with _needed.package("nbnorm.xarray", 'pip install "xarray>=2025.1"'):
     import xarray as xr
@@ -42,7 +43,8 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
     da : DataArray or Dataset
         Of real numbers. NaN is a missing value, and so is the NA of pandas' nullable dtypes.
     dim : str or iterable of str
-        The dimensions to reduce, such as "time" or ("time", "lat", "lon"); each other one is a channel dimension.
+        The dimensions to reduce, such as "time" or ("time", "lat", "lon"), or ``...`` for all; each other one is a
+        channel dimension.
     weights : DataArray, optional
         How often values count: finite numbers, not negative, such as ``np.cos(np.deg2rad(da.lat)).clip(0)``. With some
         of the dimensions of da and its coordinates, and on its device; lazy only where da is. Where a variable of a
@@ -63,8 +65,9 @@ def batch_stats(da: Data, dim: Dim, *, weights: xr.DataArray | None = None) -> B
 
     Notes
     -----
-    One read, of each chunk where da is in chunks. Where no value is there the count is 0 and the mean NaN; with weights
-    the count is their sum. The mean is rounded to one float64, which `standardize` without `stats` does not do.
+    One pass over the values, two where one is NaN and there are no weights; a chunk, or what is on a disk, is read
+    once. Where no value is there the count is 0 and the mean NaN; with weights the count is their sum. The mean is
+    rounded to one float64, which `standardize` without `stats` does not do.
 
     Examples
     --------
@@ -94,7 +97,7 @@ def standardize(
     da : DataArray or Dataset
         As in `batch_stats`.
     dim : str or iterable of str
-        The dimensions to reduce. A variable of a Dataset is reduced over those of them that it has.
+        As in `batch_stats`. A variable of a Dataset is reduced over those of them that it has.
     stats : BatchStats, optional
         Those to use, of `batch_stats`, such as a training period's; da's own unless given. Lazy only where da is.
     weights : DataArray, optional
@@ -196,6 +199,8 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
     if not isinstance(da, xr.DataArray | xr.Dataset):
         raise TypeError(f"da is a {type(da).__module__}.{type(da).__qualname__}; expected a DataArray or a Dataset")
     names = (dim,) if isinstance(dim, str) or not isinstance(dim, Iterable) else tuple(dim)
+    if dim is ...:  # xarray's word for all
+        names = tuple(da.dims)
     for name in names:
         try:
             hash(name)
@@ -210,7 +215,7 @@ def _names(da: Any, dim: Dim) -> tuple[Hashable, ...]:
 def _check_each(da: Data, names: tuple[Hashable, ...]) -> None:
     """What is to be standardized, before anything is computed of it or of weights."""
     for one in [da] if isinstance(da, xr.DataArray) else [da[name] for name in _standardized(da, names)]:
-        check(one)
+        check(one, names)
 
 
 def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]:
@@ -221,6 +226,8 @@ def _standardized(ds: xr.Dataset, names: tuple[Hashable, ...]) -> list[Hashable]
 def _values(da: xr.DataArray, names: tuple[Hashable, ...]) -> tuple[Any, tuple[int, ...]]:
     """The array, with a channel axis in any case, and its channel axes."""
     x = plain(da)
+    if not is_lazy(da):
+        kernels_for("da.data", x)  # refuses arrays of other libraries, such as those with units
     axes = tuple(i for i, name in enumerate(da.dims) if name not in names)
     return (x, axes) if axes else (x[..., None], (x.ndim,))
 
@@ -254,9 +261,16 @@ def _mapped(
     da: xr.DataArray, names: tuple[Hashable, ...], stats: BatchStats | None, weights: xr.DataArray | None, chunk: Any
 ) -> xr.DataArray:  # fmt: skip
     x, axes = _values(da, names)
+    lazy, own = is_lazy(da), da.dtype.kind in "iu"  # integers have been converted: nobody else has x
+    if not lazy:
+        x, copied = dense(x)
+        own = own or copied
     found = _moments(da, x, axes, weights) if stats is None else _given(da, names, stats, x, axes)
-    y = _lazy(x, axes, found, chunk, wait=stats is None) if is_lazy(da) else chunk(x, *found, axes=axes)
-    result = da.copy(data=y.reshape(da.shape))
+    if lazy:
+        y = _lazy(x, axes, found, chunk, wait=stats is None)
+    else:
+        y = chunk(x, *found, axes=axes, out=x if own else None)
+    result = da.copy(deep=False, data=y.reshape(da.shape))
     result.encoding = {}
     return result
 
@@ -297,18 +311,20 @@ def _lazy(x: Any, axes: tuple[int, ...], found: Moments, chunk: Any, wait: bool)
 
 
 def _forward(
-    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...]
+    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...],
+    out: NDArray | None = None,
 ) -> NDArray:  # fmt: skip
     mean, rest = mean_and_rest(Moments(count, origin, deviation, m2))
     scale = scale_of(mean, var_of(count, m2, 0))
     with _device.current(_device.of(scale)):
         factor = 1 / scale
         rest = -rest * factor
-    return affine(x, axes, mean, factor, rest)
+    return affine(x, axes, mean, factor, rest, out)
 
 
 def _backward(
-    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...]
+    x: NDArray, count: NDArray, origin: NDArray, deviation: NDArray, m2: NDArray, axes: tuple[int, ...],
+    out: NDArray | None = None,
 ) -> NDArray:  # fmt: skip
     mean, _ = mean_and_rest(Moments(count, origin, deviation, m2))
-    return affine(x, axes, None, scale_of(mean, var_of(count, m2, 0)), mean)
+    return affine(x, axes, None, scale_of(mean, var_of(count, m2, 0)), mean, out)

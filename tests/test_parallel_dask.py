@@ -114,6 +114,21 @@ def test_statistics_of_values_that_count(threads, chunks, counting, rng):
     assert_stat_close(state.running_mean, mean)
 
 
+@pytest.mark.parametrize("name", ["where", "weights"])
+def test_a_task_gets_its_part_of_what_is_in_memory(threads, name, rng):
+    """Not the whole array, which a cluster would have to send to each worker."""
+    x, counts = sample(rng, (1000, 6, 40)), rng.random((1000, 1, 40)) < 0.5
+    lazy = nd.batch_stats(da.from_array(x, chunks=(50, 6, 40)), **{name: counts if name == "where" else counts + 0.0})
+    sizes = [
+        getattr(node, "value", node).shape
+        for node in dict(lazy.mean.__dask_graph__()).values()
+        if getattr(getattr(node, "value", node), "shape", (0, 0))[1:] == (1, 40)
+    ]
+    assert sizes == [(50, 1, 40)] * 20
+    (stats,) = dask.compute(lazy)
+    assert_stat_close(stats.mean, reference.weighted_stats(x, reference.counts(x, counts, None, False))[1])
+
+
 @pytest.mark.parametrize(("counting", "error", "text"), [
     ({"where": np.ones((7, 1), bool)}, ValueError, "where has shape (7, 1)"),
     ({"where": da.ones((8, 1))}, TypeError, "where has dtype float64"),
@@ -326,6 +341,9 @@ def test_lazy_statistics_are_not_computed_to_be_merged():
 def test_what_does_not_fit_is_refused_with_the_graph(rng):
     x, state = da.zeros((10, 3), dtype=np.float32), random_state(rng, 3)
     chosen = x[x[:, 0] > 0]
+    for call in nd.batch_norm_inference, nd.batch_norm_training:
+        with pytest.raises(TypeError, match=r"state is a NoneType; expected a nbnorm\.BatchNormState"):
+            call(x, None)
     for options, text in (
         ({"weights": -np.ones((10, 1))}, "weights has values such as -1"),
         ({"weights": chosen}, "weights has chunks of unknown size; call weights.compute_chunk_sizes"),

@@ -20,22 +20,37 @@ FLOAT64 = 8  # ncclFloat64 in nccl.h
 
 
 @pytest.fixture
-def nccl(monkeypatch):
-    """The module, imported with the stand-in for CuPy."""
+def libraries(monkeypatch):
+    """What `cupy.cuda.nccl` has beside the stand-in for CuPy, before anything imports our module."""
     for module in ("cupy", "cupy.cuda"):  # what is there comes back afterwards
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(vars(nbnorm.parallel), "nccl", raising=False)
     cupy = fake_cupy.install()
-    cupy.cuda.nccl = types.SimpleNamespace(NCCL_FLOAT64=FLOAT64)
+    cupy.cuda.nccl = types.SimpleNamespace(NCCL_FLOAT64=FLOAT64, available=True)
     cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=77)
     cuda = types.ModuleType("cupy.cuda")
     cuda.nccl = cupy.cuda.nccl
     sys.modules["cupy.cuda"] = cuda
     monkeypatch.delitem(sys.modules, "nbnorm.parallel.nccl", raising=False)
+    yield cupy.cuda.nccl
+    monkeypatch.delitem(sys.modules, "nbnorm.parallel.nccl", raising=False)
+
+
+@pytest.fixture
+def nccl(libraries):
+    """The module, imported with the stand-in for CuPy."""
     from nbnorm.parallel import nccl
 
-    yield nccl
-    monkeypatch.delitem(sys.modules, "nbnorm.parallel.nccl", raising=False)
+    return nccl
+
+
+def test_cupy_without_nccl_is_an_import_error_with_a_way_out(libraries):
+    """CuPy's module is there then, and has nothing but this."""
+    vars(libraries).clear()
+    libraries.available = False
+    with pytest.raises(ImportError, match="CuPy finds no NCCL; install nvidia-nccl-cu13") as caught:
+        nbnorm.parallel.nccl  # noqa: B018
+    assert len(str(caught.value)) < 200
 
 
 class Communicator:

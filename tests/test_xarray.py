@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -17,6 +20,8 @@ try:
     import dask
     import dask.array
     import xarray as xr
+    from xarray.backends.common import BackendArray
+    from xarray.core import indexing
 
     import nbnorm.xarray as nx
 except ImportError as error:
@@ -292,6 +297,29 @@ def test_a_dataset(chunks, rng):
     near(back.profile, ds.profile.astype(float))
 
 
+@every_array
+def test_an_ellipsis_is_all_dimensions(chunks, rng):
+    da = temperatures(rng, chunks)
+    ds = xr.Dataset({"t": da, "profile": ("lat", [1.0, 2, 3, 9])})
+    stats = nx.batch_stats(da, ...)
+    assert stats.mean.dims == ()
+    near(stats.mean, da.mean(...))
+    found, expected = nx.standardize(ds, ...), nx.standardize(ds, DIMS)
+    for name in ds:
+        assert same_bits(found[name].values, expected[name].values)
+        near(found[name], (ds[name] - ds[name].mean(...)) / ds[name].std(...))
+    near(nx.unstandardize(nx.standardize(da, ..., stats=stats), ..., stats=stats), da)
+
+
+def test_coordinates_are_passed_on_as_xarray_does(rng):
+    da = temperatures(rng)
+    y, sums = nx.standardize(da, "time"), da + 1
+    for one in y, sums:
+        assert np.shares_memory(one.height.values, da.height.values)
+    y.attrs["units"], y.coords["height"] = "1", ("lat", [0.0] * 4)
+    assert (da.attrs, da.height.values.tolist()) == ({"units": "K"}, [1, 2, 3, 4])
+
+
 def test_statistics_of_another_period(rng):
     da = temperatures(rng, gaps=False)
     stats = nx.batch_stats(da.isel(time=slice(10)), ("time", "lon"))
@@ -320,6 +348,50 @@ def test_each_chunk_is_read_twice_and_not_kept():
         assert abs(y.mean()) < 1e-6
 
 
+class OnDisk(BackendArray):
+    """Counts how often it is read."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype, self.reads = values, values.shape, values.dtype, 0
+
+    def __getitem__(self, key):
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key):
+        self.reads += 1
+        return self.values[key]
+
+    def variable(self, *dims):
+        """As `xarray.open_dataset` makes it with cache=False."""
+        return xr.Variable(dims, indexing.LazilyIndexedArray(self))
+
+
+@pytest.mark.parametrize("kind", ["float64", "int16", ">f4"])
+def test_what_is_on_a_disk_is_read_once(kind, rng):
+    values = (10 * rng.normal(size=(6, 4))).astype(kind)
+    in_memory = xr.DataArray(values, dims=("time", "lat"))
+    for call in (
+        lambda da: nx.batch_stats(da, "time").mean,
+        lambda da: nx.standardize(da, "time"),
+        lambda da: nx.standardize(da.to_dataset(name="t"), "time").t,
+        lambda da: nx.standardize(da, "time", stats=nx.batch_stats(in_memory, "time")),
+    ):
+        there = OnDisk(values)
+        assert same_bits(call(xr.DataArray(there.variable("time", "lat"))).values, call(in_memory).values)
+        assert there.reads == 1
+
+
+@every_array
+def test_weights_on_a_disk_are_read_once_for_all_variables(chunks, rng):
+    there = OnDisk(rng.random(20))
+    ds = xr.Dataset({name: temperatures(rng, chunks) for name in ("t", "u", "v")})
+    expected = nx.standardize(ds, "time", weights=xr.DataArray(there.values, dims="time"))
+    found = nx.standardize(ds, "time", weights=xr.DataArray(there.variable("time")))
+    for name in ds:
+        assert same_bits(found[name].values, expected[name].values)
+    assert there.reads == 1
+
+
 def test_no_chunk_waits_in_memory():
     """A chunk that could be read before the rest of the mean was known let the next ones be read: all were kept."""
     alive, most = [], [0]
@@ -339,6 +411,62 @@ def test_no_chunk_waits_in_memory():
     assert most[0] <= 10
 
 
+CHUNKED = """
+import sys, dask.array, xarray as xr, nbnorm.xarray
+da = xr.DataArray([[1.0, 5], [3, 5], [8, 8]], dims=("time", "place")).chunk(time=2)
+{}
+print(nbnorm.xarray.standardize(da, "time").round(2).values.tolist())
+"""
+MISSING = {
+    "distributed": 'sys.modules["distributed"] = None',
+    "a module that Dask does not promise": "del dask._task_spec.convert_legacy_graph",
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_of_dask_may_be_missing(missing):
+    """distributed may; without Dask's own module, which may move, there is an error with advice."""
+    command = [sys.executable, "-c", CHUNKED.format(MISSING[missing])]
+    done = subprocess.run(command, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True)
+    if missing == "distributed":
+        assert done.stdout == "[[-1.02, -0.71], [-0.34, -0.71], [1.36, 1.41]]\n", done.stderr
+    else:
+        *_, error, advice = done.stderr.splitlines()
+        assert error.startswith("ImportError: cannot import name 'convert_legacy_graph'")
+        assert advice.startswith("nbnorm on Dask arrays needs")
+        assert advice.endswith('pip install "dask[array]>=2025.1,<2026.9"')
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("dim", ["time", ("time", "lon"), DIMS], ids=str)
+@pytest.mark.parametrize("kind", ["int16", ">f4", "gaps", "gaps and NaN", "backwards"])
+def test_what_had_to_be_copied_is_written_over(kind, dim, rng):
+    """Nobody else has the copy: a second array of that size would be for nothing."""
+    values = 100 * rng.normal(3, 2, (300, 20, 30))
+    if kind == "gaps and NaN":
+        values[values > 500] = np.nan
+    native = values.astype({"int16": "int16", ">f4": "float32"}.get(kind, "float64"))
+    given = {
+        "int16": native, ">f4": native.astype(">f4"), "backwards": native[::-1].copy()[::-1],
+    }.get(kind, np.repeat(native, 2, -1)[..., ::2])  # fmt: skip
+    da, plain = xr.DataArray(given, dims=DIMS), xr.DataArray(native, dims=DIMS)
+    stats, before = nx.batch_stats(plain, dim), given.tobytes()
+    for call in (
+        lambda da: nx.standardize(da, dim),
+        lambda da: nx.standardize(da, dim, stats=stats),
+        lambda da: nx.unstandardize(da, dim, stats=stats),
+    ):
+        expected = call(plain.astype(float) if kind == "int16" else plain)
+        tracemalloc.start()
+        y = call(da)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert same_bits(y.values, expected.values)
+        assert y.values.flags.c_contiguous
+        assert given.tobytes() == before
+        assert peak < 1.3 * y.nbytes
+
+
 def test_big_endian_files(rng):
     da = temperatures(rng, dtype=">f4", gaps=False)
     expected = nx.standardize(da.astype(np.float32), "time").values
@@ -346,6 +474,18 @@ def test_big_endian_files(rng):
         y = nx.standardize(one, "time")
         assert y.dtype.isnative
         assert same_bits(y.values, expected)
+
+
+class WithUnits:
+    """As arrays with units are, to xarray."""
+
+    shape, ndim, dtype = (2, 3), 2, np.dtype(float)
+
+    def __array_function__(self, *arguments):
+        return NotImplemented
+
+    def __array_ufunc__(self, *arguments, **options):
+        return NotImplemented
 
 
 def sparse():
@@ -360,6 +500,17 @@ def sparse():
         (lambda da, stats: nx.standardize(da.values, "time"), TypeError, "da is a numpy.ndarray; expected a DataArray"),
         (lambda da, stats: nx.standardize(da, "level"), ValueError, "dim is 'level'; expected some of the dimensions"),
         (lambda da, stats: nx.batch_stats(da, []), ValueError, "dim is []"),
+        (lambda da, stats: nx.batch_stats(da[0, 0, 0], ...), ValueError, "dim is Ellipsis; expected some of"),
+        (
+            lambda da, stats: nx.standardize(xr.DataArray(np.zeros((1,) * 64), name="temperature_two_metres"), ...),
+            ValueError,
+            "da ('temperature_two_metres') has 64 dimensions, all of them to be reduced; expected at most 63",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(xr.DataArray(np.zeros((1,) * 64)).chunk(), ...),
+            ValueError,
+            "da has 64 dimensions, all of them to be reduced; expected at most 63, such as da.squeeze()",
+        ),
         (lambda da, stats: nx.batch_stats(da, da), TypeError, "dim has a DataArray; expected names of dimensions"),
         (lambda da, stats: nx.batch_stats(da, [("time", [1])]), TypeError, "dim has a tuple; expected names of"),
         (lambda da, stats: nx.batch_stats(da > 0, "time", weights=of_latitude(da)[1:]), TypeError, "has dtype bool"),
@@ -389,6 +540,11 @@ def sparse():
             ),
             ValueError,
             "weights has dimension 'member_of_the_ensemble_of_models_and..., which neither da ('temperature_two",
+        ),
+        (
+            lambda da, stats: nx.batch_stats(xr.DataArray(WithUnits(), dims=("time", "lat")), "time"),
+            TypeError,
+            "da.data is a test_xarray.WithUnits; expected a numpy.ndarray: pass np.asarray(da.data)",
         ),
         (lambda da, stats: nx.batch_stats(da > 0, "time"), TypeError, "da ('t2m') has dtype bool; expected int"),
         (

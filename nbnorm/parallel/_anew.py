@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import dask.array as da
 from dask import delayed
-from dask._task_spec import DataNode, Task, TaskRef, convert_legacy_graph
 from dask.base import tokenize
 from dask.core import flatten, toposort
 from dask.graph_manipulation import checkpoint
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Future
+
+from nbnorm import _needed
+
+# A module of Dask's own, which a newer one may move: the advice has versions that are known to have it.
+with _needed.package("nbnorm on Dask arrays", 'pip install "dask[array]>=2025.1,<2026.9"'):
+    from dask._task_spec import DataNode, Task, TaskRef, convert_legacy_graph
 
 KNOWN = "nbnorm-known"  # begins the keys of what is small, a few numbers a channel, and comes of all chunks
 
@@ -32,7 +37,8 @@ def anew(x: da.Array, after: Iterable[Any]) -> da.Array:
     graph_of_x = dict(x.__dask_graph__())
     before = convert_legacy_graph(graph_of_x)
     # What is small; and what is there, be it an array to read from (a DataNode): only reading it is a task.
-    same = {key for key, value in graph_of_x.items() if isinstance(value, Future) or _is_known(key)}
+    future = getattr(sys.modules.get("distributed"), "Future", ())  # whoever has one in a graph has imported it
+    same = {key for key, value in graph_of_x.items() if isinstance(value, future) or _is_known(key)}
     same |= {key for key, node in before.items() if isinstance(node, DataNode)}
     waiting = _waiting(before, known.key, same)
     outputs = set(flatten(x.__dask_keys__()))

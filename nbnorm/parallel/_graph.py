@@ -29,18 +29,23 @@ def refuse_unknown_sizes(name: str, x: Any) -> None:
         raise ValueError(f"{name} has chunks of unknown size; call {name}.compute_chunk_sizes() first")
 
 
-def checked(x: Any, axis: Axis, state: BatchNormState | None = None) -> Axes:
+def checked(x: Any, axis: Axis) -> Axes:
     """The channel axes, non-negative."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x is a {type(x).__module__}.{type(x).__qualname__}; expected a dask.array.Array")
     _arguments.dtype("x", x.dtype)
     axes = _arguments.channels(x.shape, axis)
     refuse_unknown_sizes("x", x)
-    if state is not None:
-        _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
-        _arguments.features(x.shape, axis, axes, state.num_features)
-        if state.device != "cpu":
-            raise TypeError(f'the state is on {state.device}; a graph takes one on the CPU: state.to("cpu")')
+    return axes
+
+
+def checked_beside(state: Any, x: Any, axis: Axis) -> Axes:
+    """The same of an x that fits a state."""
+    axes = checked(x, axis)
+    _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState")
+    _arguments.features(x.shape, axis, axes, state.num_features)
+    if state.device != "cpu":
+        raise TypeError(f'the state is on {state.device}; a graph takes one on the CPU: state.to("cpu")')
     return axes
 
 
@@ -62,18 +67,16 @@ def cut_like(x: da.Array, name: str, array: Any) -> da.Array | None:
     """A mask or weights, of all axes of x and in its chunks, but for the axes along which they are constant."""
     if array is None:
         return None
-    if isinstance(array, da.Array):
+    if lazy := isinstance(array, da.Array):
         refuse_unknown_sizes(name, array)
-        check = _arguments.mask if name == "where" else _arguments.kind_of_weights
-        check(array, x)
     else:
         kernels_for(name, array)  # refuses what is no array
-        check = _arguments.mask if name == "where" else _arguments.weights
-        check(array, x)
-        array = da.from_array(array, chunks=-1)
+    of_weights = _arguments.kind_of_weights if lazy else _arguments.weights
+    check = _arguments.mask if name == "where" else of_weights
+    check(array, x)
     array = array[(None,) * (x.ndim - array.ndim)]
     chunks = tuple((1,) if n == 1 else own for n, own in zip(array.shape, x.chunks, strict=True))
-    return array.rechunk(chunks)
+    return array.rechunk(chunks) if lazy else da.from_array(array, chunks=chunks)  # so that no task gets all of it
 
 
 def of_channels(array: NDArray | None, x: da.Array, axes: Axes) -> da.Array | None:

@@ -120,7 +120,7 @@ def batch_norm_training(
     >>> y.round(3).tolist(), state.running_mean
     ([[-1.0], [1.0]], array([2.]))
     """
-    axes = _graph.checked(x, axis, state)
+    axes = _graph.checked_beside(state, x, axis)
     where, weights = _graph.cut_like(x, "where", where), _graph.cut_like(x, "weights", weights)
     _options.missing(nan)
     count = None if where is not None or weights is not None or nan == "omit" else float(_graph.values(x, axes))

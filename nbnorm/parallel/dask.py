@@ -122,7 +122,7 @@ def batch_norm_inference(
     array([[2.],
            [0.]])
     """
-    axes = _graph.checked(x, axis, state)
+    axes = _graph.checked_beside(state, x, axis)
     running = state._demand_running()
     with running.lock:  # the statistics of one moment
         mean, var = running.mean.copy(), running.var.copy()

@@ -1,4 +1,4 @@
-"""NCCL: one process a GPU. Needs CuPy with NCCL (extras `cuda12`, `cuda13`, and the NCCL library)."""
+"""NCCL: one process a GPU. Needs CuPy (extras `cuda12`, `cuda13`) and nvidia-nccl-cu12 or -cu13."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from nbnorm import _device, _needed
 with _needed.package("nbnorm.parallel.nccl", _device.GPU_PACKAGES):
     import cupy
     from cupy.cuda import nccl
+
+if not nccl.available:  # the module is there, and has nothing else
+    raise ImportError(
+        "nbnorm.parallel.nccl: CuPy finds no NCCL; install nvidia-nccl-cu13, for CUDA 12 nvidia-nccl-cu12"
+    )
 
 
 class _Gather:

@@ -184,6 +184,14 @@ def test_a_scaler(cupy, rng):
     sizes = (np.abs(x) + np.abs(host.mean_)) / host.scale_  # of terms that are rounded twice at most on the way
     for found, right, size in (there, host.transform(x), sizes), (back, x, sizes * host.scale_):
         assert (np.isnan(x) | (np.abs(found.get() - right) <= 4 * 2.0**-53 * size)).all()
+    for assigned in [1, 2, 3], np.zeros(3):
+        scaler.mean_ = assigned
+        with pytest.raises(
+            TypeError, match=r"mean_ is a numpy.ndarray but the scaler is on cuda:1; use an array there"
+        ):
+            scaler.transform(second)
+    scaler.mean_ = on(cupy, 1, np.array(0.0))
+    assert (np.isnan(x) | (np.abs(scaler.transform(second).get() - x / host.scale_) <= 2.0**-52 * sizes)).all()
     weighted = sklearn.StandardScaler().fit(second, sample_weight=on(cupy, 1, np.arange(12.0)))
     w = np.where(np.isnan(x), 0, np.arange(12.0)[:, None])
     assert_stat_close(weighted.mean_.get(), reference.weighted_stats(x, w)[1])
@@ -201,6 +209,14 @@ def test_an_array_with_names(cupy, rng):
     sizes = (np.abs(x) + np.abs(mean)) / std  # of terms that are rounded a few times on the way
     for one, right, size in zip(found, ((x - mean) / std,) * 2 + (x,), (sizes, sizes, sizes * std), strict=True):
         assert (np.abs(one.data.get() - right) <= 8 * 2.0**-53 * size).all()
+    integers = np.arange(36).reshape(12, 3) ** 2
+    twice = on(cupy, 1, np.repeat(integers, 2, -1).astype(float))
+    for given in on(cupy, 1, integers), twice[:, ::2]:  # which are converted, or have gaps
+        one, before = xarray.DataArray(given, dims=("time", "place")), given.get()
+        found, right = names.standardize(one, "time"), (integers - integers.mean(0)) / integers.std(0)
+        assert found.data.device.id == 1
+        assert (np.abs(found.data.get() - right) <= 8 * 2.0**-53 * (integers.max() / integers.std(0))).all()
+        assert one.data.get().tobytes() == before.tobytes()
     w = np.arange(12.0)
     weights = xarray.DataArray(on(cupy, 1, w), dims="time")
     weighted = names.batch_stats(da, "time", weights=weights)

@@ -7,8 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nbnorm import _arguments
+from nbnorm._channel_rows import OF_BETA, OF_GAMMA
 from nbnorm._dispatch import kernels_on
-from nbnorm._formulas import OF_BETA, OF_GAMMA
 from nbnorm._shards import FAILED
 from nbnorm.saved import Saved
 

@@ -14,23 +14,6 @@ import numba
 
 formula: Any = numba.njit(inline="always")
 
-# Rows of a `stats` array (5, C), what a forward pass knows of each channel: k, d = mean - k, m2, inv_std, gamma.
-# A sixth one where not every value counts once: W, which is otherwise the same number for all.
-ORIGIN, DEVIATION, M2, INV_STD, GAMMA, COUNT = range(6)
-# And two more, after that, where the backward pass asks for the sign of y: scale and shift of Eq. 7.
-SIGN_SCALE, SIGN_SHIFT = 6, 7
-# Rows of a `sums` array (3, C): s and q, which become sum_dy and sum_dy_xmu, and h, the origin of dy.
-SUM, PRODUCT, DY_ORIGIN = range(3)
-# A fourth one in the sums of a shard: e, the sum of x - mean over the shard. PRODUCT is then sum(v*(x - mean)).
-OFFSET = 3
-# Rows of the sums (8, C) of a double backward pass: behind those four of dy three of ddx, t, sum(w*(x - mean)) and o,
-# and the sum of v*w.
-DDX, CROSS = 4, 7
-# Rows of `directions` (2, C): tangents of gamma and beta, or cotangents of their gradients; 0 where there is none.
-OF_GAMMA, OF_BETA = range(2)
-# Rows of what batch renormalization keeps (5, C): r, d, gamma, and what takes the places of gamma and beta.
-R, D, PLAIN_GAMMA, CORRECTED_GAMMA, CORRECTED_BETA = range(5)
-
 # How often sums of weighted values are taken from nearer origins at most (Eq. 43): each takes 50 of the 2,098 powers of
 # two of float64 off the distance, but for weights so small that their products underflow.
 LOOKS = 42

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from nbnorm import _arguments, _device
 from nbnorm._batch_stats import BatchStats
+from nbnorm._channel_rows import COUNT, COUNTED_STATS, DEVIATION, M2, ORIGIN, STATS
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 from nbnorm._layout import Axis, layout_of
 from nbnorm._running import Running
 from nbnorm._which import counted
@@ -47,7 +47,7 @@ def moments(
     with kernels.on_device_of(x):
         xp = kernels.xp
         w = counted(kernels, layout, x, where, weights, nan)
-        stats = (xp.empty if x.size else xp.zeros)((5 if w is None else 6, C))
+        stats = (xp.empty if x.size else xp.zeros)((STATS if w is None else COUNTED_STATS, C))
         if x.size:
             kernels.batch_statistics(kernels.read(layout, x), layout.shape, stats, w)
         count = xp.full((), float(N * S)) if w is None else stats[COUNT].reshape(shape)
@@ -73,7 +73,7 @@ def merged(*parts: Moments) -> Moments:
         xp, C = kernels.xp, parts[0].m2.size
         alike = all(part.count.ndim == 0 for part in parts)
         counts = np.empty((len(parts), 1 if alike else C))
-        gathered, stats = xp.empty((len(parts), 3 * C)), xp.empty((6, C))
+        gathered, stats = xp.empty((len(parts), 3 * C)), xp.empty((COUNTED_STATS, C))
         for r, part in enumerate(parts):
             counts[r] = _device.host(part.count).reshape(-1)
             for row, values in zip((ORIGIN, DEVIATION, M2), part[1:]):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _device
-from nbnorm._formulas import COUNT, M2
+from nbnorm._channel_rows import COUNT, M2
 from nbnorm.parallel import Sync
 
 WELL, FAILED = 0.0, -1.0  # marks; FAILED may also stand in the place of the number of channels

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _options, _shards
+from nbnorm._channel_rows import DDX, DOUBLE_SUMS
 from nbnorm._directions import failed, like_parameters, like_x, refuse_what_is_not_built
-from nbnorm._formulas import DDX
 from nbnorm.saved import Saved
 
 
@@ -113,15 +113,16 @@ def batch_norm_double_backward(
             dgamma = (xp.empty if x.size else xp.zeros)(saved._shape, saved._dtype) if saved._with_gamma else None
             cotangent, given = None if ddx is None else kernels.read(layout, ddx), kernels.read(layout, dy)
             target_ddy, target_dx = kernels.write(layout, ddy), kernels.write(layout, dx)
-            message, sums = kernels.scratch(8 * C + 1), kernels.scratch(8 * C).reshape(8, C)
+            message = kernels.scratch(DOUBLE_SUMS * C + 1)
+            sums = kernels.scratch(DOUBLE_SUMS * C).reshape(DOUBLE_SUMS, C)
             if peers is not None:
                 message[-1] = _shards.WELL
-                own, own_count = message[:-1].reshape(8, C), None if saved._is_counted else float(N * S)
+                own, own_count = message[:-1].reshape(DOUBLE_SUMS, C), None if saved._is_counted else float(N * S)
                 kernels.double_sums(
                     cotangent, given, flat, layout.shape, stats, saved._own, own, own_count, saved._w
                 )  # fmt: skip
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
-        _shards.announce(peers, lambda: failed(saved, 8))
+        _shards.announce(peers, lambda: failed(saved, DOUBLE_SUMS))
         raise
 
     # With frozen statistics there is no count in the maps: what it divides is 0.

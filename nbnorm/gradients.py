@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _options, _shards
+from nbnorm._channel_rows import SHARD_SUMS
 from nbnorm._directions import failed, like_x
 from nbnorm._dispatch import kernels_for
 from nbnorm._outputs import check_output
@@ -142,13 +143,13 @@ def batch_norm_backward(
                     kernels.finish(layout, through, held)
                     given = through
             if peers is not None:
-                message, total = kernels.scratch(4 * C + 1), kernels.scratch(4 * C).reshape(4, C)
+                message, total = kernels.scratch(SHARD_SUMS * C + 1), kernels.scratch(SHARD_SUMS * C)
                 message[-1] = _shards.WELL
-                sums = message[:-1].reshape(4, C)
+                sums, total = message[:-1].reshape(SHARD_SUMS, C), total.reshape(SHARD_SUMS, C)
                 own_count = None if saved._is_counted else float(N * S)
                 kernels.gradient_sums(given, flat, layout.shape, stats, saved._own, sums, own_count, saved._w, slope)
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
-        _shards.announce(peers, lambda: failed(saved, 4))
+        _shards.announce(peers, lambda: failed(saved, SHARD_SUMS))
         raise
 
     with kernels.on_device_of(x):

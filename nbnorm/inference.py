@@ -5,6 +5,7 @@ from __future__ import annotations
 from numpy.typing import NDArray
 
 from nbnorm import _options
+from nbnorm._channel_rows import STATS_WITH_SIGNS
 from nbnorm._inputs import check_place, checked, checked_residual
 from nbnorm._layout import Axis
 from nbnorm.saved import Activation, Saved
@@ -86,7 +87,7 @@ def saved_of_inference(state: BatchNormState, x: NDArray, axis: Axis, activation
     kernels, x, _, layout = checked(x, state, axis)
     running, (_, C, S) = state._demand_running(), layout.shape
     with kernels.on_device_of(x):
-        stats, flat = kernels.kept(kernels.xp.zeros((8, C))), kernels.read(layout, x)
+        stats, flat = kernels.kept(kernels.xp.zeros((STATS_WITH_SIGNS, C))), kernels.read(layout, x)
         none = flat[:0]
         kernels.running_forward(none, none, (0, C, S), state.gamma, state.beta, state.eps, running, stats)
         saved = Saved(x, flat, layout, axis, True, state, stats, kernels, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _shards
+from nbnorm._channel_rows import SHARD_SUMS
 from nbnorm._directions import failed, like_parameters, like_x, refuse_what_is_not_built
 from nbnorm._outputs import check_output
 from nbnorm.saved import Saved
@@ -89,15 +90,15 @@ def batch_norm_jvp(
             dy = kernels.xp.empty_like(x) if out is None else out
             given, target = None if dx is None else kernels.read(layout, dx), kernels.write(layout, dy)
             count = 1.0 if saved.use_running else None if saved._is_counted else float(N * S)
-            sums = kernels.kept(kernels.xp.zeros((4, C)))
+            sums = kernels.kept(kernels.xp.zeros((SHARD_SUMS, C)))
             if dx is not None and not saved.use_running:
                 own = stats if saved._own is None else saved._own
                 kernels.tangent_sums(given, saved._flat, layout.shape, stats, own, sums, count, saved._w)
             if peers is not None:
-                message = kernels.scratch(4 * C + 1)
+                message = kernels.scratch(SHARD_SUMS * C + 1)
                 message[:-1], message[-1] = sums.reshape(-1), _shards.WELL
     except Exception:  # of any kind, and raised again: the other ranks wait for a message
-        _shards.announce(peers, lambda: failed(saved, 4))
+        _shards.announce(peers, lambda: failed(saved, SHARD_SUMS))
         raise
 
     with kernels.on_device_of(x):

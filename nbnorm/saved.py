@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from nbnorm import _device
 from nbnorm._batch_stats import BatchStats
+from nbnorm._channel_rows import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN, PLAIN_GAMMA
 from nbnorm._counted import Counted, compact
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN, PLAIN_GAMMA
 from nbnorm._layout import Axis, Index, Layout
 from nbnorm._which import counted
 from nbnorm.parallel import Sync

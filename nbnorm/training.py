@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _arguments, _enough, _options, _shards
-from nbnorm._formulas import CORRECTED_BETA, CORRECTED_GAMMA, M2
+from nbnorm._channel_rows import CORRECTED_BETA, CORRECTED_GAMMA, COUNTED_STATS, M2, RENORM, STATS, STATS_WITH_SIGNS
 from nbnorm._ghost import in_ghost_batches
 from nbnorm._inputs import check_place, checked, checked_residual
 from nbnorm._layout import Axis
@@ -175,9 +175,9 @@ def batch_norm_training(
         with kernels.on_device_of(x):
             xp = kernels.xp
             y = xp.empty_like(x) if out is None else out
-            make, rows = xp.empty if x.size else xp.zeros, 5 if w is None and peers is None else 6
+            make, rows = xp.empty if x.size else xp.zeros, STATS if w is None and peers is None else COUNTED_STATS
             needs_signs = slope is not None and residual is None
-            stats = batch = kernels.kept(make((8 if needs_signs else rows, C)))
+            stats = batch = kernels.kept(make((STATS_WITH_SIGNS if needs_signs else rows, C)))
             flat, target = kernels.read(layout, x), kernels.write(layout, y)
             added = None if residual is None else kernels.read(layout, residual)
             least = 0.0 if w is None or update is None else update.least(momentum, weights is not None)
@@ -190,7 +190,7 @@ def batch_norm_training(
                 if slope is not None and residual is not None:
                     saved.y, saved._flat_y = y, target
             if renorm is not None:
-                saved._renorm = kernels.kept(xp.empty((5, C)))
+                saved._renorm = kernels.kept(xp.empty((RENORM, C)))
             if w is not None:
                 saved._w, saved._where, saved._weights, saved._nan = w, where, weights, nan
             if peers is not None or (use_running and update is not None):

@@ -28,6 +28,7 @@ NEED_A_PACKAGE = {*DASK, *SKLEARN, *XARRAY}  # whatever imports them needs it to
 LAYERS = [  # a module may import the layers before its own, and modules of its own layer
     {
         "nbnorm._formulas",
+        "nbnorm._channel_rows",
         "nbnorm._needed",
         "nbnorm._single_map",
         "nbnorm._traced",

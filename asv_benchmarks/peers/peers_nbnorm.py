@@ -14,14 +14,14 @@ from peers_systems import EPS, System, WrongResult, numpy_dtype, parameter_type
 import nbnorm
 from nbnorm._cpu.launch import Kernel
 from nbnorm._cpu.region import each_worker
-from nbnorm._cpu.vector import LANES, routine
-from nbnorm._cpu.vector_memory import fence, load, stream
+from nbnorm._cpu.vector import LANES, routine, zeros
+from nbnorm._cpu.vector_memory import fence, load_as, stream
 
 
 @routine
 def share_streamed(taken, w, workers, source, target, vectors):  # type: ignore[no-untyped-def]
     for v in range(w * vectors // workers, (w + 1) * vectors // workers):
-        stream(target, v * LANES, load(source, v * LANES))
+        stream(target, v * LANES, load_as(zeros(), source, v * LANES))
     fence()
 
 

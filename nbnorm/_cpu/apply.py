@@ -9,6 +9,7 @@ faster there, so rows of columns do where that costs nothing.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import ORIGIN
 from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
@@ -22,7 +23,6 @@ from nbnorm._cpu.tables import spread_map
 from nbnorm._cpu.vector import LANES, larger, once, routine, smaller
 from nbnorm._cpu.vector_memory import LINE, columns_at_once, fence, until_line
 from nbnorm._cpu.walk import GROUP, map_segments
-from nbnorm._formulas import ORIGIN
 
 MANY = 256  # rows that share tables
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload, register_jitable
 
+from nbnorm._channel_rows import SIGN_SCALE, SIGN_SHIFT
 from nbnorm._cpu.traced import single_map, single_map_of_two
 from nbnorm._cpu.vector import INLINED, once
 from nbnorm._cpu.vector_memory import is_single
-from nbnorm._formulas import SIGN_SCALE, SIGN_SHIFT
 
 SCALE, SHIFT, B, ORIGIN_OF_DDX, K, A, H = range(7)
 OF_ONE, OF_TWO = 5, 7  # rows that maps of x alone have, and of x and dy

@@ -7,28 +7,12 @@ rank finds the same bits.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import COUNT, DEVIATION, DY_ORIGIN, GAMMA, INV_STD, M2, OFFSET, ORIGIN, PRODUCT, SUM
 from nbnorm._cpu.coefficients import set_gradient_map
 from nbnorm._cpu.finalize import count_of, set_parameter_gradients
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import function
-from nbnorm._formulas import (
-    COUNT,
-    DEVIATION,
-    DY_ORIGIN,
-    GAMMA,
-    INV_STD,
-    M2,
-    OFFSET,
-    ORIGIN,
-    PRODUCT,
-    SUM,
-    centred_product,
-    gradient_map,
-    moved,
-    moved_sums,
-    pool,
-    shard_offset,
-)
+from nbnorm._formulas import centred_product, gradient_map, moved, moved_sums, pool, shard_offset
 
 
 @function

@@ -9,10 +9,11 @@ import math
 
 import numpy as np
 
+from nbnorm._channel_rows import DEVIATION, M2, ORIGIN
 from nbnorm._cpu.finalize import count_of
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import function, once, routine
-from nbnorm._formulas import DEVIATION, M2, ORIGIN, moving_average, pooled
+from nbnorm._formulas import moving_average, pooled
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 POOLED = -1.0  # the momentum of exact pooling, where a kernel does both

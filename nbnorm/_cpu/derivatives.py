@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nbnorm._channel_rows import CROSS, DDX, DOUBLE_SUMS, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT, SUMS
 from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cpu import plan
 from nbnorm._cpu.coefficients import OF_TWO
@@ -29,7 +30,6 @@ from nbnorm._cpu.shards import gradient_sums
 from nbnorm._cpu.stages import plain_count
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import CROSS, DDX, DY_ORIGIN, INV_STD, OF_GAMMA, OFFSET, ORIGIN, PRODUCT
 
 
 def apply_tangent(
@@ -59,7 +59,7 @@ def double_sums(
     sums[...] = 0
     if not x.size:
         return
-    centred, pair = own is not None, np.zeros((3, shape[1]))
+    centred, pair = own is not None, np.zeros((SUMS, shape[1]))
     if centred:
         reduce(x, dy, None, w, True, shape, stats, sums[:OFFSET])
         centre_sums(stats, own, count, sums)
@@ -113,7 +113,7 @@ def double_backward(
 ) -> None:  # fmt: skip
     """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
     N, C, S = shape
-    sums, count = np.empty((8, C)), plain_count(shape, w)
+    sums, count = np.empty((DOUBLE_SUMS, C)), plain_count(shape, w)
     workers = workers_for(8 * x.size)
     fused = plan.in_segments(S, True) and plan.fits_cache(N, C, S, x.itemsize, workers)
     if ddx is not None and w is None and fused:

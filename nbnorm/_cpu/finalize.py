@@ -1,7 +1,7 @@
 """Finalize: from the sums of a channel to its statistics and to the coefficients of its map. O(C), in float64.
 
-`stats` (5 to 8, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found; _formulas.py names
-their rows. `coef` is what apply needs (coefficients.py).
+`stats` (5 to 8, C) is what a forward pass knows of each channel, `sums` (3, C) what reduce found;
+_channel_rows.py names their rows. `coef` is what apply needs (coefficients.py).
 """
 
 from __future__ import annotations
@@ -9,20 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numba import float64
 
+from nbnorm._channel_rows import COUNT, DEVIATION, DY_ORIGIN, GAMMA, INV_STD, M2, ORIGIN, PRODUCT, SUM
 from nbnorm._cpu.arrays import double, set_double
 from nbnorm._cpu.coefficients import set_gradient_map, set_map
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.vector import function, once, routine
 from nbnorm._formulas import (
-    COUNT,
-    DEVIATION,
-    DY_ORIGIN,
-    GAMMA,
-    INV_STD,
-    M2,
-    ORIGIN,
-    PRODUCT,
-    SUM,
     centred_product,
     gamma_gradient,
     gradient_map,

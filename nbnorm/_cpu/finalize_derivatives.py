@@ -1,17 +1,13 @@
 """Finalize of forward mode and of the double backward pass (docs/math.md, Eq. 25 to 33). O(C), in float64.
 
 `sums` (8, C), of which forward mode has the last four rows, holds sums of v*(x - mean) and w*(x - mean), not of v*u and
-w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their gradients. _formulas.py names the rows.
+w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their gradients.
+_channel_rows.py names the rows.
 """
 
 from __future__ import annotations
 
-from nbnorm._cpu.coefficients import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, set_gradient_map
-from nbnorm._cpu.combine import leader
-from nbnorm._cpu.finalize import count_of, set_parameter
-from nbnorm._cpu.launch import Compiled
-from nbnorm._cpu.vector import routine
-from nbnorm._formulas import (
+from nbnorm._channel_rows import (
     CROSS,
     DDX,
     DEVIATION,
@@ -24,6 +20,13 @@ from nbnorm._formulas import (
     ORIGIN,
     PRODUCT,
     SUM,
+)
+from nbnorm._cpu.coefficients import ORIGIN_OF_DDX, SCALE, SHIFT, A, B, H, set_gradient_map
+from nbnorm._cpu.combine import leader
+from nbnorm._cpu.finalize import count_of, set_parameter
+from nbnorm._cpu.launch import Compiled
+from nbnorm._cpu.vector import routine
+from nbnorm._formulas import (
     covariance,
     gamma_gradient,
     moved_product,

@@ -6,6 +6,7 @@ instead of twice. Forward with dy None, backward with an array.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 from nbnorm._cpu.arrays import matrix, matrix_of_map
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, ORIGIN_OF_DDX, B, H, K, signs_for_map
 from nbnorm._cpu.cursor import cursor, if_backward, rows_of, shifted
@@ -23,7 +24,6 @@ from nbnorm._cpu.tables import spread, spread_map
 from nbnorm._cpu.vector import LANES, routine, smaller, zeros
 from nbnorm._cpu.vector_memory import fence, store, until_line
 from nbnorm._cpu.walk import chunk
-from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 
 @routine

@@ -7,6 +7,7 @@ find it in a cache.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM
 from nbnorm._cpu.arrays import matrix
 from nbnorm._cpu.deal import NONE_DONE, portion
 from nbnorm._cpu.finalize_derivatives import second_channel, tangent_channel
@@ -17,7 +18,7 @@ from nbnorm._cpu.sums_of_segments import add_chunks, chunk_sums, room_of_worker,
 from nbnorm._cpu.vector import routine, smaller
 from nbnorm._cpu.vector_memory import fence
 from nbnorm._cpu.walk import chunk
-from nbnorm._formulas import CROSS, DDX, DEVIATION, DY_ORIGIN, OFFSET, ORIGIN, PRODUCT, SUM, centred_product
+from nbnorm._formulas import centred_product
 
 
 @routine

@@ -8,21 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from nbnorm._channel_rows import COUNT, DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 from nbnorm._cpu.arrays import element, is_tangent
 from nbnorm._cpu.counted import anywhere, near, per_time
 from nbnorm._cpu.vector import function, gated, routine
-from nbnorm._formulas import (
-    COUNT,
-    DY_ORIGIN,
-    ORIGIN,
-    SIGN_SCALE,
-    SIGN_SHIFT,
-    TRIES,
-    affine,
-    ninther,
-    sample_index,
-    sample_place,
-)
+from nbnorm._formulas import TRIES, affine, ninther, sample_index, sample_place
 
 
 @routine

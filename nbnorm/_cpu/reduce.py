@@ -13,6 +13,7 @@ who computes a chunk, so their number cannot change a bit.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 from nbnorm._cpu.arrays import matrix
 from nbnorm._cpu.cursor import cursor, rows_of, shifted
 from nbnorm._cpu.deal import NONE_DONE, even, portion
@@ -27,7 +28,6 @@ from nbnorm._cpu.sums_of_segments import add_chunks, chunk_sums, room_of_worker
 from nbnorm._cpu.tables import spread
 from nbnorm._cpu.vector import LANES, routine, smaller, zeros
 from nbnorm._cpu.vector_memory import store, until_line
-from nbnorm._formulas import DY_ORIGIN, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 
 # ---- segments
 

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import CORRECTED_BETA, CORRECTED_GAMMA, DEVIATION, M2, ORIGIN, PLAIN_GAMMA, D, R
 from nbnorm._cpu.finalize import divisor_of, parameter, set_parameter
 from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import as_parameter
-from nbnorm._formulas import (
-    CORRECTED_BETA,
-    CORRECTED_GAMMA,
-    DEVIATION,
-    M2,
-    ORIGIN,
-    PLAIN_GAMMA,
-    D,
-    R,
-    corrected,
-    corrected_dgamma,
-    corrections,
-    moved,
-    standard_deviation,
-)
+from nbnorm._formulas import corrected, corrected_dgamma, corrections, moved, standard_deviation
 from nbnorm._running import Running
 
 

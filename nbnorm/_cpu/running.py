@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nbnorm._channel_rows import COUNT, COUNTED_STATS, DEVIATION, GAMMA, INV_STD, M2, ORIGIN, STATS, SUMS
 from nbnorm._counted import Counted
 from nbnorm._cpu import plan
 from nbnorm._cpu.apply import running_columns, running_segments
@@ -17,7 +18,6 @@ from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN
 from nbnorm._running import Running
 
 
@@ -37,7 +37,7 @@ def commit(running: Running, momentum: float | None, stats: Array, count: float 
 
 def stats_of(mean: Array, m2: Array, count: Array | None) -> Array:
     """stats with a mean that is all origin, for `commit`; count is None when all channels have the same."""
-    stats = np.empty((5 if count is None else 6, mean.size))
+    stats = np.empty((STATS if count is None else COUNTED_STATS, mean.size))
     stats[ORIGIN], stats[DEVIATION], stats[M2] = mean, 0.0, m2
     if count is not None:
         stats[COUNT] = count
@@ -71,7 +71,7 @@ def running_backward(
     w: Counted | None = None, slope: float | None = None,
 ) -> None:  # fmt: skip
     """As `backward`, for statistics that do not depend on x: dx = gamma * inv_std * dy."""
-    sums = np.zeros((3, shape[1]))
+    sums = np.zeros((SUMS, shape[1]))
     reduce(x, dy, slope, w, False, shape, stats, sums)
     # Before dx, which may lie over dy, is written: then nothing is left that could fail. The count is not needed.
     count, coef = float(shape[0] * shape[2]), empty_coefficients(x, dy, slope, w, stats)
@@ -86,7 +86,7 @@ def apply_frozen(
     if w is None and slope is None:
         coef = empty_coefficients(dy, None, None, None, stats)
         finalize_scale(a, coef)
-        apply(dy, None, None, None, None, dx, shape, np.zeros((5, shape[1])), coef)
+        apply(dy, None, None, None, None, dx, shape, np.zeros((STATS, shape[1])), coef)
     else:
         coef = empty_coefficients(x, dy, slope, EVERY, stats)
         coef[A], coef[SCALE], coef[SHIFT], coef[H] = a, 0.0, 0.0, 0.0

@@ -6,6 +6,7 @@ of a function is None, and a sixth row of stats has it. Shards may be empty.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import COUNT, GAMMA, INV_STD, OFFSET
 from nbnorm._counted import Counted, Gradient
 from nbnorm._cpu.combine import add_shards, centre_sums, finalize_sums, merge_shards, whole_gradients
 from nbnorm._cpu.finalize import finalize_given
@@ -13,7 +14,6 @@ from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.running import apply_frozen
-from nbnorm._formulas import COUNT, GAMMA, INV_STD, OFFSET
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:

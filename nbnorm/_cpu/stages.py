@@ -1,7 +1,7 @@
 """The stages on NumPy arrays: scratch memory, and the choice between the fused and the split driver.
 
 Arrays come in as memory.py reads them: flat, contiguous, 16-bit floats as integers. `shape` is their (N, C, S).
-gamma and beta may be None, stats has the rows that _formulas.py names, a column for each channel.
+gamma and beta may be None, stats has the rows that _channel_rows.py names, a column for each channel.
 Everything that can fail has been checked by the caller.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nbnorm._channel_rows import SIGN_SCALE, STATS, SUMS
 from nbnorm._counted import Counted, channels_apart, in_rows, throughout
 from nbnorm._cpu import plan
 from nbnorm._cpu.coefficients import OF_ONE, OF_TWO, SCALE, A, B
@@ -21,7 +22,7 @@ from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.shards import normalize
 from nbnorm._cpu.sums import terms_of
 from nbnorm._cpu.threads import workers_for
-from nbnorm._formulas import LOOKS, SIGN_SCALE
+from nbnorm._formulas import LOOKS
 from nbnorm._running import Running
 
 
@@ -56,7 +57,7 @@ def batch_statistics(x: Array, shape: Shape, stats: Array, w: Counted | None = N
 
 def _statistics(x: Array, shape: Shape, stats: Array, w: Counted | None, centred: bool) -> None:
     """The same, of weighted values again until their origins are near; the first ones are there if not `centred`."""
-    sums, coef = np.zeros((3, shape[1])), np.empty((2, shape[1]))
+    sums, coef = np.zeros((SUMS, shape[1])), np.empty((2, shape[1]))
     looks = 0 if w is None or w.weights is None else LOOKS
     while True:
         reduce(x, None, None, w, centred, shape, stats, sums)
@@ -102,7 +103,7 @@ def residual_gradient(
     dy: Array, y: Array | None, x: Array, dresidual: Array, shape: Shape, slope: float | None, w: Counted | None
 ) -> None:  # fmt: skip
     """What of dy gets through the activation, which is known by the sign of y (no y: all), and 0 where x is missing."""
-    stats, coef = np.zeros((5, shape[1])), np.zeros((OF_TWO, shape[1]))
+    stats, coef = np.zeros((STATS, shape[1])), np.zeros((OF_TWO, shape[1]))
     coef[A] = coef[B] = 1.0
     if y is not None:
         apply(y, dy, None, slope, EVERY, dresidual, shape, stats, coef)
@@ -147,7 +148,7 @@ def _fused_or_split(
                 rows, streaming, workers,
             )  # fmt: skip
             return
-    sums = np.zeros((3, C))
+    sums = np.zeros((SUMS, C))
     coef = empty_coefficients(x, dy, slope, w, stats)
     reduce(x, dy, None if dy is None else slope, w, True, shape, stats, sums)
     finalize(dy, stats, sums, gamma, beta, dgamma, dbeta, eps, count, coef)

@@ -14,19 +14,12 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, overload
 
+from nbnorm._channel_rows import COUNT, PRODUCT, SUM
 from nbnorm._cpu.arrays import address_of
 from nbnorm._cpu.vector import INLINED, LANES, first, fold, function, once, routine, smaller, vector, zeros
 from nbnorm._cpu.vector_memory import columns_at_once, kind_of_columns, load_columns, load_part, masked, store
 from nbnorm._floats import DOUBLE, I32, I64, number
-from nbnorm._formulas import (
-    COUNT,
-    PRODUCT,
-    SUM,
-    accumulate,
-    accumulate_compensated,
-    count_compensated,
-    join_compensated,
-)
+from nbnorm._formulas import accumulate, accumulate_compensated, count_compensated, join_compensated
 
 
 def terms_of(x, dy, w):

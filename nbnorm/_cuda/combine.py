@@ -9,30 +9,13 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._channel_rows import COUNT, DEVIATION, DY_ORIGIN, GAMMA, INV_STD, M2, OFFSET, ORIGIN, PRODUCT, SUM
 from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
 from nbnorm._cuda.finalize import channel_sums, count_of
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.vector import routine
-from nbnorm._formulas import (
-    COUNT,
-    DEVIATION,
-    DY_ORIGIN,
-    GAMMA,
-    INV_STD,
-    M2,
-    OFFSET,
-    ORIGIN,
-    PRODUCT,
-    SUM,
-    centred_product,
-    gamma_gradient,
-    gradient_map,
-    moved,
-    moved_sums,
-    pool,
-    shard_offset,
-)
+from nbnorm._formulas import centred_product, gamma_gradient, gradient_map, moved, moved_sums, pool, shard_offset
 
 
 @routine

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 
+from nbnorm._channel_rows import DEVIATION, M2, ORIGIN
 from nbnorm._cuda.finalize import UNKNOWN, count_of
 from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.vector import routine
-from nbnorm._formulas import DEVIATION, M2, ORIGIN, moving_average, pooled
+from nbnorm._formulas import moving_average, pooled
 from nbnorm._running import BATCHES, SAMPLES, SKIPPED
 
 POOLED = -1.0  # the momentum of exact pooling

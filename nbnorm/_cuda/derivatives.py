@@ -7,6 +7,7 @@ values do not count once (`w`) a ddx that is not None is wanted, and the `count`
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import DDX, DOUBLE_SUMS, ORIGIN
 from nbnorm._counted import Both, Counted, Tangent
 from nbnorm._cuda import plan
 from nbnorm._cuda.coefficients import ROWS, ROWS_OF_THREE
@@ -24,7 +25,6 @@ from nbnorm._cuda.memory import in_memory, kept, scratch, xp
 from nbnorm._cuda.passes import apply, at_h, by_channel, count_or_unknown, cut_of_gradient, reduce
 from nbnorm._cuda.plan import Shape
 from nbnorm._cuda.shards import gradient_sums
-from nbnorm._formulas import DDX, ORIGIN
 
 
 def apply_tangent(
@@ -147,7 +147,8 @@ def double_backward(
     dgamma: Array | None, w: Counted | None = None,
 ) -> None:  # fmt: skip
     """ddy, dx, and dgamma unless it is None, of a whole batch that was normalized with its own statistics."""
-    sums, count = scratch(8 * shape[1]).reshape(8, shape[1]), float(shape[0] * shape[2]) if w is None else None
+    C, count = shape[1], float(shape[0] * shape[2]) if w is None else None
+    sums = scratch(DOUBLE_SUMS * C).reshape(DOUBLE_SUMS, C)
     double_sums(ddx, dy, x, shape, stats, stats, sums, count, w)
     apply_tangent(ddx, x, ddy, shape, stats, sums[DDX:], directions, count, w)
     apply_second(ddx, dy, x, dx, shape, stats, sums, directions, dgamma, count, w)

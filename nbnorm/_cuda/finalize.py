@@ -1,8 +1,9 @@
 """Finalize: from the parts of a channel to its statistics and to the coefficients of its map. O(C), float64.
 
-`stats` (5 to 8, C) is what a forward pass knows of each channel; _formulas.py names its rows. The routines return the
-coefficients of y = scale*(x - k) + shift, with whether the channel varies, or dx = scale*(x - k) + shift + a*(dy - h);
-`coef` (6, C) has them as rows, (7, C) those of a map with b*(ddx - o) too (coefficients.py).
+`stats` (5 to 8, C) is what a forward pass knows of each channel; _channel_rows.py names its rows. The routines
+return the coefficients of y = scale*(x - k) + shift, with whether the channel varies, or
+dx = scale*(x - k) + shift + a*(dy - h); `coef` (6, C) has them as rows, (7, C) those of a map with b*(ddx - o) too
+(coefficients.py).
 
 Every block of apply.py does this for the channels that it needs anyway, and the one that is `first` writes down what is
 found and folds it into the running statistics (commits.py). The kernels here are for what lies between reduce and apply
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from numba import float32, float64
 
+from nbnorm._channel_rows import COUNT, DEVIATION, GAMMA, INV_STD, M2, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 from nbnorm._cuda import plan
 from nbnorm._cuda.block import block_sums
 from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
@@ -21,14 +23,6 @@ from nbnorm._cuda.launch import Kernel, cuda
 from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.vector import from_further, routine
 from nbnorm._formulas import (
-    COUNT,
-    DEVIATION,
-    GAMMA,
-    INV_STD,
-    M2,
-    ORIGIN,
-    SIGN_SCALE,
-    SIGN_SHIFT,
     centred_product,
     gamma_gradient,
     gradient_map,

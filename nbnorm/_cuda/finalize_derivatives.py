@@ -1,7 +1,8 @@
 """Finalize of forward mode and of the double backward pass (docs/math.md, Eq. 25 to 33). O(C), in float64.
 
 `sums` (8, C), of which forward mode has the last four rows, holds sums of v*(x - mean) and w*(x - mean), not of v*u and
-w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their gradients. _formulas.py names the rows.
+w*u; `directions` (2, C) are tangents of gamma and beta, or cotangents of their gradients.
+_channel_rows.py names the rows.
 A thread works on one channel, but where parts are summed.
 """
 
@@ -9,12 +10,7 @@ from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._cuda.coefficients import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, B, H
-from nbnorm._cuda.combine import keep_frozen_map, leader
-from nbnorm._cuda.finalize import channel_sums, count_of
-from nbnorm._cuda.launch import Kernel, cuda
-from nbnorm._cuda.plan import PAIRS
-from nbnorm._formulas import (
+from nbnorm._channel_rows import (
     CROSS,
     DDX,
     DEVIATION,
@@ -27,6 +23,13 @@ from nbnorm._formulas import (
     ORIGIN,
     PRODUCT,
     SUM,
+)
+from nbnorm._cuda.coefficients import ORIGIN_OF_DDX, ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, B, H
+from nbnorm._cuda.combine import keep_frozen_map, leader
+from nbnorm._cuda.finalize import channel_sums, count_of
+from nbnorm._cuda.launch import Kernel, cuda
+from nbnorm._cuda.plan import PAIRS
+from nbnorm._formulas import (
     centred_product,
     covariance,
     moved_product,

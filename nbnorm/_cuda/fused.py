@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._channel_rows import ORIGIN
 from nbnorm._cuda.block import block_sums
 from nbnorm._cuda.commits import commit_first, known_running
 from nbnorm._cuda.finalize import (
@@ -24,7 +25,6 @@ from nbnorm._cuda.plan import PAIRS
 from nbnorm._cuda.sums import segment_sums
 from nbnorm._cuda.vector import lanes, map_of_two, map_of_x, room
 from nbnorm._cuda.walk import first_packs
-from nbnorm._formulas import ORIGIN
 
 
 @Kernel

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._channel_rows import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT
 from nbnorm._cuda.counted import anywhere, counted_origin, index, per_time
 from nbnorm._cuda.vector import element, element_to_compare, gated, is_tangent, leading, routine
-from nbnorm._formulas import COUNT, ORIGIN, SIGN_SCALE, SIGN_SHIFT, affine, median, ninther, sample_index
+from nbnorm._formulas import affine, median, ninther, sample_index
 
 
 @routine

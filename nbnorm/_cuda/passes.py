@@ -5,6 +5,7 @@ The stages are made of them: of batches (stages.py), with running statistics, of
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import SIGN_SCALE
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import apply_columns, apply_segments, gradient_columns, gradient_segments
@@ -15,7 +16,6 @@ from nbnorm._cuda.launch import Kind, counted, number, pointer, pointers
 from nbnorm._cuda.memory import scratch
 from nbnorm._cuda.plan import Shape
 from nbnorm._cuda.reduce import reduce_columns, reduce_segments
-from nbnorm._formulas import SIGN_SCALE
 
 
 def reduce(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from numba import float64
 
+from nbnorm._channel_rows import ORIGIN
 from nbnorm._cuda.block import block_sums
 from nbnorm._cuda.counted import keep_places, times
 from nbnorm._cuda.launch import Kernel, cuda
@@ -23,7 +24,6 @@ from nbnorm._cuda.plan import PAIRS, VALUES, WIDTH
 from nbnorm._cuda.sums import column_sum, rest_terms, row_sums, segment_sums
 from nbnorm._cuda.vector import lanes, places_for, routine, store_table
 from nbnorm._cuda.walk import channel_of, first_of_channel, first_packs, first_rows
-from nbnorm._formulas import ORIGIN
 from nbnorm._running import SAMPLES
 
 

@@ -5,25 +5,12 @@ A thread works on one channel.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import CORRECTED_BETA, CORRECTED_GAMMA, DEVIATION, M2, ORIGIN, PLAIN_GAMMA, D, R
 from nbnorm._cuda.finalize import divisor_of, parameter
 from nbnorm._cuda.kinds import F64, Array, kind
 from nbnorm._cuda.launch import Kernel, cuda, pointer
 from nbnorm._cuda.passes import by_channel, count_or_unknown
-from nbnorm._formulas import (
-    CORRECTED_BETA,
-    CORRECTED_GAMMA,
-    DEVIATION,
-    M2,
-    ORIGIN,
-    PLAIN_GAMMA,
-    D,
-    R,
-    corrected,
-    corrected_dgamma,
-    corrections,
-    moved,
-    standard_deviation,
-)
+from nbnorm._formulas import corrected, corrected_dgamma, corrections, moved, standard_deviation
 from nbnorm._running import Running
 
 

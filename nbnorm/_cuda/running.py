@@ -5,6 +5,7 @@ Arguments are those of stages.py.
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import COUNT, DEVIATION, M2, ORIGIN
 from nbnorm._counted import Counted
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import running_columns, running_segments
@@ -24,7 +25,6 @@ from nbnorm._cuda.passes import (
 )
 from nbnorm._cuda.plan import Shape
 from nbnorm._cuda.shards import normalize
-from nbnorm._formulas import COUNT, DEVIATION, M2, ORIGIN
 from nbnorm._running import Running
 
 

@@ -6,6 +6,7 @@ then the `count` of a function is None, and a sixth row of stats has it. Shards 
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import COUNT
 from nbnorm._counted import Counted, Tangent
 from nbnorm._cuda import plan
 from nbnorm._cuda.coefficients import ROWS
@@ -25,7 +26,6 @@ from nbnorm._cuda.passes import (
     sign_rows,
 )
 from nbnorm._cuda.plan import Shape
-from nbnorm._formulas import COUNT
 
 
 def merge_statistics(counts: Array, gathered: Array, stats: Array) -> None:

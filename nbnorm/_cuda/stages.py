@@ -1,13 +1,14 @@
 """The stages on CuPy arrays: scratch memory, the cut of the work, and the choice between one launch and several.
 
 Arrays lie in memory as the elements of an (N, C, S) array, `shape`; gamma and beta may be None, stats has the rows that
-_formulas.py names, a column for each channel.
+_channel_rows.py names, a column for each channel.
 Everything that can fail has been checked by the caller; but for `short_channel`, and statistics of values with weights,
 nothing here waits for the GPU.
 """
 
 from __future__ import annotations
 
+from nbnorm._channel_rows import SIGN_SCALE
 from nbnorm._counted import Counted, channels_apart
 from nbnorm._cuda import plan
 from nbnorm._cuda.apply import normalize_columns, normalize_segments
@@ -34,7 +35,7 @@ from nbnorm._cuda.passes import (
     sign_rows,
 )
 from nbnorm._cuda.plan import Shape
-from nbnorm._formulas import LOOKS, SIGN_SCALE
+from nbnorm._formulas import LOOKS
 from nbnorm._running import Running
 
 

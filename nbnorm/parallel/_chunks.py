@@ -12,8 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbnorm import _device, _enough
+from nbnorm._channel_rows import (
+    COUNT,
+    COUNTED_STATS,
+    DEVIATION,
+    DY_ORIGIN,
+    M2,
+    OFFSET,
+    ORIGIN,
+    PRODUCT,
+    SHARD_SUMS,
+    STATS,
+    SUM,
+)
 from nbnorm._dispatch import kernels_for
-from nbnorm._formulas import COUNT, DEVIATION, DY_ORIGIN, M2, OFFSET, ORIGIN, PRODUCT, SUM
 from nbnorm._layout import layout_of
 from nbnorm._moments import Moments
 from nbnorm._which import counted
@@ -75,7 +87,7 @@ def gradient_sums(
     layout = layout_of(x, axes)
     with kernels.on_device_of(x):
         w = counted(kernels, layout, x, where, weights, nan)
-        sums = kernels.xp.zeros((4, layout.shape[1]))
+        sums = kernels.xp.zeros((SHARD_SUMS, layout.shape[1]))
         kernels.gradient_sums(
             kernels.read(layout, dy), kernels.read(layout, x), layout.shape, _rows(kernels, whole),
             _rows(kernels, own), sums, _number(own.count), w,
@@ -89,11 +101,12 @@ def merged_sums(*parts: Sums) -> Sums:
     with kernels.on_device_of(parts[0].s):
         xp, shape, C = kernels.xp, parts[0].s.shape, parts[0].s.size
         counts = np.stack([np.asarray(_device.host(part.count)).reshape(-1) for part in parts])
-        gathered, sums = xp.zeros((len(parts), 4 * C + 1)), xp.zeros((4, C))  # rows as ranks send them, with a mark
+        # Rows as ranks send them, with a mark.
+        gathered, sums = xp.zeros((len(parts), SHARD_SUMS * C + 1)), xp.zeros((SHARD_SUMS, C))
         for r, part in enumerate(parts):
-            gathered[r, : 4 * C] = xp.concatenate([array.reshape(-1) for array in part[1:]])
+            gathered[r, : SHARD_SUMS * C] = xp.concatenate([array.reshape(-1) for array in part[1:]])
         kernels.merge_gradient_sums(counts, gathered, sums)
-        e = gathered[:, OFFSET * C : 4 * C].sum(0)
+        e = gathered[:, OFFSET * C : SHARD_SUMS * C].sum(0)
         count = sum(part.count for part in parts)
         s, p, h = (sums[row].reshape(shape) for row in (SUM, PRODUCT, DY_ORIGIN))
         return Sums(count, s, p, h, e.reshape(shape))
@@ -148,7 +161,7 @@ def _number(count: Any) -> float | None:
 def _rows(kernels: ModuleType, found: Moments) -> NDArray:
     """Rows of `stats`, but for inv_std and gamma."""
     each = found.count if _number(found.count) is None else None
-    stats = kernels.kept(kernels.xp.zeros((5 if each is None else 6, found.m2.size)))
+    stats = kernels.kept(kernels.xp.zeros((STATS if each is None else COUNTED_STATS, found.m2.size)))
     for row, values in ((ORIGIN, found.origin), (DEVIATION, found.deviation), (M2, found.m2), (COUNT, each)):
         if values is not None:
             stats[row] = values.reshape(-1)
@@ -171,7 +184,7 @@ def _parameter(kernels: ModuleType, values: NDArray | None, beside: NDArray) -> 
 
 def _sums(kernels: ModuleType, sums: Sums) -> NDArray:
     """Rows of `sums`."""
-    rows = kernels.kept(kernels.xp.empty((4, sums.s.size)))
+    rows = kernels.kept(kernels.xp.empty((SHARD_SUMS, sums.s.size)))
     for row, values in zip((SUM, PRODUCT, DY_ORIGIN, OFFSET), sums[1:], strict=True):
         rows[row] = values.reshape(-1)
     return rows

@@ -5,7 +5,7 @@ import pytest
 from common import check_inference, check_step, random_state, sample
 
 import nbnorm
-from nbnorm._cpu import plan, threads
+from nbnorm._cpu import plan, stages, threads
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,32 @@ def test_no_block_of_segments_changes_a_bit(shape, channels, fused, streaming, h
     for found, right in zip(results(), expected, strict=True):
         np.testing.assert_array_equal(found.view(np.uint8), right.view(np.uint8))
     plan.mapping.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("share", "residual", "fused"),  # of a cache that holds so many times x
+    [(4.1, False, True), (4, False, False), (2.3, False, False), (2.2, False, True), (5.9, True, False)],
+)
+def test_a_forward_pass_is_split_where_it_fills_half_of_a_cache(share, residual, fused, rng, monkeypatch):
+    x, dy = (sample(rng, (6, 8, 100), "float32") for _ in range(2))
+    state, options = random_state(rng, 8), {"residual": dy} if residual else {}
+    whole = nbnorm.batch_norm_training(x, state, update_running=False, **options)
+    ran = []
+
+    def spied(*given):
+        ran.append("forwards" if given[1] is None else "backwards")
+        fused_segments(*given)
+
+    fused_segments = stages.fused_segments
+    monkeypatch.setattr(stages, "fused_segments", spied)
+    monkeypatch.setattr(plan, "CACHE_BYTES", share * x.nbytes)
+    plan.mapping.cache_clear()
+    y, saved = nbnorm.batch_norm_training(x, state, update_running=False, **options)
+    dx = nbnorm.batch_norm_backward(dy, saved).dx
+    plan.mapping.cache_clear()
+    assert ran == (["forwards", "backwards"] if fused else ["backwards"])
+    np.testing.assert_array_equal(y, whole[0])
+    np.testing.assert_array_equal(dx, nbnorm.batch_norm_backward(dy, whole[1]).dx)
 
 
 SEGMENTS = [(37, 20, 33), (5, 7, 70), (40, 50, 37), (70, 17, 65), (9, 3, 96), (2, 3, 1100)]  # a vector long at least

@@ -136,6 +136,12 @@ def streams(nbytes: int) -> bool:
     return nbytes > 0.9 * CACHE_BYTES
 
 
+def crowds(nbytes: int) -> bool:
+    """Whether these fill so much of a last-level cache that it is faster to read x twice, in order, than once in the
+    short runs of a few channels; beyond the caches it is not."""
+    return nbytes >= 0.5 * CACHE_BYTES and not streams(nbytes)
+
+
 @lru_cache(1024)
 def mapping(tensors: int, itemsize: int, N: int, C: int, S: int, in_rows: bool = True, together: bool = True) -> Map:
     """For a map that reads and writes so many tensors. Its values are the same either way."""

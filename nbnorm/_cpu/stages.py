@@ -125,11 +125,13 @@ def _fused_or_split(
     N, C, S = shape
     inputs = 1 if dy is None and residual is None else 2
     workers = workers_for((2 * inputs + 1) * x.size)
-    streaming = plan.streams((inputs + 1) * x.nbytes)
+    nbytes = (inputs + 1) * x.nbytes
+    streaming = plan.streams(nbytes)
     count, of_channels = plain_count(shape, w), (3 + (OF_ONE if dy is None else OF_TWO)) * C
     if plan.in_segments(S, in_rows(w, S)):
         cut = plan.segments(N, C, S, workers, one_by_one=w is not None and dy is not None)
-        if plan.fits_cache(N, C, S, x.itemsize, workers):
+        # Backwards it would be two arrays that are read twice.
+        if plan.fits_cache(N, C, S, x.itemsize, workers) and (dy is not None or not plan.crowds(nbytes)):
             scratch, room = scratch_of_segments(terms_of(x, dy, w), C, cut, workers, of_channels)
             fused_segments(
                 x, dy, residual, slope, w, y, stats, gamma, beta, dgamma, dbeta, eps, count, scratch, room, N, C, S,

@@ -97,7 +97,8 @@ def join_compensated(sums, others):
 
 @formula
 def with_lost(total, lost):
-    """A total and what its additions lost; of one that is infinite that is not known."""
+    """Eq. 15: a total and what its additions lost; an infinite one, of values that are finite or not, has lost nothing
+    that could be known, and stays infinite."""
     return total + lost if total - total == 0.0 else total
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 _Kind = TypeVar("_Kind", bound=type)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -56,6 +57,9 @@ OF_CONSTRUCTORS = {
     **dict.fromkeys(("center", "use_bias", "bias"), "it is use_beta= here"),
     "num_channels": "it is num_features here",
     "data_format": "channels last are axis=-1 of a layer or a call",
+}
+OF_CONSTRUCTOR_OF_LAYER = {
+    **OF_CONSTRUCTORS,
     **dict.fromkeys(("training", "use_running_average"), _SWITCHES),
     "trainable": "bn.frozen = True keeps the running statistics",
 }
@@ -127,21 +131,36 @@ def missing(kind: type, name: str, known: Mapping[str, str]) -> AttributeError:
     return AttributeError(f"a {kind.__name__} has no attribute {name!r:.40}{_way_out(name, known, own)}")
 
 
-def closed(function: _Function) -> _Function:
-    """A function whose ``**unknown: Never`` is there for `unexpected` alone: its signature is shown without.
+def asked(known: Mapping[str, str]) -> Callable[[_Function], _Function]:
+    """A function that says what was meant by a keyword that it does not take."""
 
-    So an error can say what was meant, and neither type checkers nor calls that are right notice: a wrapper would cost
-    a call of the layer more.
-    """
+    def decorate(function: _Function) -> _Function:
+        own = inspect.signature(function).parameters
+
+        @wraps(function)
+        def checked(*args: Any, **given: Any) -> Any:
+            if not own.keys() >= given.keys():
+                raise unexpected(function, given, known)
+            return function(*args, **given)
+
+        return cast(_Function, checked)
+
+    return decorate
+
+
+def closed(function: _Function) -> _Function:
+    """The same for a call that is too short for a wrapper: its ``**unknown: Never`` is there for `unexpected` alone,
+    and its signature is shown without."""
     shown = inspect.signature(function)
     taken = [one for one in shown.parameters.values() if one.kind is not one.VAR_KEYWORD]
     setattr(function, "__signature__", shown.replace(parameters=taken))  # noqa: B010  mypy knows no such attribute
     return function
 
 
-def unexpected(function: Callable[..., Any], unknown: Mapping[str, object], known: Mapping[str, str]) -> TypeError:
-    """The error for keywords that there are not: Python's, and what is meant."""
-    name, own = next(iter(unknown)), list(inspect.signature(function).parameters)
+def unexpected(function: Callable[..., Any], given: Mapping[str, object], known: Mapping[str, str]) -> TypeError:
+    """The error for the first keyword that there is not: Python's, and what is meant."""
+    own = [name for name in inspect.signature(function).parameters if name != "self"]
+    name = next(name for name in given if name not in own)
     got = f"{function.__qualname__}() got an unexpected keyword argument {name!r:.40}"
     return TypeError(got + _way_out(name, known, own))
 

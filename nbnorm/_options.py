@@ -126,8 +126,8 @@ def warn_of_momentum(value: float | None) -> None:
     """Where the user's own code says a weight that other libraries would mean for the old statistics."""
     if value is not None and 0.9 <= value < 1:
         _warn(
-            f"momentum={value:g} is the weight of the new batch: the running statistics keep next to nothing of older "
-            f"ones. Keras, Flax and ONNX mean momentum={1 - value:.2g} here"
+            f"momentum={value!r:.20} is the weight of the new batch: the running statistics keep next to nothing of "
+            f"older ones. Keras, Flax and ONNX mean momentum={1 - value:.2g} here"
         )
 
 
@@ -135,8 +135,8 @@ def warn_of_their_momentum(value: float) -> None:
     """Where it says one to `nbnorm.exchange` that nbnorm itself would mean for the new batch."""
     if 0 < value <= 0.1:
         _warn(
-            f"momentum={value:g} is the weight of the old statistics, as in Keras and Flax: the running ones keep next "
-            f"to nothing of them. nbnorm's momentum={value:g} is momentum={1 - value:g} here"
+            f"momentum={value!r:.20} is the weight of the old statistics, as in Keras and Flax: the running ones keep "
+            f"next to nothing of them. nbnorm's momentum={value!r:.20} is momentum={1 - value!r:.20} here"
         )
 
 

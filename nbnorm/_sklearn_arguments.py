@@ -56,6 +56,8 @@ def attribute(name: str, value: Any, option: str) -> NDArray:
     """As an array of real numbers."""
     if value is None:
         raise ValueError(f"{name} is None; expected a number for each channel, which fit() finds with {option}=True")
+    if isinstance(value, np.ndarray) or _device.of(value) != "cpu":
+        kernels_for(name, value)  # refuses masked arrays, whose mask would be ignored
     if _device.of(value) != "cpu":
         return value
     try:

@@ -103,12 +103,18 @@ def unknown_names(names: Set[str], prefix: str) -> str:
     if ABOUT in names:
         return f"{ABOUT}: it is a file of BatchNormState.save, which BatchNormState.load reads; expected arrays alone"
     if any(name.startswith(".") for name in names):
-        return f"names that begin with a dot; end prefix with a dot: prefix={prefix + '.'!r:.50}"
+        return f"names that begin with a dot; {_such_as(prefix + '.', 'end prefix with a dot')}"
     layers = [prefix + name.removesuffix("running_mean") for name in names if name.endswith(".running_mean")]
     if layers:
-        return f"names of a network; give prefix=, such as prefix={min(layers)!r:.50}"
+        shortest = min(layers, key=lambda one: (len(one), one))
+        return f"names of a network; {_such_as(shortest, 'give prefix=, what a layer begins with')}"
     if names <= _NAMES_ELSEWHERE.keys():
         renamed = ", ".join(f"{name} to {_NAMES_ELSEWHERE[name]}" for name in sorted(names))
         return f"names of another library (nbnorm.exchange): rename {renamed:.90}, under {prefix!r:.30}"
     expected = ", ".join((*NAMES.values(), COUNTERS[0]))
     return f"unknown names, {', '.join(sorted(names))[:50]}; expected {expected} under {prefix!r:.30}"
+
+
+def _such_as(prefix: str, otherwise: str) -> str:
+    """A prefix that would do, if there is room for the whole of it."""
+    return f"give prefix={prefix!r}" if len(prefix) <= 50 else otherwise

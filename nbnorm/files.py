@@ -113,19 +113,18 @@ def refusing(path: Path, prefix: str) -> Iterator[None]:
         raise StateFileError(f"{shown}: {cause!s:.100}") from cause
 
 
-def refuse_beside(**said: Any) -> None:
-    """None of these arguments is said (is not `...`) of a file that `save` wrote, which says it itself.
+def refuse_beside(given: dict[str, Any]) -> None:
+    """No argument is given beside a file that `save` wrote, which says it itself.
 
     Raises
     ------
     ValueError
     """
-    for name, value in said.items():
-        if value is not ...:
-            raise ValueError(
-                f"{name} is {_arguments.short(value)}, but the file is one of save, which has its own; leave it out "
-                "(state.eps and state.momentum can be assigned)"
-            )
+    for name, value in given.items():
+        raise ValueError(
+            f"{name} is {_arguments.short(value)}, but the file is one of save, which has its own; leave it out "
+            "(state.eps and state.momentum can be assigned)"
+        )
 
 
 def _format(path: Path) -> ModuleType:

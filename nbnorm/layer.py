@@ -109,7 +109,7 @@ class BatchNorm:
     _bytes: list[tuple[str, bytes]] | None = None  # with `debug` those of the arrays that must not change
     _results: tuple[Reuse, Reuse] | None = None  # y and dx of training mode
 
-    @_names.closed
+    @_names.asked(_names.OF_CONSTRUCTOR_OF_LAYER)
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -127,10 +127,7 @@ class BatchNorm:
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
-        **unknown: Never,
     ) -> None:
-        if unknown:
-            raise _names.unexpected(BatchNorm.__init__, unknown, _names.OF_CONSTRUCTORS)
         self._set(axis, activation, ghost, renorm)
         self.state = BatchNormState(
             num_features,

@@ -16,6 +16,7 @@ from nbnorm.state import BatchNormState
 
 with _needed.package("nbnorm.sklearn", 'pip install "scikit-learn>=1.6"'):
     from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+    from sklearn.exceptions import NotFittedError
     from sklearn.utils.metaestimators import available_if
     from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -378,10 +379,12 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         scale = _sklearn_arguments.attribute("scale_", self.scale_, "with_std") if self.with_std else None
         given, seen = [array for array in (mean, scale) if array is not None], getattr(self, "_stats", None)
         each = [array for array in given if array.size != 1]
-        if seen is not None and (not each or any(array.shape == seen.m2.shape for array in each)):
+        if seen is not None and (not each or any(array.shape == seen.m2.shape for array in given)):
             channels = seen.m2
-        else:
+        elif given:
             channels = (each or given)[0]
+        else:
+            raise NotFittedError("nothing says how many channels there are; call fit()")
         mean = _sklearn_arguments.for_all("mean_", mean, channels)
         return mean, _sklearn_arguments.for_all("scale_", scale, channels), channels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -96,7 +96,7 @@ class BatchNormState:
     array([2., 2., 2.], dtype=float32)
     """
 
-    @_names.closed
+    @_names.asked(_names.OF_CONSTRUCTORS)
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -110,10 +110,7 @@ class BatchNormState:
         skip_nonfinite: bool = False,
         dtype: DTypeLike = "float32",
         device: str = "cpu",
-        **unknown: Never,
     ) -> None:
-        if unknown:
-            raise _names.unexpected(BatchNormState.__init__, unknown, _names.OF_CONSTRUCTORS)
         flags = {"use_gamma": use_gamma, "use_beta": use_beta, "track_running": track_running, "unbiased": unbiased}
         for name, value in flags.items():
             _options.flag(name, value)
@@ -355,6 +352,11 @@ class BatchNormState:
             )
         return self._running
 
+    def _demand_count(self) -> None:
+        """What pooling needs, where there is something to pool."""
+        if self._momentum is None and self._running is not None:
+            self._running.demand_count()
+
     # ---- elsewhere
 
     def state_dict(self) -> dict[str, NDArray]:
@@ -420,8 +422,7 @@ class BatchNormState:
         momentum = _options.momentum(momentum)
         found = _state_dict.content(state_dict, prefix, num_features, eps=eps, momentum=momentum, unbiased=unbiased)
         state = _content.made(cls, found, num_samples)
-        if momentum is None and state._running is not None:
-            state._running.demand_count()
+        state._demand_count()
         _options.warn_of_momentum(momentum)
         return state
 
@@ -504,26 +505,28 @@ class BatchNormState:
         _state_dict.check_prefix(prefix)
         if num_features is not None:
             num_features = _options.num_features(num_features)
+        if eps is not ...:
+            _options.eps(eps)
+        if momentum is not ...:
+            _options.momentum(momentum)
         if unbiased is not ...:
             _options.flag("unbiased", unbiased)
+        given: dict[str, Any] = {"eps": eps, "momentum": momentum, "unbiased": unbiased}
+        given = {name: value for name, value in given.items() if value is not ...}
         with files.refusing(path, prefix):
             arrays, arguments = files.read(path, prefix, num_features)
             if arguments is None:
-                state = cls.from_state_dict(
-                    arrays, num_features=num_features, unbiased=unbiased is ... or bool(unbiased)
-                )
+                # Not yet with momentum None, which may need num_samples, or with one to be warned of.
+                state = cls.from_state_dict(arrays, num_features=num_features, **given | {"momentum": 0.1})
             else:
                 state = _content.made(cls, _content.of(arguments, arrays), None)
         if arguments is not None:
-            files.refuse_beside(eps=eps, momentum=momentum, unbiased=unbiased)
+            files.refuse_beside(given)
         if num_samples is not None:
             state.num_samples = num_samples
-        if eps is not ...:
-            state.eps = eps
         if momentum is not ...:
             state.momentum = momentum
-            if momentum is None and state._running is not None:
-                state._running.demand_count()
+            state._demand_count()
         return state
 
     def __setattr__(self, name: str, value: Any) -> None:

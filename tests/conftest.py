@@ -50,7 +50,7 @@ from tolerance import DTYPES, float32_by_default  # noqa: E402
 # Files that take long, in the order in which two workers begin with them. The first one compiles nearly all kernels; by
 # the time when other files need them, they are in the cache.
 FIRST = (
-    *("test_functional", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_fuzz", "test_vector"),
+    *("test_training", "test_cuda_offline", "test_cuda_simulator", "test_cache", "test_fuzz", "test_vector"),
     *("test_gpu_benchmark", "test_processes"),
 )
 

@@ -10,7 +10,7 @@ from common import arguments_that_fit, random_state, refuse, same_bits, sample
 from ranks import run, work_of
 from test_counted import FORMS, KINDS, SHAPES, mostly_far, spoiled
 from test_counted import cut as cut_masks
-from test_functional import LAYOUTS, every_layout, features
+from test_training import LAYOUTS, every_layout, features
 from tolerance import (
     FORMATS,
     OTHER_DTYPES,

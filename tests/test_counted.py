@@ -9,7 +9,7 @@ import pytest
 import reference
 from common import random_state, refuse, same_bits, sample, snapshot
 from ranks import run, work_of
-from test_functional import LAYOUTS, every_layout, features
+from test_training import LAYOUTS, every_layout, features
 from tolerance import (
     OTHER_DTYPES,
     assert_both_close,

@@ -20,9 +20,7 @@ from nbnorm._cpu import plan, threads
 columns = pytest.mark.exhaustive("test_the_contract_holds has float32 columns")
 SHAPES = [(2, 2, 70), (1, 2, 33)]  # (N, C, S)
 SHAPES += [pytest.param(one, marks=columns) for one in ((2, 3, 1), (3, 2, 4), (7, 1, 3), (20, 5, 1))]
-of_float32_columns = pytest.mark.float32_in(
-    "channels last", "7x7", "float16 segments; a plain step: test_functional.py"
-)
+of_float32_columns = pytest.mark.float32_in("channels last", "7x7", "float16 segments; a plain step: test_training.py")
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 frozen_or_not = pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
 PRESENT = ["ddx ddgamma ddbeta", "ddx", "ddgamma", "ddbeta", "ddx ddgamma", ""]

@@ -12,7 +12,7 @@ import reference
 from common import random_state, same_bits, sample
 from derivatives import assert_derivatives, check_derivatives, exact_derivatives, sizes
 from test_counted import FORMS, KINDS, SHAPE, cut, every_form, every_mask, spoiled
-from test_functional import LAYOUTS, every_layout, features
+from test_training import LAYOUTS, every_layout, features
 from tolerance import OTHER_DTYPES, assert_gradient_close, needs_wide
 
 import nbnorm

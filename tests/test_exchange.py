@@ -93,6 +93,14 @@ def test_numbers_of_their_own(rng):
     assert [exchange.from_keras(arrays(rng), momentum=m).momentum for m in (0, 1, 0.999, 0.11)] == [1, 0, 0.001, 0.89]
 
 
+def test_a_momentum_of_any_kind_of_number_is_a_float_that_a_file_takes(rng, tmp_path):
+    for momentum in (0, 1, np.float32(0.75)):
+        state = exchange.from_keras(arrays(rng), momentum=momentum)
+        state.save(tmp_path / "state.npz")
+        twin = nbnorm.BatchNormState.load(tmp_path / "state.npz")
+        assert (type(state.momentum), state.momentum, twin.momentum) == (float, 1 - momentum, 1 - momentum)
+
+
 FOREIGN = {
     "Keras": lambda four, momentum: exchange.from_keras(four, momentum=momentum),
     "Flax": lambda four, momentum: exchange.from_flax(*dictionaries(four), momentum=momentum),

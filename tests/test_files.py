@@ -114,16 +114,21 @@ def test_a_layer_of_a_network_is_read_by_its_prefix(dtype, tmp_path, rng):
 
 CHANGES = {
     "no such layer": ({}, "bn2.", "no arrays"),
-    "the whole network": ({}, "", "has names of a network; give prefix=, such as prefix='layer1.bn1.'"),
-    "a part of it": ({}, "layer1.", "give prefix=, such as prefix='layer1.bn1.'"),
+    "the whole network": ({}, "", "has names of a network; give prefix='layer1.bn1.'"),
+    "a part of it": ({}, "layer1.", "give prefix='layer1.bn1.'"),
     "a long name": (
         {f"{'x' * 200}.{name}": np.ones(3) for name in ("running_mean", "running_var")},
         "layer1.bn1.",
-        "give prefix=",
+        "give prefix=, what a layer begins with",
+    ),
+    "a shorter one beside it": (
+        {f"{name}.running_mean": np.ones(3) for name in ("encoder.backbone.dense.block1.x.norm", "z")},
+        "layer1.bn1.",
+        "give prefix='layer1.bn1.z.'",
     ),
     "no batch normalization": ({}, "bn", "10.weight"),
     "another layer": ({}, "conv", "1.weight"),
-    "the dot forgotten": ({}, "layer1.bn1", "end prefix with a dot: prefix='layer1.bn1.'"),
+    "the dot forgotten": ({}, "layer1.bn1", "begin with a dot; give prefix='layer1.bn1.'"),
     "unknown name": ({"running_std": np.ones(3)}, "layer1.bn1.", "running_std"),
     "shapes": ({"bias": np.ones(4)}, "layer1.bn1.", "several shapes"),
     "integers": ({"bias": np.ones(3, np.int32)}, "layer1.bn1.", "int32"),

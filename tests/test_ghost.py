@@ -9,7 +9,7 @@ import pytest
 import reference
 from common import arguments_that_fit, random_state, refuse, same_bits, sample, snapshot
 from test_counted import FORMS, every_form
-from test_functional import LAYOUTS, every_layout, features
+from test_training import LAYOUTS, every_layout, features
 from tolerance import assert_stat_close, dtype_of
 
 import nbnorm
@@ -42,8 +42,8 @@ def step_by_step(x, dy, state, axis, n, masks=None, **options):
     return y, dx, steps
 
 
-@pytest.mark.pairs_at_most("each ghost batch is a step, which test_functional.py has in every case")
-@pytest.mark.float32_by_default("test_functional.py: a step")
+@pytest.mark.pairs_at_most("each ghost batch is a step, which test_training.py has in every case")
+@pytest.mark.float32_by_default("test_training.py: a step")
 @every_layout
 @pytest.mark.parametrize("parameters", [{}, {"dtype": "float64"}, {"use_gamma": False}, {"use_beta": False}], ids=str)
 @pytest.mark.parametrize("momentum", [0.25, None])

@@ -306,9 +306,10 @@ TAKEN = {  # what is called, and the foreign keywords with what the error says o
         "epsilon": "eps=", "affine": "use_gamma= and use_beta=", "track_running_stats": "track_running=",
         "scale": "use_gamma=", "center": "use_beta=", "use_scale": "use_gamma=", "use_bias": "use_beta=",
         "bias": "use_beta=", "decay": "momentum=1 - decay", "training": "eval()", "trainable": "frozen",
-        "use_running_average": "eval()", "data_format": "axis=-1", "num_channels": "num_features",
-        "momentun": "there is momentum", "foo": "'foo'",
+        "use_running_average": "eval()", "data_format": "axis=-1",
+        "momentun": "there is momentum", "foo": "'foo'", "sel": "'sel'",
     }),
+    "layer of": (lambda **a: nbnorm.BatchNorm(**a or {"num_features": 3}), None, {"num_channels": "num_features"}),
     "state": (lambda **a: nbnorm.BatchNormState(3, **a), nbnorm.BatchNormState, {
         "epsilon": "eps=", "affine": "use_gamma= and use_beta=", "center": "use_beta=", "f" * 300: "fff",
     }),

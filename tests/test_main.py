@@ -46,7 +46,7 @@ def test_info_says_that_it_is_not_the_installed_one_that_runs(monkeypatch, tmp_p
     here = Path(nbnorm.__file__).parents[1]
     for place in (tmp_path / "a b", here):
         about = json.dumps({"dir_info": {"editable": True}, "url": place.as_uri()}) if editable else None
-        installed = SimpleNamespace(read_text={"direct_url.json": about}.get, locate_file=place.joinpath, version="1")
+        installed = SimpleNamespace(read_text={"direct_url.json": about}.get, locate_file=place.joinpath)
         monkeypatch.setattr(info, "metadata", SimpleNamespace(distribution=lambda name, found=installed: found))
         monkeypatch.setattr(info, "_version", {}.get)
         note = dict(info.report())["installed as"]

@@ -95,7 +95,7 @@ def test_shards_may_have_nothing_in_common(rng):
     check(x, dy, random_state(rng, 3, dtype="float64", momentum=1.0), (10, 490, 500), axis)
 
 
-@pytest.mark.float32_by_default("test_functional.py: of a whole batch")
+@pytest.mark.float32_by_default("test_training.py: of a whole batch")
 def test_every_dtype(dtype, rng):
     x, dy, axis = given(rng, "float16 images", dtype)
     state = random_state(rng, 3)

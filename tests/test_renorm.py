@@ -8,7 +8,7 @@ import pytest
 import reference
 from common import random_state, refuse, same_bits, sample, snapshot
 from ranks import run, work_of
-from test_functional import case, every_affine, every_layout, features
+from test_training import case, every_affine, every_layout, features
 from tolerance import assert_both_close, assert_close, assert_gradient_close, assert_parts_close, assert_stat_close
 
 import nbnorm
@@ -30,7 +30,7 @@ def assert_dx_close(dx, exact, dy, x, r, state, axis):
         assert_close(dx, exact, axis, reference.backward(dy, x, gamma, state.eps, axis).terms)
 
 
-@pytest.mark.pairs_at_most("r and d change constants of a channel; what is done with these: test_functional.py")
+@pytest.mark.pairs_at_most("r and d change constants of a channel; what is done with these: test_training.py")
 @every_layout
 @every_affine
 @pytest.mark.parametrize("limits", LIMITS)

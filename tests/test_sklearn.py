@@ -511,6 +511,30 @@ def test_without_a_fit():
         StandardScaler().transform(X)
 
 
+def test_what_was_assigned_to_a_scaler_of_one_channel_is_of_one_channel():
+    """Its other statistics are not those of all."""
+    scaler = StandardScaler().fit(X[:, :1])
+    scaler.mean_ = [1, 2, 3]
+    with pytest.raises(ValueError, match=r"mean_ has shape \(3,\); expected \(1,\)"):
+        scaler.transform(X)
+
+
+def test_a_masked_array_is_not_assigned_without_its_mask():
+    scaler = StandardScaler().fit(X)
+    scaler.mean_ = np.ma.masked_array([1.0, 2.0, 3.0], [False, True, False])
+    with pytest.raises(TypeError, match="mean_ is a masked array"):
+        scaler.transform(X)
+
+
+def test_attributes_without_a_fit_say_how_many_channels_there_are_or_nothing_does():
+    scaler = StandardScaler(with_std=False)
+    scaler.mean_, scaler.scale_ = [1.0, 2.0, 3.0], None
+    np.testing.assert_array_equal(scaler.transform(X), X - [1.0, 2.0, 3.0])
+    scaler.set_params(with_mean=False)
+    with pytest.raises(sklearn.exceptions.NotFittedError, match="nothing says how many channels"):
+        scaler.transform(X)
+
+
 def test_no_channels_beside_weights():
     x = np.zeros((5, 4, 0))
     scaler = StandardScaler().fit(x, sample_weight=np.ones(5))

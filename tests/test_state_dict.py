@@ -179,10 +179,10 @@ def test_nothing_is_warned_of_where_there_is_no_state(given):
 @pytest.mark.parametrize(
     ("prefix", "text"),
     [
-        ("", "state_dict has names of a network; give prefix=, such as prefix='layer1.0.bn1.'"),
-        ("layer1.", "give prefix=, such as prefix='layer1.0.bn1.'"),
-        ("layer1.0.bn1", "state_dict has names that begin with a dot; end prefix with a dot: prefix='layer1.0.bn1.'"),
-        ("layer1.0.bn", "give prefix=, such as prefix='layer1.0.bn1.'"),
+        ("", "state_dict has names of a network; give prefix='layer1.0.bn1.'"),
+        ("layer1.", "give prefix='layer1.0.bn1.'"),
+        ("layer1.0.bn1", "state_dict has names that begin with a dot; give prefix='layer1.0.bn1.'"),
+        ("layer1.0.bn", "give prefix='layer1.0.bn1.'"),
         ("fc.", "unknown names, kernel; expected weight"),
     ],
 )

@@ -87,7 +87,7 @@ codegen.get_host_cpu_features = own
 
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="about compiled code")
-@pytest.mark.exhaustive("the width of this processor, against the oracle: test_functional")
+@pytest.mark.exhaustive("the width of this processor, against the oracle: test_training")
 def test_fewer_lanes_at_a_time_have_the_same_bits(tmp_path):
     found, one_thread = [], {**os.environ, "NUMBA_NUM_THREADS": "1"}
     others_cache = one_thread | {"NUMBA_CACHE_DIR": str(tmp_path)}  # Numba names an entry by the true processor

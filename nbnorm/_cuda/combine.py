@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from numba import float64
 
-from nbnorm._channel_rows import COUNT, DEVIATION, DY_ORIGIN, GAMMA, INV_STD, M2, OFFSET, ORIGIN, PRODUCT, SUM
+from nbnorm._channel_rows import (
+    COUNT,
+    DEVIATION,
+    DY_ORIGIN,
+    GAMMA,
+    INV_STD,
+    M2,
+    OFFSET,
+    ORIGIN,
+    PRODUCT,
+    SHARD_SUMS,
+    SUM,
+)
 from nbnorm._cuda.coefficients import ORIGIN_OF_X, SCALE, SHIFT, VARIES, A, H
 from nbnorm._cuda.finalize import channel_sums, count_of
 from nbnorm._cuda.launch import Kernel, cuda
@@ -65,7 +77,7 @@ def add_shards(counts, gathered, sums, C, ranks, width):
     """The sums of all shards together, Eq. 18; their e is 0."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        row, i = 4 * C + 1, c % width
+        row, i = SHARD_SUMS * C + 1, c % width
         h = gathered[leader(counts, i, width, ranks) * row + DY_ORIGIN * C + c]
         s, p = 0.0, 0.0
         for r in range(ranks):

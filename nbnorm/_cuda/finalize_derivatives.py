@@ -14,6 +14,7 @@ from nbnorm._channel_rows import (
     CROSS,
     DDX,
     DEVIATION,
+    DOUBLE_SUMS,
     DY_ORIGIN,
     GAMMA,
     INV_STD,
@@ -123,7 +124,7 @@ def add_double_shards(counts, gathered, sums, C, ranks, width):
     """The sums of all shards together, Eq. 18 and 32; their e is 0."""
     c = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if c < C:
-        row, i = 8 * C + 1, c % width
+        row, i = DOUBLE_SUMS * C + 1, c % width
         first = leader(counts, i, width, ranks) * row + c
         h, o = gathered[first + DY_ORIGIN * C], gathered[first + (DDX + DY_ORIGIN) * C]
         s, p, t, r, cross = 0.0, 0.0, 0.0, 0.0, 0.0

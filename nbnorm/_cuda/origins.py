@@ -45,6 +45,9 @@ def average_of(dy, w, c, N, C, S, stats):
     return average
 
 
+# Apart from those above, which read float32 values without widening them: the gate needs a sum in float64.
+
+
 @routine
 def gated_sample(dy, x, slope, w, there, stats, c, part, N, C, S):
     """Of what is let through of dy."""

@@ -50,7 +50,7 @@ def _weight_of_the_new(momentum: float) -> float:
     """nbnorm's momentum for that of the others."""
     if not _options.is_real(momentum) or not 0 <= momentum <= 1:
         raise ValueError(f"momentum is {momentum!r:.40}; expected the weight of the old statistics, 0 to 1")
-    return round(1 - momentum, 15)  # 0.01 for 0.99, not 0.010000000000000009
+    return round(1 - float(momentum), 15)  # 0.01 for 0.99, not 0.010000000000000009
 
 
 def arrays_of(state: BatchNormState, names: Sequence[str]) -> dict[str, NDArray]:

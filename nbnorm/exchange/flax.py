@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Never
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -14,14 +14,13 @@ from nbnorm.state import BatchNormState
 _NAMES = ("scale", "bias", "mean", "var")
 
 
-@_names.closed
+@_names.asked(_names.OF_EXCHANGE)
 def from_flax(
     params: Mapping[str, Any],
     batch_stats: Mapping[str, Any],
     *,
     eps: float = 1e-5,
     momentum: float = 0.99,
-    **unknown: Never,
 ) -> BatchNormState:
     """A state from the variables of a `flax.linen.BatchNorm` or `flax.nnx.BatchNorm`.
 
@@ -76,8 +75,6 @@ def from_flax(
     >>> exchange.from_flax({"scale": np.ones(3, np.float32)}, batch_stats).beta is None
     True
     """
-    if unknown:
-        raise _names.unexpected(from_flax, unknown, _names.OF_EXCHANGE)
     for name, found, known in (("params", params, _NAMES[:2]), ("batch_stats", batch_stats, _NAMES[2:])):
         _arguments.instance(name, found, Mapping, f"a mapping with {' and '.join(known)} of one layer")
         surplus, missing = found.keys() - set(known), set(known) - found.keys()

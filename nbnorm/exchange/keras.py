@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from nbnorm.state import BatchNormState
 _NAMES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
-@_names.closed
+@_names.asked(_names.OF_EXCHANGE)
 def from_keras(
     weights: Sequence[Any],
     *,
@@ -23,7 +23,6 @@ def from_keras(
     center: bool = True,
     eps: float = 1e-3,
     momentum: float = 0.99,
-    **unknown: Never,
 ) -> BatchNormState:
     """A state from the weights of a `keras.layers.BatchNormalization`.
 
@@ -72,8 +71,6 @@ def from_keras(
     >>> state.running_var
     array([3., 4.])
     """
-    if unknown:
-        raise _names.unexpected(from_keras, unknown, _names.OF_EXCHANGE)
     _arguments.instance("weights", weights, (Sequence, np.ndarray), "the arrays of layer.get_weights()")
     _options.flag("scale", scale)
     _options.flag("center", center)

@@ -58,16 +58,15 @@ def attribute(name: str, value: Any, option: str) -> NDArray:
         raise ValueError(f"{name} is None; expected a number for each channel, which fit() finds with {option}=True")
     if isinstance(value, np.ndarray) or _device.of(value) != "cpu":
         kernels_for(name, value)  # refuses masked arrays, whose mask would be ignored
-    if _device.of(value) != "cpu":
-        return value
+    refuse_lazy(name, value, f"{name}.compute()")
     try:
-        array = np.asarray(value)
+        array = value if _device.of(value) != "cpu" else np.asarray(value)
         known = _arguments.is_real(array.dtype, math.inf)
     except ValueError:  # lists of different lengths
         known = False
     if not known:
         raise ValueError(f"{name} is {_arguments.short(value)}; expected a real number for each channel")
-    return array
+    return array.astype(np.float64, copy=False)  # of fewer digits 1/scale_ would have as few
 
 
 def for_all(name: str, array: NDArray | None, channels: NDArray) -> NDArray | None:

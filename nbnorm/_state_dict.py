@@ -46,7 +46,7 @@ def content(
     _arguments.instance("state_dict", state_dict, Mapping, "a mapping of names to arrays, such as layer.state_dict()")
     check_prefix(prefix)
     found = {str(key).removeprefix(prefix): state_dict[key] for key in state_dict if str(key).startswith(prefix)}
-    under = f"under {prefix!r:.30}"
+    under = f" under {prefix!r:.30}" if prefix else ""
     unknown = found.keys() - {*NAMES.values(), *COUNTERS, SKIPPED_BATCHES}
     if unknown:
         raise ValueError(f"state_dict has {unknown_names(unknown, prefix)}")
@@ -54,18 +54,18 @@ def content(
     values = {key: _device.host(v) if _device.of(v) != "cpu" else v for key, v in found.items()}
     arrays = {name: to_numpy(key, values[key]) for name, key in NAMES.items() if key in values}
     if not arrays:
-        raise ValueError(f"state_dict has no arrays {under}; expected weight, running_mean, ...")
+        raise ValueError(f"state_dict has no arrays{under}; expected weight, running_mean, ...")
     if ("running_mean" in arrays) != ("running_var" in arrays):
-        raise ValueError(f"state_dict has only one of running_mean and running_var {under}")
+        raise ValueError(f"state_dict has only one of running_mean and running_var{under}")
     features = _features(arrays, num_features, under)
     shape = shape_of(features)
     for name, array in arrays.items():
         if array.shape != shape:
-            raise ValueError(f"{NAMES[name]} has shape {array.shape!s:.40} {under}; expected {shape!s:.40}")
+            raise ValueError(f"{NAMES[name]} has shape {array.shape!s:.40}{under}; expected {shape!s:.40}")
         if not np.can_cast(array.dtype, np.float64, "same_kind"):
-            raise TypeError(f"{NAMES[name]} has dtype {array.dtype!s:.40} {under}; expected real numbers")
+            raise TypeError(f"{NAMES[name]} has dtype {array.dtype!s:.40}{under}; expected real numbers")
     if "running_var" in arrays and np.any(arrays["running_var"] < 0):
-        raise ValueError(f"running_var has negative values {under}")
+        raise ValueError(f"running_var has negative values{under}")
     parameters = [arrays[name].dtype for name in ("gamma", "beta") if name in arrays]
     arguments = {
         "num_features": features,
@@ -92,7 +92,7 @@ def _features(
     shape = next(iter(arrays.values())).shape
     if len(shape) != 1:
         raise ValueError(
-            f"state_dict has arrays of shape {shape!s:.30} {under}; expected one dimension, or num_features=shape if "
+            f"state_dict has arrays of shape {shape!s:.30}{under}; expected one dimension, or num_features=shape if "
             "these are the channels' axes"
         )
     return shape[0]

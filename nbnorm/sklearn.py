@@ -378,13 +378,13 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         mean = _sklearn_arguments.attribute("mean_", self.mean_, "with_mean") if self.with_mean else None
         scale = _sklearn_arguments.attribute("scale_", self.scale_, "with_std") if self.with_std else None
         given, seen = [array for array in (mean, scale) if array is not None], getattr(self, "_stats", None)
-        each = [array for array in given if array.size != 1]
-        if seen is not None and (not each or any(array.shape == seen.m2.shape for array in given)):
-            channels = seen.m2
-        elif given:
-            channels = (each or given)[0]
-        else:
+        if seen is None and not given:
             raise NotFittedError("nothing says how many channels there are; call fit()")
+        if seen is None:
+            channels = max(given, key=np.size)
+        else:  # or those of them that somebody has kept
+            others = len({array.shape for array in given}) == 1 and given[0].ndim == seen.m2.ndim
+            channels = given[0] if others else seen.m2
         mean = _sklearn_arguments.for_all("mean_", mean, channels)
         return mean, _sklearn_arguments.for_all("scale_", scale, channels), channels
 

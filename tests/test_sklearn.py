@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -516,6 +517,36 @@ def test_what_was_assigned_to_a_scaler_of_one_channel_is_of_one_channel():
     scaler = StandardScaler().fit(X[:, :1])
     scaler.mean_ = [1, 2, 3]
     with pytest.raises(ValueError, match=r"mean_ has shape \(3,\); expected \(1,\)"):
+        scaler.transform(X)
+
+
+@pytest.mark.parametrize("of", [np.float16, np.dtype(">f4"), np.longdouble])
+def test_an_assigned_scale_has_its_digits_and_those_of_float64(of):
+    scaler = StandardScaler().fit(X)
+    scaler.mean_, scaler.scale_ = 0, np.array([3, 7, 11], of)
+    np.testing.assert_allclose(scaler.transform(X), X / [3, 7, 11], rtol=2.0**-51, atol=0)
+    np.testing.assert_allclose(scaler.inverse_transform(scaler.transform(X)), X, rtol=2.0**-51, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale", "text"),
+    [
+        ([1, 2], 2, "mean_ has shape (2,); expected (3,)"),
+        ([[1, 2, 3]], [[1, 2, 3]], "mean_ has shape (1, 3); expected (3,)"),
+        (0, [], "scale_ has shape (0,); expected (3,)"),
+    ],
+)
+def test_what_was_assigned_and_does_not_fit_is_named(mean, scale, text):
+    scaler = StandardScaler().fit(X)
+    scaler.mean_, scaler.scale_ = mean, scale
+    with pytest.raises(ValueError, match=re.escape(text)):
+        scaler.transform(X)
+
+
+def test_nothing_lazy_is_assigned():
+    scaler = StandardScaler().fit(X)
+    scaler.mean_ = Lazy()
+    with pytest.raises(TypeError, match=r"mean_ is lazy.*expected mean_.compute\(\)"):
         scaler.transform(X)
 
 

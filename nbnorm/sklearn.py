@@ -383,7 +383,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if seen is None:
             channels = max(given, key=np.size)
         else:  # or those of them that somebody has kept
-            others = len({array.shape for array in given}) == 1 and given[0].ndim == seen.m2.ndim
+            kept, shape = {array.shape for array in given}, seen.m2.shape
+            others = len(kept) == 1 and shape not in kept and given[0].ndim == len(shape)
             channels = given[0] if others else seen.m2
         mean = _sklearn_arguments.for_all("mean_", mean, channels)
         return mean, _sklearn_arguments.for_all("scale_", scale, channels), channels

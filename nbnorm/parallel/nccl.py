@@ -10,7 +10,7 @@ with _needed.package("nbnorm.parallel.nccl", _device.GPU_PACKAGES):
     import cupy
     from cupy.cuda import nccl
 
-if not nccl.available:  # the module is there, and has nothing else
+if nccl.available is False:  # the module is there, and has nothing else
     raise ImportError(
         "nbnorm.parallel.nccl: CuPy finds no NCCL; install nvidia-nccl-cu13, for CUDA 12 nvidia-nccl-cu12"
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
+from functools import wraps
 from itertools import chain, starmap
 from operator import setitem
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,30 @@ from numpy.typing import NDArray
 from nbnorm import _device
 
 BATCHES, SAMPLES, SKIPPED = range(3)  # places in `counters`
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def undisturbed(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The function, inside of which running statistics are those of one moment, and no other thread changes them.
+
+    Not `with Running.lock`: since Python 3.14 a signal may come between its lock and its block, and what a handler
+    raises there would leave the lock taken. Here it comes into the `try`, and giving back is the first call behind.
+    """
+
+    @wraps(function)
+    def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        lock = Running.lock
+        try:
+            lock.acquire()
+            return function(*args, **kwargs)
+        finally:
+            try:  # noqa: SIM105  contextlib.suppress would be a call before it
+                lock.release()
+            except RuntimeError:  # a signal came while this thread was waiting for it
+                pass
+
+    return alone
 
 
 class Running:
@@ -50,17 +76,24 @@ class Running:
         running.var[...] = 1
         return running
 
+    @undisturbed
     def reset(self) -> None:
         """Forget every batch."""
         arrays = (self.mean, ..., 0), (self.var, ..., 1), (self.counters, ..., 0)
-        with self.lock, self._current():
+        with self._current():
             # One call without a line of Python in it: no signal arrives between the arrays.
             flags = (self, "uncounted", False), (self, "samples", None)
             deque(chain(starmap(setitem, arrays), starmap(setattr, flags)), maxlen=0)
 
+    @undisturbed
+    def moments_now(self) -> NDArray:
+        """A copy of `both`; its device is current."""
+        return self.both.copy()
+
+    @undisturbed
     def copy(self) -> Running:
         """Everything as it is at one moment."""
-        with self.lock, self._current():
+        with self._current():
             samples = None if self.samples is None else self.samples.copy()
             return Running(self._moments().copy(), self.counters.copy(), *self._settings(), samples)
 
@@ -70,27 +103,31 @@ class Running:
         moments, counters, samples = (_device.moved(array, device) for array in arrays)
         return Running(moments, counters, *self._settings(), samples)
 
+    @undisturbed
     def count_each(self) -> NDArray:
-        """`samples`, which is there from now on. Who holds the lock calls it; nothing waits for a GPU."""
+        """`samples`, which is there from now on. Nothing waits for a GPU."""
         if self.samples is None:
             each = _device.library(_device.of(self.both)).zeros(self.mean.shape)
             each += self.counters[SAMPLES]
             self.samples = each
         return self.samples
 
+    @undisturbed
     def assign(self, array: NDArray, values: NDArray) -> None:
         """Put values from elsewhere into mean or var."""
-        with self.lock, self._current():
+        with self._current():
             self.uncounted = self.uncounted or not np.any(_device.host(self.num_samples()))
             array[...] = values
 
     def counter(self, place: int) -> int:
         """Waits for a GPU."""
-        return int(self.counters[place])
+        with self._current():
+            return int(self.counters[place])
 
+    @undisturbed
     def num_samples(self) -> int | NDArray[np.float64]:
         """One number where all channels have seen the same whole number of values. Waits for a GPU."""
-        with self.lock, self._current():
+        with self._current():
             each = self.samples
             if each is None:
                 return self.counter(SAMPLES)
@@ -98,12 +135,14 @@ class Running:
             alike = values.size > 0 and (values == values.flat[0]).all() and float(values.flat[0]).is_integer()
             return int(values.flat[0]) if alike else each.copy()
 
+    @undisturbed
     def set_counter(self, place: int, value: int) -> None:
-        with self.lock, self._current():
+        with self._current():
             self.counters[place] = value
 
+    @undisturbed
     def set_samples(self, value: int | NDArray[np.float64]) -> None:
-        with self.lock, self._current():
+        with self._current():
             if isinstance(value, int):
                 self.counters[SAMPLES], self.samples = value, None
             else:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from nbnorm import _device
-from nbnorm._running import SKIPPED, Running
+from nbnorm._running import SKIPPED, Running, undisturbed
 
 _CHANGING = ("_gamma", "_beta", "_running")
 
 
+@undisturbed
 def taken(own: dict[str, Any]) -> dict[str, Any]:
     """Of the attributes of a state."""
-    with Running.lock, _device.current(own["_device"]):
+    with _device.current(own["_device"]):
         return {name: value.copy() if name in _CHANGING and value is not None else value for name, value in own.items()}
 
 

@@ -178,18 +178,21 @@ def interrupts(number):
     nbnorm.batch_norm_inference(
         offsets, state
     )  # its module is imported here: below that would be interrupted each time
-    while hits < int(number):
+
+    def train():  # a loop right in the `try` would be no part of it where it begins anew (Python 3.14)
         x = offsets + (state.num_batches + 1)
-        delay = rng.uniform(5e-6, 80e-6)
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 80e-6))
+        while True:
+            nbnorm.batch_norm_training(x, state, out=out)
+            x += 1
+            nbnorm.batch_norm_inference(x, state, out=out)
+            if state.num_batches > 50:
+                state.reset_running()
+                x = offsets + 1
+
+    while hits < int(number):
         try:
-            signal.setitimer(signal.ITIMER_REAL, delay)
-            while True:
-                nbnorm.batch_norm_training(x, state, out=out)
-                x += 1
-                nbnorm.batch_norm_inference(x, state, out=out)
-                if state.num_batches > 50:
-                    state.reset_running()
-                    x = offsets + 1
+            train()
         except Interrupt:
             hits += 1
         torn += not is_whole(copy.copy(state))

@@ -55,7 +55,7 @@ def temperatures(rng, chunks=None, dtype="float64", gaps=True):
         x[rng.random(x.shape) < 0.2] = np.nan
         x[:, 0, 0], x[:, 1, 1] = np.nan, 0.1
     coords = {
-        "time": np.datetime64("2020-01-01", "D") + np.arange(20),
+        "time": (np.datetime64("2020-01-01", "D") + np.arange(20)).astype("datetime64[ns]"),
         "lat": np.linspace(-60, 60, 4),
         "height": ("lat", [1.0, 2, 3, 4]),
         "season": ("time", ["winter"] * 20),
@@ -75,6 +75,7 @@ def near(found, expected):
 @every_dim
 @every_array
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # Dask's, of a channel without a value
+@pytest.mark.filterwarnings("ignore:Degrees of freedom")  # older xarrays', of a single value
 def test_statistics_of_what_is_there(dim, chunks, rng):
     da = temperatures(rng, chunks)
     stats = nx.batch_stats(da, dim)
@@ -91,6 +92,7 @@ def test_statistics_of_what_is_there(dim, chunks, rng):
 @every_dim
 @every_array
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # Dask's, of a channel without a value
+@pytest.mark.filterwarnings("ignore:Degrees of freedom")  # older xarrays', of a single value
 def test_there_and_back(dim, chunks, rng):
     da = temperatures(rng, chunks)
     da.encoding = {"dtype": "int16", "scale_factor": 0.1}

@@ -36,9 +36,7 @@ def renormalize(
     rmax: float, dmax: float, rows: Array,
 ) -> None:  # fmt: skip
     """rows (5, C) from the mean and m2 of the batch and from the running statistics."""
-    with running.lock:  # the statistics of one moment
-        both = running.both.copy()
-    correct(stats, both, as_parameter(gamma), as_parameter(beta), eps, count, rmax, dmax, rows)
+    correct(stats, running.moments_now(), as_parameter(gamma), as_parameter(beta), eps, count, rmax, dmax, rows)
 
 
 def renormalized_gradients(rows: Array, sums: Array, dgamma: Array | None, dbeta: Array | None) -> None:

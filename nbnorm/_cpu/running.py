@@ -18,21 +18,21 @@ from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.threads import workers_for
-from nbnorm._running import Running
+from nbnorm._running import Running, undisturbed
 
 
+@undisturbed
 def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
-    with running.lock:
-        ddof, both, counters = running.ddof, running.both, running.counters
-        samples = running.samples if count is not None else running.count_each()
-        samples = samples if samples is None else samples.reshape(-1)
-        if running.skip_nonfinite:
-            commit_finite(stats, count, POOLED if momentum is None else momentum, ddof, both, counters, samples)
-        elif momentum is None:
-            commit_pooled(stats, count, ddof, both, counters, samples)
-        else:
-            commit_running(stats, count, momentum, ddof, both, counters, samples)
+    ddof, both, counters = running.ddof, running.both, running.counters
+    samples = running.samples if count is not None else running.count_each()
+    samples = samples if samples is None else samples.reshape(-1)
+    if running.skip_nonfinite:
+        commit_finite(stats, count, POOLED if momentum is None else momentum, ddof, both, counters, samples)
+    elif momentum is None:
+        commit_pooled(stats, count, ddof, both, counters, samples)
+    else:
+        commit_running(stats, count, momentum, ddof, both, counters, samples)
 
 
 def stats_of(mean: Array, m2: Array, count: Array | None) -> Array:
@@ -55,8 +55,7 @@ def running_forward(
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     # Statistics, parameters, coefficients, and tables of columns.
     scratch = np.empty((4 + OF_ONE) * C + workers * (OF_ONE * cut.width + plan.LANES))
-    with running.lock:  # the statistics of one moment; a copy, so that no call holds the lock for its kernel
-        scratch[: 2 * C] = running.both
+    scratch[: 2 * C] = running.moments_now()  # a copy, so that no call keeps others waiting for its kernel
     if cut.K:
         running_columns(
             x, residual, slope, y, scratch, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.streaming,

@@ -30,8 +30,7 @@ from nbnorm._running import Running
 
 def commit(running: Running, momentum: float | None, stats: Array, count: float | None) -> None:
     """Fold a batch into the running statistics and count it, in one step that cannot fail."""
-    with running.lock:  # two threads would make counts for each channel twice
-        samples = running.samples if count is not None else running.count_each()
+    samples = running.samples if count is not None else running.count_each()
     if samples is not None:  # which `reset` lets go of
         samples = kept(samples)
     commit_batch(

@@ -124,8 +124,7 @@ def batch_norm_inference(
     """
     axes = _graph.checked_beside(state, x, axis)
     running = state._demand_running()
-    with running.lock:  # the statistics of one moment
-        mean, var = running.mean.copy(), running.var.copy()
+    mean, var = running.moments_now().reshape(2, *running.mean.shape)
     _options.activation(activation)
     residual = None if residual is None else _graph.like_x("residual", residual, x, "x")
     of_channels = [_graph.of_channels(array, x, axes) for array in (mean, var, state.gamma, state.beta)]

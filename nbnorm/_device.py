@@ -91,7 +91,9 @@ def of(array: Any) -> str:
 
 def host(array: Any) -> Any:
     """A CuPy array as a NumPy array; anything else as NumPy understands it."""
-    return np.asarray(array) if of(array) == "cpu" else array.get()
+    place = of(array)
+    with current(place):  # `get` takes the stream of the device that is current, whatever the array's is
+        return np.asarray(array) if place == "cpu" else array.get()
 
 
 def moved(array: Any, device: str) -> Any:

@@ -33,8 +33,9 @@ def values(X: Any, scaler: Any) -> NDArray:
     """X as an array of floats: itself if it is one."""
     if isinstance(X, np.ndarray) or _device.of(X) != "cpu":
         kernels_for("X", X)  # refuses masked arrays, whose mask would be ignored
-    if _device.of(X) != "cpu":
-        return X.astype(np.float64) if X.dtype.kind in "biu" else X
+    if (place := _device.of(X)) != "cpu":
+        with _device.current(place):  # where CuPy puts what it makes
+            return X.astype(np.float64) if X.dtype.kind in "biu" else X
     refuse_lazy("X", X, "partial_fit of each block, nbnorm.xarray, or X.compute()")
     native = X.dtype.newbyteorder("=") if isinstance(X, np.ndarray) and not X.dtype.isnative else None
     if native in _arguments.NATIVE:
@@ -66,7 +67,8 @@ def attribute(name: str, value: Any, option: str) -> NDArray:
         known = False
     if not known:
         raise ValueError(f"{name} is {_arguments.short(value)}; expected a real number for each channel")
-    return array.astype(np.float64, copy=False)  # of fewer digits 1/scale_ would have as few
+    with _device.current(_device.of(array)):
+        return array.astype(np.float64, copy=False)  # of fewer digits 1/scale_ would have as few
 
 
 def for_all(name: str, array: NDArray | None, channels: NDArray) -> NDArray | None:

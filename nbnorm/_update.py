@@ -25,7 +25,8 @@ def fold_in(stats: BatchStats, running: Running, momentum: float | None) -> None
         As `BatchNormState.update`; nothing has changed.
     """
     kernels = kernels_for("stats.mean", stats.mean)
-    for name, array in (("stats.mean", stats.mean), ("stats.m2", stats.m2)):
+    of_each = (("stats.count", stats.count),) if getattr(stats.count, "ndim", 0) else ()
+    for name, array in (("stats.mean", stats.mean), ("stats.m2", stats.m2), *of_each):
         kernels_on(name, array, _device.of(running.both), "the state", 'state.to("{found}")')
     if momentum is None:
         running.demand_count()

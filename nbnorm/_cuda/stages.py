@@ -147,7 +147,7 @@ def keep_signs(stats: Array, gamma: Array | None, beta: Array | None, eps: float
 def _keep(coef: Array, stats: Array) -> None:
     """The map of x for signs."""
     C = stats.shape[1]
-    stats[SIGN_SCALE:] = coef[SCALE * C : (SHIFT + 1) * C].reshape(-1, C)
+    stats[SIGN_SCALE:] = coef[SCALE * C : (SHIFT + 1) * C].reshape(2, C)
 
 
 def backward(

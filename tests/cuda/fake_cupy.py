@@ -71,6 +71,11 @@ class ndarray(np.ndarray):
         """On the current device."""
         return _at_a_boundary(_plain(self).copy(order))
 
+    def astype(self, dtype, order="K", copy=True):
+        """On the current device too."""
+        same = self.dtype == dtype and not copy
+        return self if same else _at_a_boundary(_here(self).astype(dtype, order))
+
     def __array_function__(self, function, kinds, args, kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
@@ -87,8 +92,8 @@ class ndarray(np.ndarray):
         return _view(_plain(self)[index], self)
 
     def __setitem__(self, index, value):
-        if isinstance(value, np.ndarray) and not isinstance(value, ndarray):
-            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and not isinstance(value, ndarray)):
+            raise TypeError(f"Unsupported type {type(value)}")
         _here(self)[index] = _here(value)
 
 

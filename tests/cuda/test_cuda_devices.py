@@ -190,11 +190,34 @@ def test_a_scaler(cupy, rng):
             TypeError, match=r"mean_ is a numpy.ndarray but the scaler is on cuda:1; use an array there"
         ):
             scaler.transform(second)
-    scaler.mean_ = on(cupy, 1, np.array(0.0))
+    whole = on(cupy, 1, np.arange(36, dtype=np.int16).reshape(12, 3))
+    of_whole = sklearn.StandardScaler().fit(whole)
+    assert {a.device.id for a in (of_whole.mean_, of_whole.transform(whole))} == {1}
+    assert of_whole.mean_.get().tolist() == [16.5, 17.5, 18.5]
+    scaler.mean_ = on(cupy, 1, np.array(0.0, np.float32))
     assert (np.isnan(x) | (np.abs(scaler.transform(second).get() - x / host.scale_) <= 2.0**-52 * sizes)).all()
     weighted = sklearn.StandardScaler().fit(second, sample_weight=on(cupy, 1, np.arange(12.0)))
     w = np.where(np.isnan(x), 0, np.arange(12.0)[:, None])
     assert_stat_close(weighted.mean_.get(), reference.weighted_stats(x, w)[1])
+
+
+def test_what_goes_to_the_host_goes_by_the_stream_of_its_device(cupy, rng, monkeypatch, tmp_path):
+    """CuPy takes that of the device that is current, which does not wait for what another one still writes."""
+    x, own, read = on(cupy, 1, sample(rng, (12, 3))), random_state(rng, 3), []
+
+    def get(array, real=cupy.ndarray.get):
+        assert array.device.id == cupy.cuda.runtime.getDevice(), "read on the stream of another device"
+        read.append(array.size)
+        return real(array)
+
+    monkeypatch.setattr(cupy.ndarray, "get", get)
+    state = own.to("cuda:1")
+    nbnorm.batch_norm_training(x, state)
+    assert (state.num_batches, state.num_samples, state.num_skipped) == (own.num_batches + 1, own.num_samples + 12, 0)
+    assert snapshot(state.to("cpu")) == snapshot(pickle.loads(pickle.dumps(state)).to("cpu"))
+    state.save(tmp_path / "state.npz")
+    assert snapshot(nbnorm.BatchNormState.load(tmp_path / "state.npz")) == snapshot(state.to("cpu"))
+    assert len(read) > 4
 
 
 def test_an_array_with_names(cupy, rng):

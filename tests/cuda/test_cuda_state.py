@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 from common import random_state, same_bits, sample, snapshot
+from conftest import SIMULATED
 from tolerance import assert_stat_close
 
 import nbnorm
@@ -242,6 +243,10 @@ def test_counts_and_empty_parts(cupy):
         state.update(piece)
     assert (state.running_mean.get().tolist(), state.running_var.get().tolist()) == ([1e160], [0])
     assert (state.num_batches, state.num_samples) == (3, 4)
+    before = bits(state)
+    with pytest.raises(TypeError, match=r"stats\.count is a numpy\.ndarray but the state is on cuda:0"):
+        state.update(full._replace(count=np.full(1, 4.0)))
+    assert bits(state) == before
     for parts in ((empty, full), (full, empty), (empty, full, empty)):
         assert [part.get().tobytes() for part in nbnorm.merge_stats(*parts)] == [p.get().tobytes() for p in full]
 
@@ -299,6 +304,7 @@ def test_fold_on_the_gpu(cupy, after, rng):
         nbnorm.fold(cupy.asarray(weight), bias, state.to("cuda"))
 
 
+@pytest.mark.skipif(not SIMULATED, reason="ONLY THE SIMULATOR takes a stream that is none (test_gpu_only.py has one)")
 def test_what_waits_is_refused_in_a_capture(cupy, rng, monkeypatch):
     """Before any kernel of ours, so that the capture can go on."""
     x, own = cupy.asarray(sample(rng, (12, 3))), random_state(rng, 3).to("cuda")

@@ -245,6 +245,8 @@ def test_empty_arrays(cupy):
     none = nbnorm.BatchNormState(0, device="cuda")
     assert nbnorm.batch_norm_training(cupy.zeros((4, 0)), none)[0].shape == (4, 0)
     assert (none.num_batches, none.num_samples) == (1, 4)
+    y, saved = nbnorm.batch_norm_training(cupy.zeros((4, 0)), none, activation="relu")
+    assert (y.shape, nbnorm.batch_norm_backward(y, saved).dx.shape) == ((4, 0), (4, 0))
     stats = nbnorm.batch_stats(cupy.zeros((0, 3)))
     assert (float(stats.count), stats.m2.get().tolist()) == (0.0, [0] * 3)
 

@@ -52,17 +52,20 @@ def test_a_hundred_runs_whose_origins_move_give_the_same_bits(cupy, rng, shape):
 
 def test_a_capture_goes_on_after_a_call_that_would_wait(cupy, rng):
     x, own = cupy.asarray(sample(rng, (12, 3))), nbnorm.BatchNormState(3, device="cuda")
-    where, stream = cupy.ones((12, 1), bool), cupy.cuda.Stream(non_blocking=True)
+    where, weights = cupy.ones((12, 1), bool), cupy.ones((12, 1), np.float32)
+    _, saved = nbnorm.batch_norm_training(x, own, where=where, update_running=False)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
     with stream:
-        expected = nbnorm.batch_norm_inference(x, own).get()
+        expected = nbnorm.batch_norm_inference(x, own).get(), nbnorm.batch_norm_backward(x, saved).dx.get()
         stream.begin_capture()
-        for options in {"where": where}, {"weights": where.astype(np.float32)}:
+        for options in {"where": where}, {"weights": weights}, {"nan": "omit"}:
             with pytest.raises(RuntimeError, match="waits for the GPU"):
                 nbnorm.batch_norm_training(x, own, **options)
-        y = nbnorm.batch_norm_inference(x, own)
+        y, dx = nbnorm.batch_norm_inference(x, own), nbnorm.batch_norm_backward(x, saved).dx
         stream.end_capture().launch(stream)
         stream.synchronize()
-    assert y.get().tobytes() == expected.tobytes()
+    assert [y.get().tobytes(), dx.get().tobytes()] == [a.tobytes() for a in expected]
     assert own.num_batches == 0
 
 

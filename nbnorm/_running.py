@@ -30,13 +30,12 @@ def undisturbed(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
     @wraps(function)
     def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        lock = Running.lock
         try:
-            lock.acquire()
+            Running.lock.acquire()
             return function(*args, **kwargs)
         finally:
             try:  # noqa: SIM105  contextlib.suppress would be a call before it
-                lock.release()
+                Running.lock.release()
             except RuntimeError:  # a signal came while this thread was waiting for it
                 pass
 
@@ -203,13 +202,10 @@ class Running:
         return Running, (self._moments(), self.counters, *self._settings(), self.samples)
 
 
-def _after_fork_in_child() -> None:
-    Running.lock = threading.RLock()
-
-
 if hasattr(os, "register_at_fork"):
+    # None of these is a Python function, which a signal of the time of the fork would end before its first line.
     os.register_at_fork(
-        before=lambda: Running.lock.acquire(),
-        after_in_parent=lambda: Running.lock.release(),
-        after_in_child=_after_fork_in_child,
+        before=Running.lock.acquire,
+        after_in_parent=Running.lock.release,
+        after_in_child=Running.lock._at_fork_reinit,  # type: ignore[attr-defined]  # as the standard library's locks
     )

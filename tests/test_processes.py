@@ -120,6 +120,30 @@ def test_a_child_forked_while_another_thread_trains_has_a_whole_state_and_a_free
     assert json.loads(done.stdout)["digests"] == [["[0]"]], done.stderr
 
 
+INTERRUPTED_FORK = """
+import ctypes, functools, os, signal, threading
+interrupt = functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)  # Python notices a little later
+os.register_at_fork(after_in_parent=interrupt)
+from nbnorm._running import Running
+found = []
+try:
+    if os.fork() == 0:
+        os._exit(0)
+except KeyboardInterrupt:
+    found.append("interrupted")
+other = threading.Thread(target=lambda: found.append(Running.lock.acquire(blocking=False)))
+other.start()
+other.join()
+print(found)
+"""
+
+
+@needs_fork
+def test_a_signal_at_the_time_of_a_fork_leaves_the_lock_free():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_FORK], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout == "['interrupted', True]\n", done.stderr
+
+
 @needs_fork
 @needs_openmp
 @pytest.mark.parametrize(

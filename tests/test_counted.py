@@ -327,6 +327,39 @@ def test_shards_with_masks_of_their_own(shape, rng):
     check_shards("float32", "where, all of x", shape, "local", False, rng)
 
 
+@pytest.mark.parametrize("param_grads", ["local", "global"])
+@pytest.mark.parametrize("activation", [None, pytest.param("relu", marks=pytest.mark.exhaustive("kernels of its own"))])
+def test_a_rank_without_a_mask_beside_others_with_one(param_grads, activation, rng):
+    x, dy, where = sample(rng, (9, 3, 70)), sample(rng, (9, 3, 70)), rng.random((9, 3, 70)) < 0.65
+    bounds, state, where[5:] = [0, 3, 5, 9], random_state(rng, 3, momentum=0.25), True
+
+    def work(rank, sync):
+        own, part = copy.deepcopy(state), slice(bounds[rank], bounds[rank + 1])
+        counting = {} if rank == 2 else {"where": where[part]}
+        y, saved = training(x[part], own, sync=sync, activation=activation, **counting)
+        return own, y, nbnorm.batch_norm_backward(dy[part], saved, param_grads=param_grads)
+
+    ranks = work_of(run(3, work))
+    w = where.astype(float)
+    batch = reference.weighted_training(x, w, state.gamma, state.beta, state.eps)
+    g = reference.gated(dy, batch.y, activation).astype(np.float32)
+    exact = reference.weighted_backward(g, x, w, state.gamma, state.eps)
+    assert_close(np.concatenate([y for _, y, _ in ranks]), reference.beside(batch.y, None, activation))
+    assert_close(np.concatenate([found.dx for *_, found in ranks[:2]]), exact.dx[:5])
+    # Without a mask dx is computed in float32, from terms about as large as where all of the batch counts.
+    terms = reference.backward(g, x, state.gamma, state.eps).terms
+    assert (np.abs(ranks[2][2].dx - exact.dx[5:]) <= 2.0**-22 * terms[5:]).all()
+    for name in ("dgamma", "dbeta"):
+        parts = [getattr(found, name) for *_, found in ranks]
+        assert_parts_close(parts[:1] if param_grads == "global" else parts, getattr(exact, name))
+    m2 = batch.var * batch.count
+    new = reference.moving_average(state.running_mean, state.running_var, batch.mean, m2, batch.count, 0.25)
+    for own, *_ in ranks:
+        assert_stat_close(own.running_mean, new[0])
+        assert_stat_close(own.running_var, new[1])
+        assert snapshot(own) == snapshot(ranks[0][0])
+
+
 @pytest.mark.values_at_most("test_parallel_sync has the exchange, test_a_step_equals_the_definition the forms")
 @pytest.mark.exhaustive("test_shards_with_masks_of_their_own")
 @pytest.mark.parametrize("form", KINDS)
@@ -683,9 +716,23 @@ def one_channel_short(values):
 def test_a_channel_needs_values_that_count(given, momentum, use_running, values):
     """More than one where a moving average takes their variance, one where they are pooled or normalize."""
     where, options = one_channel_short(values), {"use_running": use_running, "out": given.out}
-    given.state.momentum = momentum
+    state = given.state
+    state.momentum, state.num_samples = momentum, 0
+    running, of_beta = (state.running_mean.copy(), state.running_var.copy()), state.beta[1]
     if values > (1 if momentum is not None else 0):
-        training(given.x, given.state, where=where, **options)
+        y, _ = training(given.x, state, where=where, **options)
+        count, mean, m2 = reference.weighted_stats(given.x, reference.counts(given.x, where))
+        if momentum is None:  # nothing was seen before: of one value there is no variance to be kept
+            new = mean, np.where(count > 1, m2 / np.maximum(count - 1, 1), running[1])
+        else:
+            new = reference.moving_average(*running, mean, m2, count, momentum)
+        assert_stat_close(state.running_mean, new[0])
+        assert_stat_close(state.running_var, new[1])
+        if values == 1 and not use_running:
+            assert y[0, 1, 0] == of_beta
+            biased = nbnorm.BatchNormState(3, momentum=None, unbiased=False)
+            training(given.x, biased, where=where)
+            assert_stat_close(biased.running_var, m2 / count)
         return
     purpose = "updating the running statistics" if use_running else "training"
     refuse(
@@ -696,6 +743,40 @@ def test_a_channel_needs_values_that_count(given, momentum, use_running, values)
         "channel 1 has fewer: leave",
     )
     training(given.x, given.state, where=where, use_running=True, update_running=False)
+
+
+@pytest.mark.parametrize(("momentum", "ghost"), [(0.1, None), (None, None), (0.1, 4)])
+def test_a_channel_whose_own_weights_are_0_is_refused(given, momentum, ghost):
+    given.state.momentum = momentum
+    step = {"weights": np.array([1.0, 0, 1])[:, None], "out": given.out, "ghost": ghost}
+    refuse(given, lambda: training(given.x, given.state, **step), ValueError, "channel 1 has less")
+
+
+@pytest.mark.parametrize("ghost", [None, 4])
+def test_a_value_that_counts_is_enough_where_nothing_is_folded_in(given, ghost):
+    """Of two ranks together, and of each ghost batch: its y is beta."""
+    x, before = given.x, snapshot(given.state)
+    where = np.ones(x.shape, bool)
+    where[:, 1] = False
+    where[0 if ghost is None else [0, 4], 1, 0] = True
+    exact = np.concatenate(
+        [
+            reference.weighted_training(x[part], where[part].astype(float), given.state.gamma, given.state.beta).y
+            for part in ([slice(8)] if ghost is None else [slice(4), slice(4, 8)])
+        ]
+    )
+
+    def work(rank, sync):
+        part = slice(4 * rank, 4 * rank + 4)
+        return training(x[part], given.state, update_running=False, where=where[part], sync=sync)[0]
+
+    if ghost is None:
+        y = np.concatenate(work_of(run(2, work)))
+    else:
+        y, _ = training(x, given.state, update_running=False, where=where, ghost=ghost)
+    assert_close(y, exact)
+    assert (y[:, 1][where[:, 1]] == given.state.beta[1]).all()
+    assert snapshot(given.state) == before
 
 
 @pytest.mark.exhaustive("kernels for weights alone")
@@ -827,15 +908,20 @@ def test_copies_of_saved_give_the_same_gradients(rng):
     assert_stat_close(saved.var, reference.weighted_training(x, w).var)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_any_number_of_threads_gives_the_same_bits(threads, rng):
-    x, dy = sample(rng, (9, 6, 80, 80)), sample(rng, (9, 6, 80, 80))
-    where, results = rng.random((9, 1, 80, 80)) < 0.6, []
-    for number in (1, threads):
+@pytest.mark.parametrize(
+    ("shape", "of_where"),
+    [((9, 6, 80, 80), (9, 1, 80, 80)), ((20_001, 17), (20_001, 17)), ((65, 2_500), (65, 2_500))],
+    ids=str,
+)
+def test_any_number_of_threads_gives_the_same_bits(shape, of_where, rng):
+    x, dy = sample(rng, shape), sample(rng, shape)
+    where, results = rng.random(of_where) < 0.6, []
+    state = random_state(rng, shape[1], dtype="float64")  # dgamma and dbeta show more bits of sums than y and dx do
+    for number in (1, 2):
         nbnorm.set_num_threads(number)
         try:
-            y, saved = nbnorm.batch_norm_training(x, nbnorm.BatchNormState(6), where=where)
-            results.append((y, *nbnorm.batch_norm_backward(dy, saved)))
+            y, saved = nbnorm.batch_norm_training(x, state, where=where, update_running=False)
+            results.append((y, saved.mean, saved.inv_std, *nbnorm.batch_norm_backward(dy, saved)))
         finally:
             nbnorm.set_num_threads(None)
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))

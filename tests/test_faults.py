@@ -239,15 +239,24 @@ def test_a_copy_made_while_another_thread_assigns_is_of_one_moment(name):
     assert torn == 0
 
 
+ROWS = np.eye(3, dtype=np.float32)
 WAITING = {
     **COPIES,
-    "training": lambda state: nbnorm.batch_norm_training(np.eye(3, dtype=np.float32), state),
+    "training": lambda state: nbnorm.batch_norm_training(ROWS, state),
+    "frozen training": lambda state: nbnorm.batch_norm_training(ROWS, state, use_running=True, update_running=False),
+    "renormalization": lambda state: nbnorm.batch_norm_training(
+        ROWS, state, renorm=nbnorm.Renorm(2, 1), update_running=False
+    ),
+    "update": lambda state: state.update(nbnorm.batch_stats(ROWS)),
+    "assignment": lambda state: setattr(state, "running_var", [1.0, 2.0, 3.0]),
     "reset": lambda state: state.reset_running(),
+    "samples": lambda state: state.num_samples,
+    "assigned samples": lambda state: setattr(state, "num_samples", 6),
+    "assigned batches": lambda state: setattr(state, "num_batches", 2),
 }
 
 
-@pytest.mark.parametrize("call", WAITING.values(), ids=WAITING)
-def test_whatever_reads_or_changes_a_state_waits_for_its_turn(call):
+def assert_waits_for_its_turn(call):
     state = nbnorm.BatchNormState(3)
     call(state)  # compiled now
     with ThreadPoolExecutor(1) as other:
@@ -255,3 +264,8 @@ def test_whatever_reads_or_changes_a_state_waits_for_its_turn(call):
             waiting = other.submit(call, state)
             assert wait([waiting], timeout=0.1).not_done == {waiting}
         waiting.result(timeout=60)
+
+
+@pytest.mark.parametrize("call", WAITING.values(), ids=WAITING)
+def test_whatever_reads_or_changes_a_state_waits_for_its_turn(call):
+    assert_waits_for_its_turn(call)

@@ -18,6 +18,7 @@ from common import (
 from tolerance import DTYPES, assert_close, assert_stat_close, dtype_of, needs_bfloat16, needs_wide
 
 import nbnorm
+from nbnorm._cpu import plan
 
 
 class Case(NamedTuple):
@@ -205,6 +206,42 @@ def test_float64_keeps_what_adding_up_the_chunks_of_a_channel_loses(rng):
     x = np.tile([2.0**-34.1, -(2.0**-34.1)], (160 * 256, 1, 64))
     x[0, 0, :2] = 1.0, -0.25
     check_forward(x, random_state(rng, 1, eps=1e-30))
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Many blocks of rows in a table that has few."""
+    monkeypatch.setattr(plan, "BLOCK", 0)
+    plan.columns.cache_clear()
+    plan.blocks.cache_clear()
+    yield
+    plan.columns.cache_clear()
+    plan.blocks.cache_clear()
+
+
+# Of 64 values each: segments of a channel, 32 rows of two channels, which are summed side by side, and rows of 64.
+of_rows = pytest.mark.parametrize("shape", [(5_120, 1, 64), (163_840, 2), (5_120, 64)], ids=str)
+
+
+@needs_wide
+@of_rows
+def test_float64_keeps_what_adding_up_small_squares_loses(shape, rng, short_blocks):
+    """One value makes up the variance. The others have nearly half a unit of it each, in its lane or column and, once
+    in each, in other blocks. The origin is 0.
+    """
+    rows = np.zeros((5_120, 64))
+    rows[1:64] = rows[64::64] = 2.0**-26.51
+    rows[0, : shape[1]] = 1.0
+    check_forward(rows.reshape(shape), random_state(rng, shape[1], eps=1e-30))
+
+
+@needs_wide
+@of_rows
+def test_float64_keeps_what_adding_up_large_sums_loses(shape, rng):
+    """Nearly half a unit of what a lane or column has in the end, each time. The origin is 0."""
+    rows = np.zeros((5_120, 64))
+    rows[3_072:] = 1 + 2.0**-44.1
+    check_forward(rows.reshape(shape), random_state(rng, shape[1]))
 
 
 BAD = {"nan": [np.nan, 1], "inf": [1, np.inf], "-inf": [-np.inf, 1], "both inf": [np.inf, -np.inf]}

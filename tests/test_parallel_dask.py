@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 from common import random_state, same_bits, sample
+from test_faults import assert_waits_for_its_turn
 from tolerance import assert_close, assert_stat_close, dtype_of
 
 import nbnorm
@@ -215,6 +216,11 @@ def test_the_graph_keeps_the_state_of_its_making(threads, rng):
     state.gamma *= 2
     state.running_mean += 1
     assert same_bits(y.compute(), expected)
+
+
+def test_a_graph_of_inference_waits_for_its_turn_with_the_state():
+    x = da.ones((6, 3), chunks=2)
+    assert_waits_for_its_turn(lambda state: nd.batch_norm_inference(x, state))
 
 
 def test_workers_use_the_threads_they_are_given(client):

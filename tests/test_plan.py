@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
-from common import check_inference, check_step, random_state, sample
+import reference
+from common import check_backward, check_forward, check_inference, check_step, random_state, sample
+from test_activation import check as check_beside
+from test_counted import check_counted
 
 import nbnorm
 from nbnorm._cpu import plan, stages, threads
@@ -171,6 +174,38 @@ def test_no_cut_of_a_map_changes_a_bit(by_columns, shape, streaming, dtype, rng,
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)  # several workers, where there are several threads
     for found, right in zip(results(), expected):
         np.testing.assert_array_equal(found.view(np.uint8), right.view(np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(5, 10_000), (3, 1_300, 7)], ids=str)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_coefficients_of_wide_rows_are_spread_part_by_part(shape, streaming, rng, monkeypatch, uncut):
+    """More columns than tables have; each channel has numbers of its own."""
+    monkeypatch.setattr(plan, "streams", lambda nbytes: streaming)
+    plan.mapping.cache_clear()
+    assert plan.mapping(2, 4, *shape, *(1,) * (3 - len(shape))).K > plan.MAP_WIDTH
+    x, dy, residual = (sample(rng, shape) for _ in range(3))
+    state = random_state(rng, shape[1])
+    running = state.running_mean.copy(), state.running_var.copy()
+    check_inference(x, state)
+    _, saved = check_forward(x, state, use_running=True)
+    check_backward(dy, saved, state, running)
+    for beside in (None, residual):
+        check_beside(x, dy, beside, "relu", state, 1, use_running=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "streaming"), [((200, 96, 3, 3), False), ((300, 1_024), False), ((300, 2_500), True)], ids=str
+)  # two blocks of rows in cache; rows that are mapped one by one, in several panels
+@pytest.mark.parametrize(
+    "weighted", [False, pytest.param(True, marks=pytest.mark.exhaustive("kernels of their own; a mask"))]
+)
+def test_a_mask_of_all_values_is_read_where_the_values_are(shape, streaming, weighted, rng, monkeypatch, uncut):
+    monkeypatch.setattr(plan, "streams", lambda nbytes: streaming)
+    plan.mapping.cache_clear()
+    x, dy, counting = sample(rng, shape), sample(rng, shape), {"where": rng.random(shape) < 0.7}
+    if weighted:
+        counting["weights"] = rng.uniform(0.5, 3, shape)
+    check_counted(x, dy, reference.counts(x, **counting), random_state(rng, shape[1]), counting, 1)
 
 
 @pytest.mark.parametrize("S", [33, 49, 1100])

@@ -204,6 +204,17 @@ def test_a_batch_that_is_not_finite_is_skipped(momentum, value, rng):
         assert np.isfinite(guarded.running_mean).all()
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_masked_batch_that_is_finite_is_counted_in_each_channel(momentum, rng):
+    x, where = sample(rng, (6, 3, 7)), rng.random((6, 3, 7)) < 0.6
+    guarded = nbnorm.BatchNormState(3, momentum=momentum, skip_nonfinite=True)
+    plain = nbnorm.BatchNormState(3, momentum=momentum)
+    for state in (guarded, plain):
+        nbnorm.batch_norm_training(x, state, where=where)
+    assert snapshot(guarded) == snapshot(plain)
+    assert guarded.num_samples.tolist() == where.sum((0, 2)).tolist()
+
+
 def train(state, x):
     nbnorm.batch_norm_training(x, state)
 

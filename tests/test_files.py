@@ -338,13 +338,15 @@ def test_a_layer_of_another_library_and_exact_pooling(tmp_path, rng):
     state.momentum = None
     with pytest.raises(ValueError, match="num_samples= to from_state_dict or load"):
         batch_norm_training(sample(rng, (6, 3)), state)
-    state = BatchNormState.load(path, "layer1.bn1.", num_samples=70)
-    state.momentum = None
-    batch_norm_training(sample(rng, (6, 3)), state)
-    assert (state.num_batches, state.num_samples) == (8, 76)
+    counted = {"prefix": "layer1.bn1.", "num_samples": 70}
+    for state in (BatchNormState.load(path, **counted), BatchNorm.load(path, **counted).state):
+        state.momentum = None
+        batch_norm_training(sample(rng, (6, 3)), state)
+        assert (state.num_batches, state.num_samples) == (8, 76)
     arrays = {name: np.ones((1, 3)) for name in ("running_mean", "running_var")}
     safetensors.numpy.save_file(arrays, path)
-    assert BatchNormState.load(path, num_features=(1, 3)).num_features == (1, 3)
+    for state in (BatchNormState.load(path, num_features=(1, 3)), BatchNorm.load(path, num_features=(1, 3)).state):
+        assert state.num_features == (1, 3)
 
 
 def test_what_a_network_does_not_store_can_be_said(given, tmp_path, rng):

@@ -175,6 +175,10 @@ def test_channels_on_several_axes(threads, rng):
     y, stats = dask.compute(y, saved.stats)
     assert_close(y, reference.training(x, state.gamma, state.beta, state.eps, (2, 0)).y, (2, 0))
     assert_stat_close(stats.mean, reference.stats(x, (2, 0))[1])
+    for axis in ((2, 0), -1):
+        (stats,) = dask.compute(nd.batch_stats(lazy, axis=axis))
+        for found, exact in zip(stats, reference.stats(x, axis), strict=True):
+            assert_stat_close(found, exact)
     y = nd.batch_norm_inference(lazy, state, axis=(2, 0)).compute()
     assert same_bits(y, nbnorm.batch_norm_inference(x, state, axis=(2, 0)))
 

@@ -180,6 +180,10 @@ def test_the_way_to_a_state_and_back(ddof, rng):
     assert (np.abs(found - expected) <= limit).all()
     again = StandardScaler.from_state(state)
     assert (again.ddof, again.axis, again.n_samples_seen_) == (ddof, -1, 50)
+    wide = scaler.to_state(eps=0.5)
+    exact = reference.inference(x, state.running_mean, state.running_var, eps=0.5)
+    assert_close(nbnorm.batch_norm_inference(x, wide), exact)
+    assert wide.eps == 0.5
     both = np.concatenate([x, more])
     state.update(nbnorm.batch_stats(more))
     for pooled in (again.partial_fit(more), StandardScaler.from_state(state)):

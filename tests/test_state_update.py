@@ -76,6 +76,12 @@ GOOD = nbnorm.BatchStats(np.array(2.0), np.array([2.0, 3.0, 4.0]), np.array([2.0
     (GOOD._replace(count=np.array(np.nan)), ValueError, "stats.count is nan"),
     (GOOD._replace(count=np.array(-1.0)), ValueError, "stats.count is -1"),
     (GOOD._replace(count=np.array(2.0**53 + 2)), ValueError, "stats.count is 9.0072e+15"),
+    (GOOD._replace(count=np.array([2.0, 2.0])), ValueError, "stats.count is float64 of shape (2,)"),
+    (GOOD._replace(count=np.array([2j, 2, 2])), ValueError, "stats.count is complex128 of shape (3,)"),
+    (GOOD._replace(count=np.array([2.0, np.inf, 2.0])), ValueError, "stats.count has negative, infinite or NaN values"),
+    (GOOD._replace(count=np.array([2.0, np.nan, 2.0])), ValueError, "stats.count has negative, infinite or NaN values"),
+    (GOOD._replace(count=np.array([2.0, -2.0, 2.0])), ValueError, "stats.count has negative, infinite or NaN values"),
+    (GOOD._replace(count=np.array([2.0, 1.0, 2.0])), ValueError, "stats has a channel whose values count 1 times"),
     (GOOD._replace(count=np.array(1.0)), ValueError, "a moving average needs at least 2"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_and_changes_nothing(stats, error, text):

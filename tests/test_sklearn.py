@@ -192,6 +192,19 @@ def test_the_way_to_a_state_and_back(ddof, rng):
         assert pooled.n_samples_seen_ == 80
 
 
+@pytest.mark.parametrize(("axis", "others"), [(-1, (0, 1)), ((1, 2), 0)])
+def test_pieces_with_a_gap_and_without(axis, others, rng):
+    """Which have a count of each channel, and one of all."""
+    x = rng.normal(size=(9, 3, 4))
+    x[4, 1, 2] = np.nan
+    scaler = StandardScaler(axis=axis)
+    for piece in np.split(x, 3):
+        scaler.partial_fit(piece)
+    assert scaler.n_samples_seen_.tolist() == np.isfinite(x).sum(others).tolist()
+    assert near(scaler.mean_, np.nanmean(x, others))
+    assert near(scaler.var_, np.nanvar(x, others))
+
+
 def test_a_state_of_gaps_and_of_several_axes(rng):
     x = rng.normal(size=(6, 3, 4))
     x[0, 0, 0] = np.nan

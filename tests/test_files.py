@@ -173,6 +173,13 @@ def test_only_what_is_asked_for_is_read(tmp_path):
         tracemalloc.stop()
 
 
+def test_of_a_long_path_the_end_is_shown(given, tmp_path):
+    path = tmp_path / ("d" * 100) / "state.npz"
+    path.parent.mkdir()
+    path.write_bytes(b"junk")
+    refuse(given, lambda: BatchNormState.load(path), StateFileError, f"...{str(path)[-87:]}: is too short for a zip")
+
+
 def test_wrong_arguments_are_no_fault_of_the_file(given, tmp_path):
     for name in ("state", "state.npy", "state.npz.tmp", ".npz"):
         refuse(given, lambda n=name: given.state.save(tmp_path / n), ValueError, name, ".npz or .safetensors")

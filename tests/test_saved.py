@@ -62,6 +62,16 @@ def test_statistics_of_two_channel_axes_have_their_shape(rng):
     _, saved = training(x, random_state(rng, (3, 4)), axis=(1, 2))
     assert saved.var.shape == saved.stats.mean.shape == saved.stats.var.shape == (3, 4)
     assert_stat_close(saved.stats.var, reference.training(x, axis=(1, 2)).var)
+    where = np.ones(x.shape, bool)
+    where[0, 1, 2] = False
+    _, saved = training(x, random_state(rng, (3, 4)), axis=(1, 2), where=where)
+    exact = reference.weighted_training(x, reference.counts(x, where), axis=(1, 2))
+    assert saved.count.tolist() == where.sum(0).tolist()
+    for found, expected in (
+        (saved.mean, exact.mean), (saved.var, exact.var), (saved.stats.mean, exact.mean), (saved.stats.var, exact.var),
+        (saved.inv_std, 1 / np.sqrt(exact.var + reference.Wide(1e-5))),
+    ):  # fmt: skip
+        assert_stat_close(found, expected)
 
 
 def test_what_is_read_is_a_copy(rng):

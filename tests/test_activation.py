@@ -665,6 +665,11 @@ def test_the_layer_has_them_in_every_mode(mode, of_residual, rng):
     assert same_bits(layer.backward(dy), exact.dx)
     assert same_bits(layer.dgamma, exact.dgamma)
     assert same_bits(layer.dresidual, None if residual is None else exact.dresidual)
+    if residual is not None:
+        layer(x, residual=residual)
+        layer.backward(dy, dresidual_out=(place := np.empty_like(x)))
+        assert layer.dresidual is place
+        assert same_bits(place, exact.dresidual)
     layer(x)
     layer.backward(dy)
     assert layer.dresidual is None

@@ -616,6 +616,16 @@ def test_digits_stay_at_a_large_mean_under_any_mask(rng):
     check_counted(x, dy, w, state, {"where": where}, 1)
 
 
+@pytest.mark.parametrize(("shape", "kind"), [((5, 3, 70), "float64"), ((40, 33), "float32")], ids=str)
+def test_weights_of_the_other_byte_order(shape, kind, rng):
+    x, weights, found = sample(rng, shape), rng.uniform(0.5, 3, shape).astype(kind), []
+    for given in (weights, weights.astype(weights.dtype.newbyteorder())):
+        state = nbnorm.BatchNormState(shape[1])
+        y, _ = training(x, state, weights=given)
+        found.append((y, state.running_mean, *nbnorm.batch_stats(x, weights=given)))
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 70), (5, 3, 7), (40, 33)], ids=str)
 def test_where_all_true_is_no_mask(shape, rng):
     """y and the statistics of this cut to the bit; dx to rounding, as docs/numerics.md says."""
@@ -862,6 +872,22 @@ def test_pooling_with_masks_is_that_of_everything_at_once(rng, tmp_path):
     plain = nbnorm.batch_stats(x[:8])
     state.update(plain)
     assert np.array_equal(state.num_samples, count.astype(float) + 48)
+
+
+def test_counts_of_each_channel_are_copied_and_forgotten(rng):
+    x, where = sample(rng, (8, 3, 6)), rng.random((8, 3, 6)) < 0.6
+    state = nbnorm.BatchNormState(3, momentum=None)
+    state.update(nbnorm.batch_stats(x, where=where))
+    before, twin = snapshot(state), copy.copy(state)
+    twin.update(nbnorm.batch_stats(x, where=where))
+    for each in (state.num_samples, state.state_dict()["num_samples_tracked"]):
+        assert each.tolist() == where.sum((0, 2)).tolist()
+        each[...] = 7
+    assert snapshot(state) == before
+    state.reset_running()
+    state.update(plain := nbnorm.batch_stats(x))
+    assert np.asarray(state.num_samples).tolist() == 48
+    assert same_bits(state.running_mean, plain.mean)
 
 
 def test_merged_pieces_equal_the_whole(rng):

@@ -352,6 +352,15 @@ def test_forward_mode_writes_where_it_is_told(dtype, rng):
     assert same_bits(own, expected)
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 70), (40, 64)], ids=str)
+def test_forward_mode_may_write_over_x(shape, rng):
+    x, _, state, tangents = case(rng, shape, "float32")
+    saved, _ = run_forward(x, state, False)
+    expected = nbnorm.batch_norm_jvp(*tangents, saved)
+    assert nbnorm.batch_norm_jvp(*tangents, saved, out=x) is x
+    assert same_bits(x, expected)
+
+
 def test_empty_batches(rng):
     x, dy, state, (ddx, ddgamma, ddbeta) = case(rng, (6, 3, 4))
     x, dy, ddx = x[:0], dy[:0], ddx[:0]

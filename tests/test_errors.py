@@ -179,6 +179,13 @@ def test_axis_must_fit_x(given, axis, error):
         refuse(given, call, error, "axis")
 
 
+def test_true_is_no_axis_beside_1(given):
+    """Which is the same key of a dictionary."""
+    for call in (training, inference):
+        call(given.x, given.state, axis=1)
+        refuse(given, lambda call=call: call(given.x, given.state, axis=True), TypeError, "axis")
+
+
 def test_an_axis_out_of_range_is_a_value_error_as_well():
     assert issubclass(np.exceptions.AxisError, ValueError)
 

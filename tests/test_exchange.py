@@ -35,12 +35,14 @@ def node(momentum=None, epsilon=None, op_type="BatchNormalization", inputs=("x",
 
 
 def check(state, weights, scale, center, dtype):
-    """The state has these arrays, copied; its running statistics are float64."""
+    """The state has these arrays, copied; its running statistics are float64, and go on with the biased variance."""
     own = [a for a in (state.gamma, state.beta, state.running_mean, state.running_var) if a is not None]
     assert (state.gamma is not None, state.beta is not None) == (scale, center)
     kinds = [dtype] * (len(weights) - 2) + ["float64"] * 2
     assert all(same_bits(a, w.astype(kind)) for a, w, kind in zip(own, weights, kinds, strict=True))
     assert (state.dtype, state.device, state.num_batches, state.num_samples) == (dtype, "cpu", 0, 0)
+    shape = weights[-1].shape
+    assert (state.unbiased, state.num_features) == (False, shape[0] if len(shape) == 1 else shape)
     before = snapshot(state)
     for array in weights:
         array += 1
@@ -142,8 +144,8 @@ def test_what_float32_does_not_hold_becomes_float64(kind):
 
 
 def test_lists_are_arrays():
-    state = exchange.from_keras([[1.0, 2.0], [0.5, 1.5]], scale=False, center=False)
-    assert (state.running_mean.tolist(), state.running_var.tolist()) == ([1, 2], [0.5, 1.5])
+    state = exchange.from_keras([[1.0, 2.0], [0.0, 1.5]], scale=False, center=False)
+    assert (state.running_mean.tolist(), state.running_var.tolist()) == ([1, 2], [0, 1.5])
 
 
 def test_statistics_of_a_trained_state_are_rounded_once_to_its_dtype(rng):
@@ -201,6 +203,7 @@ def test_bad_arguments(given, rng):
         (lambda: flax({"scale": four[0] * 1j}, batch_stats), TypeError, "scale of dtype complex64"),
         (lambda: onnx(node(), None), TypeError, "initializers is a NoneType", "graph.initializer"),
         (lambda: flax({"gamma": four[0]}, batch_stats), ValueError, "params has gamma", "scale and bias"),
+        (lambda: flax({"mean": four[2]}, batch_stats), ValueError, "params has mean", "scale and bias"),
         (lambda: flax({"BatchNorm_0": params}, batch_stats), ValueError, "params has BatchNorm_0"),
         (lambda: flax(params, {}), ValueError, "batch_stats has nothing", "mean and var"),
         (lambda: flax(params, {"mean": four[2]}), ValueError, "batch_stats has mean;", "mean and var"),

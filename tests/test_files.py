@@ -173,6 +173,13 @@ def test_only_what_is_asked_for_is_read(tmp_path):
         tracemalloc.stop()
 
 
+def test_of_a_long_path_the_end_is_shown(given, tmp_path):
+    path = tmp_path / ("d" * 100) / "state.npz"
+    path.parent.mkdir()
+    path.write_bytes(b"junk")
+    refuse(given, lambda: BatchNormState.load(path), StateFileError, f"...{str(path)[-87:]}: is too short for a zip")
+
+
 def test_wrong_arguments_are_no_fault_of_the_file(given, tmp_path):
     for name in ("state", "state.npy", "state.npz.tmp", ".npz"):
         refuse(given, lambda n=name: given.state.save(tmp_path / n), ValueError, name, ".npz or .safetensors")
@@ -338,13 +345,15 @@ def test_a_layer_of_another_library_and_exact_pooling(tmp_path, rng):
     state.momentum = None
     with pytest.raises(ValueError, match="num_samples= to from_state_dict or load"):
         batch_norm_training(sample(rng, (6, 3)), state)
-    state = BatchNormState.load(path, "layer1.bn1.", num_samples=70)
-    state.momentum = None
-    batch_norm_training(sample(rng, (6, 3)), state)
-    assert (state.num_batches, state.num_samples) == (8, 76)
+    counted = {"prefix": "layer1.bn1.", "num_samples": 70}
+    for state in (BatchNormState.load(path, **counted), BatchNorm.load(path, **counted).state):
+        state.momentum = None
+        batch_norm_training(sample(rng, (6, 3)), state)
+        assert (state.num_batches, state.num_samples) == (8, 76)
     arrays = {name: np.ones((1, 3)) for name in ("running_mean", "running_var")}
     safetensors.numpy.save_file(arrays, path)
-    assert BatchNormState.load(path, num_features=(1, 3)).num_features == (1, 3)
+    for state in (BatchNormState.load(path, num_features=(1, 3)), BatchNorm.load(path, num_features=(1, 3)).state):
+        assert state.num_features == (1, 3)
 
 
 def test_what_a_network_does_not_store_can_be_said(given, tmp_path, rng):

@@ -143,19 +143,25 @@ def test_a_float64_bias_leaves_the_roundings_of_the_weights(rng):
 
 
 @pytest.mark.parametrize("after", [True, False])
-@pytest.mark.parametrize("layout", ["dense", "channels last", "transposed", "length"])
+@pytest.mark.parametrize(
+    "layout",
+    ["dense", "channels last", "transposed", "transposed, channels last", "length", "length, channels last",
+     "length, transposed"],
+)  # fmt: skip
 def test_the_axis_says_where_the_channels_are(layout, after, rng):
     """The same numbers as for (O, I, ...), in another order."""
     state = random_state(rng, 4 if after else 3)
-    kernel = {"dense": (), "length": (5,)}.get(layout, (3, 2))
+    kernel = () if layout == "dense" else (5,) if "length" in layout else (3, 2)
     weight, bias = rng.normal(size=(4, 3, *kernel)), rng.normal(size=4)
     expected = fold(weight, bias, state, after=after)
-    if layout == "channels last":  # (h, w, I, O)
+    if layout == "transposed, channels last":  # (h, w, O, I)
+        moved, axis, back = np.moveaxis(weight, (0, 1), (-2, -1)), -2 if after else -1, ((-2, -1), (0, 1))
+    elif "channels last" in layout:  # (h, w, I, O)
         moved, axis, back = np.moveaxis(weight, (1, 0), (-2, -1)), -1 if after else -2, ((-2, -1), (1, 0))
     elif layout == "dense":  # x @ weight
         moved, axis, back = weight.T, -1 if after else -2, ((0, 1), (1, 0))
         assert all(map(same_bits, fold(moved, bias, state, axis=1 if after else 0, after=after)[1:], expected[1:]))
-    elif layout == "transposed":  # (I, O, h, w)
+    elif "transposed" in layout:  # (I, O, h, w)
         moved, axis, back = weight.swapaxes(0, 1), 1 if after else 0, ((0, 1), (1, 0))
     else:
         moved, axis, back = weight, 0 if after else 1, ((0, 1), (0, 1))
@@ -185,6 +191,7 @@ def test_bad_arguments(given):
         (lambda: fold(np.ones(3), None, state), ValueError, "weight is 1-D"),
         (lambda: fold(weight, None, state, axis=2), np.exceptions.AxisError, "axis 2"),
         (lambda: fold(weight, None, state, axis=0.0), TypeError, "axis is 0.0"),
+        (lambda: fold(weight, None, state, axis=False), TypeError, "axis is False"),
         (lambda: fold(np.ones((5, 2, 3)), None, state, axis=2, after=False), ValueError, "axis is 2", "-1 or -2"),
         (lambda: fold([[1.0], [2.0], [3.0]], None, state), TypeError, "weight is a builtins.list"),
         (lambda: fold(weight, [1.0, 2.0, 3.0], state), TypeError, "bias is a builtins.list"),

@@ -261,6 +261,23 @@ def test_the_last_one_needs_a_variance_before_the_first_is_counted(given, rng):
     refuse(given, lambda: training(given.x, given.state, ghost=4, where=where[:7]), ValueError, "where has shape")
 
 
+def test_gradients_of_parameters_are_added_before_they_are_rounded(rng):
+    """Two ghost batches of the same x, whose gradients leave a millionth of either."""
+    x, dy = sample(rng, (8, 3, 6)), sample(rng, (8, 3, 6))
+    x[4:], dy[4:] = x[:4], -dy[:4] * np.float32(1 + 2.0**-20)
+    state = random_state(rng, 3)
+    _, saved = training(x, state, ghost=4)
+    found = backward(dy, saved)
+    halves = [reference.backward(dy[part], x[part], state.gamma, state.eps) for part in reference.groups(x, 1, 4)]
+    terms = np.abs(reference.by_channel(dy, 1)).sum(-1)
+    for name in ("dgamma", "dbeta"):
+        exact = sum(getattr(one, name) for one in halves)
+        # Rounded once, beside what sums in float64 lose of their terms.
+        limit = 2.0**-24 * np.abs(exact) + 2.0**-40 * terms
+        assert (np.abs(reference.wide(getattr(found, name)) - exact) <= limit).all()
+        assert getattr(backward(dy[:4], saved.groups[0]), name).dtype == np.float64
+
+
 def test_param_grads_are_checked_though_there_is_one_rank(given):
     _, saved = training(given.x, given.state, ghost=4)
     refuse(

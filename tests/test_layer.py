@@ -39,6 +39,8 @@ def test_options_reach_the_state():
     assert bn.backward(np.ones((4, 2, 3))).shape == (4, 2, 3)
     assert bn.dgamma is None
     assert bn.dbeta.tolist() == [[4.0] * 3] * 2
+    for name, array in {"use_gamma": "gamma", "use_beta": "beta", "track_running": "running_mean"}.items():
+        assert getattr(nbnorm.BatchNorm(3, **{name: False}).state, array) is None
 
 
 def test_train_and_eval_switch_the_mode(rng):
@@ -219,6 +221,22 @@ def test_out_sync_and_param_grads_are_passed_on(rng):
     bn.eval()(x, sync=twice)
     bn.backward(dy, param_grads="global")
     assert_stat_close(bn.dbeta, 2 * reference.wide(dy).sum(0))
+
+
+@pytest.mark.parametrize("mode", ["training", "frozen", "evaluation"])
+def test_that_values_are_missing_is_passed_on(mode, rng):
+    x, dy, keep = sample(rng, (20, 5, 4)), sample(rng, (20, 5, 4)), mode != "training"
+    x[rng.random(x.shape) < 0.2] = np.nan
+    bn = nbnorm.BatchNorm.from_state(random_state(rng, 5)).train(mode != "evaluation")
+    bn.frozen = mode == "frozen"
+    y, saved = nbnorm.batch_norm_training(
+        x, copy.deepcopy(bn.state), nan="omit", use_running=keep, update_running=not keep
+    )
+    expected = nbnorm.batch_norm_backward(dy, saved)
+    assert same_bits(bn(x, nan="omit"), y)
+    found = bn.backward(dy), bn.dgamma, bn.dbeta
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+    assert np.isfinite(bn.dgamma).all()
 
 
 def test_inference_in_place_leaves_nothing_for_backward(rng):

@@ -85,6 +85,7 @@ LAZY = {
         "where": da.from_array(rng.random((1000, 6, 40)) < 0.5, chunks=(300, 4, 9))
     },
     "where, fewer axes": lambda rng: {"where": rng.random(40) < 0.5},
+    "missing": lambda rng: {"nan": "omit"},
     "weights": lambda rng: {"weights": da.from_array(rng.integers(0, 3, (1000, 1, 1)), chunks=(70, 1, 1))},
     "all": lambda rng: {
         "where": rng.random((1000, 6, 1)) < 0.5, "weights": rng.uniform(0, 2, (1000, 1, 1)), "nan": "omit",
@@ -176,8 +177,14 @@ def test_channels_on_several_axes(threads, rng):
     y, stats = dask.compute(y, saved.stats)
     assert_close(y, reference.training(x, state.gamma, state.beta, state.eps, (2, 0)).y, (2, 0))
     assert_stat_close(stats.mean, reference.stats(x, (2, 0))[1])
-    y = nd.batch_norm_inference(lazy, state, axis=(2, 0)).compute()
-    assert same_bits(y, nbnorm.batch_norm_inference(x, state, axis=(2, 0)))
+    for axis in ((2, 0), -1):
+        (stats,) = dask.compute(nd.batch_stats(lazy, axis=axis))
+        for found, exact in zip(stats, reference.stats(x, axis), strict=True):
+            assert_stat_close(found, exact)
+    for parameters in ({}, {"use_gamma": False}, {"use_beta": False}, {"use_gamma": False, "use_beta": False}):
+        state = random_state(rng, (6, 30), dtype="float64", eps=0.3, **parameters)
+        y = nd.batch_norm_inference(lazy, state, axis=(2, 0)).compute()
+        assert same_bits(y, nbnorm.batch_norm_inference(x, state, axis=(2, 0)))
 
 
 def test_a_channel_that_overflows_between_chunks_is_nan(threads):

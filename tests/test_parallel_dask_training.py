@@ -114,12 +114,25 @@ def test_parameters_in_chunks_of_one(rng):
     """A part of an array of channels has gaps then; of float64, what is no view of its halves."""
     x, dy = sample(rng, (4, 6, 5)), sample(rng, (4, 6, 5))
     for dtype in ("float32", "float64"):
-        state = random_state(rng, (6, 5), dtype=dtype)
-        y, _, (dx, dgamma, _) = lazily(x, dy, state, (2, (2, 3, 1), 1), (1, 2))
+        state = random_state(rng, (6, 5), dtype=dtype, eps=0.3)
+        y, _, (dx, dgamma, dbeta) = lazily(x, dy, state, (2, (2, 3, 1), 1), (1, 2))
         assert_close(y, reference.training(x, state.gamma, state.beta, state.eps, (1, 2)).y, (1, 2))
         exact = reference.backward(dy, x, state.gamma, state.eps, (1, 2))
         assert_close(dx, exact.dx, (1, 2), exact.terms)
         assert_stat_close(dgamma, exact.dgamma)
+        assert dgamma.dtype == dbeta.dtype == dtype
+
+
+@pytest.mark.parametrize("absent", ["gamma", "beta"])
+def test_a_parameter_that_there_is_not_has_no_gradient(absent, rng):
+    x, dy, state = sample(rng, (60, 3, 8)), sample(rng, (60, 3, 8)), random_state(rng, 3, **{f"use_{absent}": False})
+    _, _, found = lazily(x, dy, state, (25, 2, 8))
+    exact = reference.backward(dy, x, state.gamma, state.eps)
+    for name in ("gamma", "beta"):
+        if name == absent:
+            assert getattr(found, f"d{name}") is None
+        else:
+            assert_stat_close(getattr(found, f"d{name}"), getattr(exact, f"d{name}"))
 
 
 @pytest.mark.parametrize("kind", [">f2", ">f4", ">f8"])
@@ -190,6 +203,14 @@ def test_a_channel_in_which_nothing_counts_is_named(rng):
     for lazy in (y, saved.stats.m2, nd.batch_norm_backward(y, saved).dbeta):
         with pytest.raises(ValueError, match=r"needs a value that counts per channel, .*; channel 4 has fewer"):
             dask.compute(lazy)
+    where = np.ones((4, 6), bool)
+    where[1, 5] = False
+    y, _ = nd.batch_norm_training(
+        da.from_array(sample(rng, (30, 4, 6)), chunks=(11, (1, 3), 4)), random_state(rng, (6, 4)), axis=(2, 1),
+        where=where,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"; channel \(5, 1\) has fewer"):
+        y.compute()
 
 
 class Source:

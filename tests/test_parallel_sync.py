@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -342,6 +343,7 @@ def test_sync_and_param_grads_are_checked(given):
         (np.zeros((1, 2)), "float64 of shape (1, 2)"),
         (np.zeros((1, 3), np.float32), "float32 of shape (1, 3)"),
         (np.zeros(()), "float64 of shape ()"),
+        (np.asfortranarray(np.zeros((2, 3))), "float64 of shape (2, 3)"),
         (None, "a NoneType"),
         ([[3.0, 4.0, 0.0]], "a list"),
     ],
@@ -353,6 +355,30 @@ def test_what_sync_returns_is_checked(given, returned, named):
         lambda: nbnorm.batch_norm_training(given.x, given.state, sync=lambda packed: returned),
         ValueError,
         f"sync returned {named}; expected C-contiguous float64, (ranks, 3)",
+    )
+
+
+def two_ranks_for(messages):
+    """A sync that has heard of two ranks in so many messages, and of one in those behind them."""
+    number = itertools.count()
+    return lambda packed: np.stack([packed] * (2 if next(number) < messages else 1))
+
+
+def test_the_number_of_ranks_stays_the_same(given):
+    """A kernel would read what lies behind the message."""
+    training, text = nbnorm.batch_norm_training, "sync returned float64 of shape (1, {}); expected C-contiguous float64"
+    refuse(
+        given,
+        lambda: training(given.x, given.state, out=given.out, sync=two_ranks_for(1)),
+        ValueError,
+        f"{text.format(9)}, (2, 9)",
+    )
+    _, saved = training(given.x, given.state, sync=two_ranks_for(2))
+    refuse(
+        given,
+        lambda: nbnorm.batch_norm_backward(given.dy, saved, out=given.out),
+        ValueError,
+        f"{text.format(13)}, (2, 13)",
     )
 
 

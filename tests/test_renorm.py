@@ -193,4 +193,8 @@ def test_the_layer_has_it_in_training_only(rng):
     y, saved = training(x, state, renorm=renorm)
     assert same_bits(layer(x), y)
     assert same_bits(layer.backward(dy), backward(dy, saved).dx)
-    assert same_bits(layer.eval()(x), nbnorm.batch_norm_inference(x, state))
+    layer.frozen = True
+    assert same_bits(layer(x), nbnorm.batch_norm_inference(x, state))
+    layer.eval().frozen = False
+    for call in ({}, {"where": np.ones((8, 1, 1), bool)}):
+        assert same_bits(layer(x, **call), nbnorm.batch_norm_inference(x, state))

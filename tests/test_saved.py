@@ -62,16 +62,30 @@ def test_statistics_of_two_channel_axes_have_their_shape(rng):
     _, saved = training(x, random_state(rng, (3, 4)), axis=(1, 2))
     assert saved.var.shape == saved.stats.mean.shape == saved.stats.var.shape == (3, 4)
     assert_stat_close(saved.stats.var, reference.training(x, axis=(1, 2)).var)
+    where = np.ones(x.shape, bool)
+    where[0, 1, 2] = False
+    _, saved = training(x, random_state(rng, (3, 4)), axis=(1, 2), where=where)
+    exact = reference.weighted_training(x, reference.counts(x, where), axis=(1, 2))
+    assert saved.count.tolist() == where.sum(0).tolist()
+    for found, expected in (
+        (saved.mean, exact.mean), (saved.var, exact.var), (saved.stats.mean, exact.mean), (saved.stats.var, exact.var),
+        (saved.inv_std, 1 / np.sqrt(exact.var + reference.Wide(1e-5))),
+    ):  # fmt: skip
+        assert_stat_close(found, expected)
 
 
 def test_what_is_read_is_a_copy(rng):
-    x, dy = sample(rng, (6, 3)), sample(rng, (6, 3))
-    for use_running in (False, True):
-        _, saved = training(x, random_state(rng, 3), use_running=use_running)
-        before = backward(dy, saved)
-        for array in (saved.mean, saved.var, saved.inv_std, *saved.stats):
+    x, dy, counting = sample(rng, (6, 3)), sample(rng, (6, 3)), {"where": np.arange(6)[:, None] >= np.arange(3)}
+
+    def read(saved):
+        return saved.mean, saved.var, saved.inv_std, saved.gamma, *saved.stats
+
+    for options in ({}, {"use_running": True}, counting, {"renorm": nbnorm.Renorm(1.2, 0.3)}):
+        _, saved = training(x, random_state(rng, 3), **options)
+        before = *copy.deepcopy(read(saved)), *backward(dy, saved)
+        for array in read(saved):
             array[...] = 7
-        assert all(same_bits(a, b) for a, b in zip(before, backward(dy, saved), strict=True))
+        assert all(same_bits(a, b) for a, b in zip(before, (*read(saved), *backward(dy, saved)), strict=True))
 
 
 def test_statistics_are_folded_in_later(rng):

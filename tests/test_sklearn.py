@@ -180,12 +180,29 @@ def test_the_way_to_a_state_and_back(ddof, rng):
     assert (np.abs(found - expected) <= limit).all()
     again = StandardScaler.from_state(state)
     assert (again.ddof, again.axis, again.n_samples_seen_) == (ddof, -1, 50)
+    wide = scaler.to_state(eps=0.5)
+    exact = reference.inference(x, state.running_mean, state.running_var, eps=0.5)
+    assert_close(nbnorm.batch_norm_inference(x, wide), exact)
+    assert wide.eps == 0.5
     both = np.concatenate([x, more])
     state.update(nbnorm.batch_stats(more))
     for pooled in (again.partial_fit(more), StandardScaler.from_state(state)):
         assert near(pooled.mean_, both.mean(0))
         assert near(pooled.var_, both.var(0, ddof=ddof))
         assert pooled.n_samples_seen_ == 80
+
+
+@pytest.mark.parametrize(("axis", "others"), [(-1, (0, 1)), ((1, 2), 0)])
+def test_pieces_with_a_gap_and_without(axis, others, rng):
+    """Which have a count of each channel, and one of all."""
+    x = rng.normal(size=(9, 3, 4))
+    x[4, 1, 2] = np.nan
+    scaler = StandardScaler(axis=axis)
+    for piece in np.split(x, 3):
+        scaler.partial_fit(piece)
+    assert scaler.n_samples_seen_.tolist() == np.isfinite(x).sum(others).tolist()
+    assert near(scaler.mean_, np.nanmean(x, others))
+    assert near(scaler.var_, np.nanvar(x, others))
 
 
 def test_a_state_of_gaps_and_of_several_axes(rng):

@@ -148,6 +148,9 @@ BAD = {
     "Flax": ({"scale": np.ones(3), "bias": np.ones(3), "mean": np.ones(3), "var": np.ones(3)}, "scale to weight"),
     "a dense layer": ({"kernel": np.ones((3, 3)), "bias": np.ones(3)}, "kernel; expected weight, bias, running_mean"),
     "negative variance": ({**GOOD, "running_var": np.array([1.0, -1.0, 1.0])}, "running_var has negative values"),
+    "no variance": ({"weight": np.ones(3), "running_mean": np.ones(3)}, "only one of running_mean and running_var"),
+    "no mean": ({"weight": np.ones(3), "running_var": np.ones(3)}, "only one of running_mean and running_var"),
+    "a file of save": ({**GOOD, "nbnorm.json": np.array("{}")}, "it is a file of BatchNormState.save, which "),
     "no string": ({**GOOD, 3: np.ones(3)}, "unknown names, 3; expected weight"),
     "would broadcast": ({**GOOD, "running_mean": np.ones(1), "running_var": np.ones(1)}, "running_"),
 }

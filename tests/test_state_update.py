@@ -76,6 +76,12 @@ GOOD = nbnorm.BatchStats(np.array(2.0), np.array([2.0, 3.0, 4.0]), np.array([2.0
     (GOOD._replace(count=np.array(np.nan)), ValueError, "stats.count is nan"),
     (GOOD._replace(count=np.array(-1.0)), ValueError, "stats.count is -1"),
     (GOOD._replace(count=np.array(2.0**53 + 2)), ValueError, "stats.count is 9.0072e+15"),
+    (GOOD._replace(count=np.array([2.0, 2.0])), ValueError, "stats.count is float64 of shape (2,)"),
+    (GOOD._replace(count=np.array([2j, 2, 2])), ValueError, "stats.count is complex128 of shape (3,)"),
+    (GOOD._replace(count=np.array([2.0, np.inf, 2.0])), ValueError, "stats.count has negative, infinite or NaN values"),
+    (GOOD._replace(count=np.array([2.0, np.nan, 2.0])), ValueError, "stats.count has negative, infinite or NaN values"),
+    (GOOD._replace(count=np.array([2.0, -2.0, 2.0])), ValueError, "stats.count has negative, infinite or NaN values"),
+    (GOOD._replace(count=np.array([2.0, 1.0, 2.0])), ValueError, "stats has a channel whose values count 1 times"),
     (GOOD._replace(count=np.array(1.0)), ValueError, "a moving average needs at least 2"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_and_changes_nothing(stats, error, text):
@@ -202,6 +208,17 @@ def test_a_batch_that_is_not_finite_is_skipped(momentum, value, rng):
         assert y.tobytes() == expected.tobytes()
         assert not np.isfinite(plain.running_mean[channel]) or not np.isfinite(plain.running_var[channel])
         assert np.isfinite(guarded.running_mean).all()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_masked_batch_that_is_finite_is_counted_in_each_channel(momentum, rng):
+    x, where = sample(rng, (6, 3, 7)), rng.random((6, 3, 7)) < 0.6
+    guarded = nbnorm.BatchNormState(3, momentum=momentum, skip_nonfinite=True)
+    plain = nbnorm.BatchNormState(3, momentum=momentum)
+    for state in (guarded, plain):
+        nbnorm.batch_norm_training(x, state, where=where)
+    assert snapshot(guarded) == snapshot(plain)
+    assert guarded.num_samples.tolist() == where.sum((0, 2)).tolist()
 
 
 def train(state, x):

@@ -86,16 +86,22 @@ def test_counts_may_differ_by_channel():
         (
             (nbnorm.BatchStats(*np.ones((3, 2))), nbnorm.BatchStats(*np.ones((3, 4)))),
             ValueError,
-            r"argument 1 has .*\(4,\)",
+            r"argument 1 has channels of shape \(4,\), argument 0 \(2,\)",
         ),
         (
             (nbnorm.BatchStats(np.ones(1), np.ones(2), np.ones(2)),),
             ValueError,
             r"argument 0 has count \(1,\), mean \(2,\) and m2 \(2,\); expected these shapes to be the same",
         ),
+        (
+            (nbnorm.BatchStats(np.ones(()), np.ones(2), np.ones(3)),),
+            ValueError,
+            r"argument 0 has count \(\), mean \(2,\) and m2 \(3,\); expected these shapes to be the same",
+        ),
         ((nbnorm.BatchStats(*np.ones(3)),), ValueError, r"argument 0 has a mean of shape \(\)"),
         ((nbnorm.BatchStats(np.array(-4.0), *np.ones((2, 2))),), ValueError, r"stats\[0\].count has negative"),
         ((nbnorm.BatchStats(np.array(np.nan), *np.ones((2, 2))),), ValueError, r"stats\[0\].count has .* or NaN"),
+        ((nbnorm.BatchStats(np.array(np.inf), *np.ones((2, 2))),), ValueError, r"stats\[0\].count has .* infinite"),
         ((nbnorm.BatchStats(np.ones(()), np.ones(2), -np.ones(2)),), ValueError, r"stats\[0\].m2 has negative"),
         ((nbnorm.BatchStats(*np.ones((3, 2), complex)),), TypeError, r"stats\[0\].count has dtype complex128"),
     ],

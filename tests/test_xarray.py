@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 from common import same_bits, sample
-from tolerance import assert_close, assert_stat_close
+from tolerance import assert_close, assert_stat_close, needs_wide
 
 import nbnorm
 
@@ -278,6 +278,15 @@ def test_float32_at_a_large_mean(chunks, rng):
     assert_close(y.values, reference.training(x, eps=0).y)
     stats = nx.batch_stats(da, ("time", "lon"))
     assert_stat_close(stats.var.values, reference.training(x, eps=0).var)
+
+
+@needs_wide
+@every_array
+def test_float64_at_a_mean_of_a_hundred_million(chunks, rng):
+    """Where one number for the mean loses 2**-28 of each value."""
+    da = xr.DataArray(sample(rng, (400, 3, 5), "float64") + 1e8, dims=DIMS)
+    y = nx.standardize(da if chunks is None else da.chunk(time=70, lat=2), ("time", "lon"))
+    assert_close(y.values, reference.training(da.values, eps=0).y)
 
 
 @every_array

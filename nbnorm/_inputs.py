@@ -19,11 +19,11 @@ def checked(x: NDArray, state: BatchNormState, axis: Axis) -> tuple[ModuleType, 
     kernels = kernels_for("x", x)
     if not isinstance(state, BatchNormState):  # here and below, a test before the check saves the usual case a call
         _arguments.instance("state", state, BatchNormState, "a nbnorm.BatchNormState, such as layer.state")
-    if (found := kernels.device(x)) != state.device:
+    if (found := kernels.device(x)) != state._device:
         _arguments.same_device("x", x, found, state.device, "the state", 'state.to("{found}")')
     x = kernels.values("x", x)
     fit = _fit if type(axis) is int else _fit.__wrapped__  # as a key True would be 1, and a list an error of its own
-    return kernels, x, *fit(x.shape, x.strides, x.itemsize, axis, state.num_features)
+    return kernels, x, *fit(x.shape, x.strides, x.itemsize, axis, state._num_features)
 
 
 @lru_cache(1024)

@@ -1,4 +1,4 @@
-"""The running statistics of a state: the one owner of them, of their counters, and of the lock for them."""
+"""The running statistics of a state: the one owner of them and of their counters, and the lock for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from functools import wraps
 from itertools import chain, starmap
-from operator import setitem
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from operator import methodcaller, setitem
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,26 +20,42 @@ BATCHES, SAMPLES, SKIPPED = range(3)  # places in `counters`
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
+# For arrays of the CPU; kernels of a GPU run in the order of their stream. One for all states, held for microseconds
+# (but for the first commit, which compiles), so that a fork can wait for it: a child gets whole states and a free lock.
+# An RLock, since a signal handler that saves a state may interrupt the thread that has it.
+lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # None of these is a Python function, which a signal of the time of the fork would end before its first line.
+    os.register_at_fork(
+        before=lock.acquire,
+        after_in_parent=lock.release,
+        after_in_child=lock._at_fork_reinit,  # type: ignore[attr-defined]  # as the standard library's locks
+    )
+
 
 def undisturbed(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """The function, inside of which running statistics are those of one moment, and no other thread changes them.
 
-    Not `with Running.lock`: since Python 3.14 a signal may come between its lock and its block, and what a handler
+    Not `with lock`: since Python 3.14 a signal may come between its lock and its block, and what a handler
     raises there would leave the lock taken. Here it comes into the `try`, and giving back is the first call behind.
     """
+    acquire, release = lock.acquire, lock.release  # a tenth of a microsecond
 
     @wraps(function)
     def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         try:
-            Running.lock.acquire()
+            acquire()
             return function(*args, **kwargs)
         finally:
             try:  # noqa: SIM105  contextlib.suppress would be a call before it
-                Running.lock.release()
+                release()
             except RuntimeError:  # a signal came while this thread was waiting for it
                 pass
 
     return alone
+
+
+copied = undisturbed(methodcaller("copy"))  # an array of them
 
 
 class Running:
@@ -54,11 +70,6 @@ class Running:
     """
 
     __slots__ = ("both", "counters", "ddof", "mean", "samples", "skip_nonfinite", "uncounted", "var")
-
-    # For arrays of the CPU; kernels of a GPU run in the order of their stream. One for all states, held for
-    # microseconds (but for the first commit, which compiles), so that a fork can wait for it: a child gets whole states
-    # and a free lock. An RLock, since a signal handler that saves a state may interrupt the thread that has it.
-    lock: ClassVar = threading.RLock()
 
     def __init__(
         self, moments: NDArray, counters: NDArray, ddof: float, skip_nonfinite: bool = False, uncounted: bool = False,
@@ -83,11 +94,6 @@ class Running:
             # One call without a line of Python in it: no signal arrives between the arrays.
             flags = (self, "uncounted", False), (self, "samples", None)
             deque(chain(starmap(setitem, arrays), starmap(setattr, flags)), maxlen=0)
-
-    @undisturbed
-    def moments_now(self) -> NDArray:
-        """A copy of `both`; its device is current."""
-        return self.both.copy()
 
     @undisturbed
     def copy(self) -> Running:
@@ -200,12 +206,3 @@ class Running:
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, which would not keep mean and var views of one array."""
         return Running, (self._moments(), self.counters, *self._settings(), self.samples)
-
-
-if hasattr(os, "register_at_fork"):
-    # None of these is a Python function, which a signal of the time of the fork would end before its first line.
-    os.register_at_fork(
-        before=Running.lock.acquire,
-        after_in_parent=Running.lock.release,
-        after_in_child=Running.lock._at_fork_reinit,  # type: ignore[attr-defined]  # as the standard library's locks
-    )

@@ -75,8 +75,8 @@ def batch_norm_inference(
             target = kernels.write(layout, y)
             added = None if residual is None else kernels.read(layout, residual)
             kernels.running_forward(
-                kernels.read(layout, x), target, layout.shape, state.gamma, state.beta, state.eps, running, None, added,
-                slope,
+                kernels.read(layout, x), target, layout.shape, state._gamma, state._beta, state._eps, running, None,
+                added, slope,
             )  # fmt: skip
             kernels.finish(layout, target, y)
     return y
@@ -89,9 +89,9 @@ def saved_of_inference(state: BatchNormState, x: NDArray, axis: Axis, activation
     with kernels.on_device_of(x):
         stats, flat = kernels.kept(kernels.xp.zeros((STATS_WITH_SIGNS, C))), kernels.read(layout, x)
         none = flat[:0]
-        kernels.running_forward(none, none, (0, C, S), state.gamma, state.beta, state.eps, running, stats)
+        kernels.running_forward(none, none, (0, C, S), state._gamma, state._beta, state._eps, running, stats)
         saved = Saved(x, flat, layout, axis, True, state, stats, kernels, None)
         saved._slope = _options.activation(activation)
         if saved._slope is not None:
-            kernels.keep_signs(stats, state.gamma, state.beta, state.eps, 1.0)
+            kernels.keep_signs(stats, state._gamma, state._beta, state._eps, 1.0)
         return saved

@@ -156,7 +156,7 @@ def batch_norm_training(
         kernels, x, _, layout = checked(x, state, axis)
         N, C, S = layout.shape
         w = counted(kernels, layout, x, where, weights, nan)
-        update, momentum = state._running if update_running else None, state.momentum
+        update, momentum = state._running if update_running else None, state._momentum
         needs_variance = not use_running or (update is not None and momentum is not None)
         if needs_variance and N * S < 2 and peers is None and w is None:
             _enough.values(N * S, use_running, x.shape)
@@ -207,27 +207,25 @@ def batch_norm_training(
             batch, count = _of_all_ranks(saved, peers, batch, update, momentum)
         if not use_running or update is not None:
             saved._batch, saved._count = batch, count
-        gamma, beta = state.gamma, state.beta
+        gamma, beta, eps = state._gamma, state._beta, state._eps
         if renorm is not None:
             corrected, of_state = saved._renorm, state._demand_running()
             assert corrected is not None
-            kernels.renormalize(stats, gamma, beta, state.eps, count, of_state, renorm.rmax, renorm.dmax, corrected)
+            kernels.renormalize(stats, gamma, beta, eps, count, of_state, renorm.rmax, renorm.dmax, corrected)
             gamma, beta = corrected[CORRECTED_GAMMA], corrected[CORRECTED_BETA]
         if running is not None:
-            kernels.running_forward(
-                flat, target, layout.shape, gamma, beta, state.eps, running, stats, added, slope
-            )  # fmt: skip
+            kernels.running_forward(flat, target, layout.shape, gamma, beta, eps, running, stats, added, slope)
         elif peers is not None or renorm is not None:
-            kernels.normalize(flat, target, layout.shape, gamma, beta, state.eps, count, stats, added, slope)
+            kernels.normalize(flat, target, layout.shape, gamma, beta, eps, count, stats, added, slope)
         elif x.size:
             # Nothing that may fail comes after a change of the state. The map for the signs of y is kept on the way.
             last, needs_signs = update if target is y else None, False
             if kernels.training_forward(
-                flat, target, layout.shape, gamma, beta, state.eps, stats, w, last, momentum, added, slope
+                flat, target, layout.shape, gamma, beta, eps, stats, w, last, momentum, added, slope
             ):
                 update = None
         if needs_signs:
-            kernels.keep_signs(stats, gamma, beta, state.eps, 1.0 if use_running else count)
+            kernels.keep_signs(stats, gamma, beta, eps, 1.0 if use_running else count)
         kernels.finish(layout, target, y)
         if update is not None:
             kernels.commit(update, momentum, batch, count)

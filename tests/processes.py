@@ -24,7 +24,7 @@ import numpy as np
 import nbnorm
 from nbnorm import _cpu
 from nbnorm._cpu import plan, threads
-from nbnorm._running import Running
+from nbnorm._running import lock
 
 SHAPES = ((8, 4, 100, 100), (8_400, 24))  # large enough for a parallel region, small enough for 2,000 of them
 
@@ -198,7 +198,7 @@ def interrupts(number):
         torn += not is_whole(copy.copy(state))
 
     def is_free():
-        return Running.lock.acquire(blocking=False) and Running.lock.release() is None
+        return lock.acquire(blocking=False) and lock.release() is None
 
     with ThreadPoolExecutor(1) as other:
         free = other.submit(is_free).result()

@@ -16,7 +16,7 @@ from test_processes import run
 
 import nbnorm
 from nbnorm import training
-from nbnorm._running import Running
+from nbnorm._running import lock
 
 ALLOCATIONS = {"zeros", "empty", "ones", "empty_like", "array", "ascontiguousarray", "ndarray.astype", "ndarray.copy"}
 SIGNALS = 100_000 if os.environ.get("NBNORM_STRESS") else int(os.environ.get("NBNORM_SIGNALS", "20000"))
@@ -111,7 +111,7 @@ def test_a_failure_anywhere_leaves_all_or_nothing(given, rng, call, make_out, sh
             assert found == before, f"an allocation after something has changed, at event {number}"
     if call is not CALLS["reset"]:
         assert allocations >= 1
-    assert is_free(Running.lock)
+    assert is_free(lock)
     out = fresh()
     call(given, out)
     assert (snapshot(given.state), out.tobytes()) == after
@@ -260,7 +260,7 @@ def assert_waits_for_its_turn(call):
     state = nbnorm.BatchNormState(3)
     call(state)  # compiled now
     with ThreadPoolExecutor(1) as other:
-        with Running.lock:
+        with lock:
             waiting = other.submit(call, state)
             assert wait([waiting], timeout=0.1).not_done == {waiting}
         waiting.result(timeout=60)

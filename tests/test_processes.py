@@ -124,14 +124,14 @@ INTERRUPTED_FORK = """
 import ctypes, functools, os, signal, threading
 interrupt = functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)  # Python notices a little later
 os.register_at_fork(after_in_parent=interrupt)
-from nbnorm._running import Running
+from nbnorm._running import lock
 found = []
 try:
     if os.fork() == 0:
         os._exit(0)
 except KeyboardInterrupt:
     found.append("interrupted")
-other = threading.Thread(target=lambda: found.append(Running.lock.acquire(blocking=False)))
+other = threading.Thread(target=lambda: found.append(lock.acquire(blocking=False)))
 other.start()
 other.join()
 print(found)

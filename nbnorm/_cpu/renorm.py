@@ -8,7 +8,7 @@ from nbnorm._cpu.launch import Compiled
 from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import as_parameter
 from nbnorm._formulas import corrected, corrected_dgamma, corrections, moved, standard_deviation
-from nbnorm._running import Running
+from nbnorm._running import Running, copied
 
 
 @Compiled
@@ -36,7 +36,7 @@ def renormalize(
     rmax: float, dmax: float, rows: Array,
 ) -> None:  # fmt: skip
     """rows (5, C) from the mean and m2 of the batch and from the running statistics."""
-    correct(stats, running.moments_now(), as_parameter(gamma), as_parameter(beta), eps, count, rmax, dmax, rows)
+    correct(stats, copied(running.both), as_parameter(gamma), as_parameter(beta), eps, count, rmax, dmax, rows)
 
 
 def renormalized_gradients(rows: Array, sums: Array, dgamma: Array | None, dbeta: Array | None) -> None:

@@ -18,7 +18,7 @@ from nbnorm._cpu.memory import Array
 from nbnorm._cpu.passes import EVERY, apply, as_parameter, empty_coefficients, reduce
 from nbnorm._cpu.plan import Shape
 from nbnorm._cpu.threads import workers_for
-from nbnorm._running import Running, undisturbed
+from nbnorm._running import Running, copied, undisturbed
 
 
 @undisturbed
@@ -55,7 +55,7 @@ def running_forward(
     workers, cut = workers_for(tensors * x.size), plan.mapping(tensors, x.itemsize, N, C, S)
     # Statistics, parameters, coefficients, and tables of columns.
     scratch = np.empty((4 + OF_ONE) * C + workers * (OF_ONE * cut.width + plan.LANES))
-    scratch[: 2 * C] = running.moments_now()  # a copy, so that no call keeps others waiting for its kernel
+    scratch[: 2 * C] = copied(running.both)  # a copy, so that no call keeps others waiting for its kernel
     if cut.K:
         running_columns(
             x, residual, slope, y, scratch, gamma, beta, eps, stats, cut.width, N, C, S, cut.K, cut.streaming,

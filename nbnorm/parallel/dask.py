@@ -15,6 +15,7 @@ from nbnorm import _device, _needed, _options
 from nbnorm._batch_stats import BatchStats
 from nbnorm._layout import Axis
 from nbnorm._moments import moments
+from nbnorm._running import copied
 from nbnorm.saved import Activation
 from nbnorm.state import BatchNormState
 
@@ -124,7 +125,7 @@ def batch_norm_inference(
     """
     axes = _graph.checked_beside(state, x, axis)
     running = state._demand_running()
-    mean, var = running.moments_now().reshape(2, *running.mean.shape)
+    mean, var = copied(running.both).reshape(2, *running.mean.shape)
     _options.activation(activation)
     residual = None if residual is None else _graph.like_x("residual", residual, x, "x")
     of_channels = [_graph.of_channels(array, x, axes) for array in (mean, var, state.gamma, state.beta)]

@@ -122,7 +122,8 @@ def test_a_child_forked_while_another_thread_trains_has_a_whole_state_and_a_free
 
 INTERRUPTED_FORK = """
 import ctypes, functools, os, signal, threading
-interrupt = functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)  # Python notices a little later
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+interrupt = functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGALRM)  # Python notices a little later
 os.register_at_fork(after_in_parent=interrupt)
 from nbnorm._running import lock
 found = []

@@ -85,6 +85,7 @@ def blocks_of(channels, monkeypatch):
     )
 
 
+@pytest.mark.each_value
 @pytest.mark.pairs_at_most("each of them alone decides a loop of its own")
 @pytest.mark.parametrize("shape", [(9, 7, 65), (17, 7, 96), (70, 5, 200), (600, 4, 70)], ids=str)
 @pytest.mark.parametrize("channels", [2, 3, 7])

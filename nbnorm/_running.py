@@ -21,7 +21,8 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 # For arrays of the CPU; kernels of a GPU run in the order of their stream. One for all states, held for microseconds
-# (but for the first commit, which compiles), so that a fork can wait for it: a child gets whole states and a free lock.
+# (but for the first commit, which compiles), so that a fork can wait for it: a child gets whole states and a free lock,
+# unless a signal's handler raises while the fork waits, which then goes on.
 # An RLock, since a signal handler that saves a state may interrupt the thread that has it.
 lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -34,12 +35,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def undisturbed(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """The function, inside of which running statistics are those of one moment, and no other thread changes them.
+    """The function, while running statistics of the CPU are those of one moment: no other thread changes them.
 
     Not `with lock`: since Python 3.14 a signal may come between its lock and its block, and what a handler
-    raises there would leave the lock taken. Here it comes into the `try`, and giving back is the first call behind.
+    raises there would leave the lock taken. Python looks for signals where a function begins and behind a call, so
+    none comes between `try` and `acquire`, and giving back is the first call behind the function's.
     """
-    acquire, release = lock.acquire, lock.release  # a tenth of a microsecond
+    acquire, release = lock.acquire, lock.release  # looked up once: a tenth of a microsecond of each call
 
     @wraps(function)
     def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -47,15 +49,18 @@ def undisturbed(function: Callable[Given, Result]) -> Callable[Given, Result]:
             acquire()
             return function(*args, **kwargs)
         finally:
-            try:  # noqa: SIM105  contextlib.suppress would be a call before it
+            try:
                 release()
-            except RuntimeError:  # a signal came while this thread was waiting for it
-                pass
+            except RuntimeError as error:
+                # The lock's own, since a signal came while this thread waited for it; but a handler may raise one too.
+                if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                    raise
 
     return alone
 
 
-copied = undisturbed(methodcaller("copy"))  # an array of them
+# A copy of an array of running statistics. A method that is called from C: a function would take a frame of Python.
+copied = undisturbed(methodcaller("copy"))
 
 
 class Running:

@@ -147,12 +147,13 @@ def fork_amid_training(times):
     return [[str(sorted(set(exits)))]]
 
 
-class Interrupt(Exception):
-    """What the signal handler raises."""
+class Interrupt(RuntimeError):
+    """What the signal handler raises: of the kind that a lock raises which is given back twice."""
 
 
 def interrupts(number):
-    """A timer interrupts training, inference, copying and resetting: how often the state was torn, and locked after.
+    """A timer interrupts training, inference, copying and resetting: how often the state was torn,
+    what was raised and did not arrive, and whether the lock is free after.
 
     The mean of a batch is the number of batches before it, plus 1, so that a whole state has mean == num_batches in
     every channel. The handler itself reads the state, as one that saves a checkpoint does.
@@ -160,7 +161,7 @@ def interrupts(number):
     state = nbnorm.BatchNormState(300, momentum=1.0)
     offsets = np.repeat(np.float32([[-1], [1]]), 300, 1)
     out = np.empty_like(offsets)
-    torn = hits = 0
+    torn = hits = raised = 0
 
     def is_whole(found):
         seen = found.num_batches
@@ -168,7 +169,8 @@ def interrupts(number):
         return np.all(found.running_mean == seen) and np.all(found.running_var == var) and found.num_samples == 2 * seen
 
     def handler(*_):
-        nonlocal torn
+        nonlocal torn, raised
+        raised += 1
         torn += not is_whole(copy.copy(state))
         raise Interrupt
 
@@ -180,9 +182,9 @@ def interrupts(number):
     )  # its module is imported here: below that would be interrupted each time
 
     def train():  # a loop right in the `try` would be no part of it where it begins anew (Python 3.14)
-        x = offsets + (state.num_batches + 1)
+        x, before = offsets + (state.num_batches + 1), raised
         signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 80e-6))
-        while True:
+        while raised == before:
             nbnorm.batch_norm_training(x, state, out=out)
             x += 1
             nbnorm.batch_norm_inference(x, state, out=out)
@@ -202,7 +204,7 @@ def interrupts(number):
 
     with ThreadPoolExecutor(1) as other:
         free = other.submit(is_free).result()
-    return [[hits, torn, free]]
+    return [[hits, torn, raised - hits, free]]
 
 
 def interrupts_of_an_update_in_numpy(number):

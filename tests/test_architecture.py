@@ -152,10 +152,14 @@ def test_kernels_know_nothing_of_the_state(path):
 
 def test_no_lock_is_taken_by_with():
     """A signal between its lock and its block would leave it taken (Python 3.14); `_running.undisturbed` does not."""
-    found = [item for path in SOURCES for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.With) for item in node.items]  # fmt: skip
-    assert len(found) > 50
-    assert [ast.unparse(item) for item in found if re.search(r"(?<![a-z])lock\b", ast.unparse(item))] == []
+
+    def taken(source):
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.With)]
+        items = [ast.unparse(item) for node in nodes for item in node.items]
+        return [item for item in items if re.search(r"(?<![a-z])lock\b|R?Lock\(|enter_context", item)]
+
+    assert len(taken("with a.lock, b:\n with block, threading.Lock() as c: pass")) == 2
+    assert [item for path in SOURCES for item in taken(path.read_text())] == []
 
 
 @pytest.mark.parametrize("backend", ["_cpu", "_cuda"])

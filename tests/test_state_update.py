@@ -72,6 +72,7 @@ GOOD = nbnorm.BatchStats(np.array(2.0), np.array([2.0, 3.0, 4.0]), np.array([2.0
     (GOOD._replace(m2=GOOD.m2.tolist()), TypeError, "stats.m2 is a builtins.list"),
     (GOOD._replace(m2=-GOOD.m2), ValueError, "stats.m2 has negative values"),
     (GOOD._replace(count=[2.0, 2.0]), TypeError, "stats.count is a list; expected a number, or an array"),
+    (GOOD._replace(count=np.ma.array([2.0, 2, 2], mask=[0, 1, 0])), TypeError, "stats.count is a masked array"),
     (GOOD._replace(count=np.array(2.5)), ValueError, "stats.count is 2.5"),
     (GOOD._replace(count=np.array(np.nan)), ValueError, "stats.count is nan"),
     (GOOD._replace(count=np.array(-1.0)), ValueError, "stats.count is -1"),

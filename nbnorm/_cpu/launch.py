@@ -135,10 +135,11 @@ class Kernel:
                 else:
                     self.compiled(*args[:-1], 1, ALONE)
             finally:
-                try:  # noqa: SIM105  contextlib.suppress would be a call before it
+                try:
                     guard.lock.release()
-                except RuntimeError:
-                    pass
+                except RuntimeError as error:  # the lock's own, or what a signal's handler has raised behind it
+                    if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                        raise
 
     def together(self, *args: Any) -> None:
         """Run in Numba's threads. With OpenMP these, and this one, then have that number of threads."""

@@ -34,6 +34,11 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+def raised_by_a_handler(error: Exception) -> bool:
+    """Whether a handler of a signal has raised it behind a call of C: its traceback then goes on, into the handler."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
+
+
 def undisturbed(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """The function, while running statistics of the CPU are those of one moment: no other thread changes them.
 
@@ -51,9 +56,8 @@ def undisturbed(function: Callable[Given, Result]) -> Callable[Given, Result]:
         finally:
             try:
                 release()
-            except RuntimeError as error:
-                # The lock's own, since a signal came while this thread waited for it; but a handler may raise one too.
-                if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            except RuntimeError as error:  # the lock's own, where a signal came while this thread waited for it
+                if raised_by_a_handler(error):
                     raise
 
     return alone

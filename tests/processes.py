@@ -177,9 +177,7 @@ def interrupts(number):
     signal.signal(signal.SIGALRM, handler)
     rng = np.random.default_rng(0)
     nbnorm.batch_norm_training(offsets + 1, state)
-    nbnorm.batch_norm_inference(
-        offsets, state
-    )  # its module is imported here: below that would be interrupted each time
+    nbnorm.batch_norm_inference(offsets, state)  # imports its module: below that would be interrupted each time
 
     def train():  # a loop right in the `try` would be no part of it where it begins anew (Python 3.14)
         x, before = offsets + (state.num_batches + 1), raised

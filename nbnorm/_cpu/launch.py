@@ -18,6 +18,7 @@ from nbnorm._cpu.progress import progress
 from nbnorm._cpu.threads import exactly, guard, numbas_own, sharing_out
 from nbnorm._cpu.vector import OPTIONS
 from nbnorm._kernel_cache import comes_from_the_cache, only_own_entries, unreadable_file
+from nbnorm._running import raised_by_a_handler
 
 # A kernel is called from Python only, and needs no way in from C.
 KERNEL: dict[str, Any] = {**OPTIONS, "nogil": True, "no_cfunc_wrapper": True, "pipeline_class": KernelCompiler}
@@ -137,8 +138,8 @@ class Kernel:
             finally:
                 try:
                     guard.lock.release()
-                except RuntimeError as error:  # the lock's own, or what a signal's handler has raised behind it
-                    if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                except RuntimeError as error:
+                    if raised_by_a_handler(error):
                         raise
 
     def together(self, *args: Any) -> None:
